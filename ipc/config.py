@@ -1,0 +1,87 @@
+"""Frozen configuration, made once by the supervisor and handed to every actor.
+
+NodeConfig is what the user asked for; ModelInfo what the model's files say;
+EngineConfig what one group runs with, everything decided.  ActorSpec is what
+one process is started with.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """Facts of a loaded model that actors without torch need.
+
+    eos_token_ids: the model's own end tokens (generation config included).
+    kv_bytes_per_token: keys and values of one token over all layers and heads.
+    tp_degrees: the degrees of tensor parallelism its shapes divide by.
+    """
+
+    name: str
+    architecture: str
+    vocab_size: int
+    context_len: int
+    eos_token_ids: tuple[int, ...]
+    bos_token_id: int | None
+    num_params: int
+    weight_bytes: int
+    kv_bytes_per_token: int
+    tp_degrees: tuple[int, ...]
+
+
+class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything the actors of one group agree on.
+
+    lookahead: plans that may be in the ring beyond the running one: 1, or 0
+        without asynchronous scheduling.
+    num_blocks: KV blocks of `block_size` tokens on every rank.
+    step_timeout_s: a step that takes longer is a fault.
+    sim_step_ms: step time of the `sim` device.
+    """
+
+    model_path: str
+    device: str
+    dtype: str
+    load_format: str
+    tp: int
+    max_model_len: int
+    block_size: int
+    num_blocks: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    lookahead: int
+    batch_invariant: bool
+    step_timeout_s: float
+    spin_us: int
+    sim_step_ms: float
+
+
+class ActorSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What one process is started with.
+
+    role: "router", "tokenizer", "scheduler", "worker" or "detokenizer".
+    name: unique in the node, e.g. "router", "g0.scheduler", "g1.worker2".
+    group, rank: -1 where they have no meaning.
+    engine: of the actor's group; for router and tokenizer, of group 0.
+    """
+
+    role: str
+    name: str
+    node: str
+    incarnation: int
+    runtime_dir: str
+    threads: int
+    log_level: str
+    model: ModelInfo
+    engine: EngineConfig
+    group: int = -1
+    rank: int = -1
+    num_groups: int = 1
+    max_num_queued_reqs: int = 0
+    chat_template: str | None = None
+    tokenizer_path: str = ""
+
+    def socket_path(self, link: str) -> str:
+        """Path of the ZeroMQ socket of a link: "router" or "g<group>"."""
+        return f"{self.runtime_dir}/{link}.zmq"

@@ -1,0 +1,221 @@
+"""Messages between actors: msgspec Structs in msgpack, over ZeroMQ (ipc/link.py).
+
+    supervisor ──┐
+    tokenizer ───┤  Spokes of the router's Hub
+    detokenizer ─┘
+    scheduler ───── Spoke of its detokenizer's Hub
+
+A request has two numbers: the client's `id` on its connection, and `request`,
+a positive int32 that the router gives to each attempt and that all actors of
+a group use.  An answer to an attempt that the router has given up is dropped
+there by its number.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from .protocol import ChatMessage, End
+
+
+class _Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    pass
+
+
+# ------------------------------------------------------------ any actor -> its hub
+class Joined(_Message):
+    """First message of a Spoke: who it is.  `incarnation` grows with each restart."""
+
+    role: str
+    group: int
+    incarnation: int
+    pid: int
+
+
+# ------------------------------------------------------------ router <-> tokenizer
+class EncodeText(_Message):
+    key: int
+    text: str
+    add_special_tokens: bool
+
+
+class EncodeChat(_Message):
+    key: int
+    messages: list[ChatMessage]
+
+
+class DecodeIds(_Message):
+    key: int
+    token_ids: list[int]
+    skip_special_tokens: bool
+
+
+class Encoded(_Message):
+    key: int
+    token_ids: list[int]
+
+
+class Decoded(_Message):
+    key: int
+    text: str
+
+
+class TextFailed(_Message):
+    """The tokenizer could not do it: a template's error, say.  `code` as in protocol.Error."""
+
+    key: int
+    code: str
+    message: str
+
+
+# ------------------------------------------------------------ router -> detokenizer -> scheduler
+class Submit(_Message):
+    """A request with every value resolved: nothing is optional any more.
+
+    stop_token_ids holds the model's end tokens too, unless they are ignored.
+    `seed` is 64 bits, signed.  Lengths are within the model's context.
+    """
+
+    request: int
+    prompt_ids: list[int]
+    max_tokens: int
+    min_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    seed: int
+    stop: tuple[str, ...]
+    stop_token_ids: tuple[int, ...]
+    include_stop: bool
+    skip_special_tokens: bool
+
+
+class Abort(_Message):
+    """Give up a request: no answer is wanted, blocks and slot are to be freed."""
+
+    request: int
+
+
+class Reset(_Message):
+    """Give up every request: the router is a new one and knows none of them."""
+
+
+class Credit(_Message):
+    """The router has dealt with this many Output batches more."""
+
+    batches: int
+
+
+# ------------------------------------------------------------ scheduler -> detokenizer -> router
+class Piece(msgspec.Struct, frozen=True, array_like=True):
+    """New tokens of one request, as protocol.Delta with the group's number."""
+
+    request: int
+    index: int
+    token_ids: list[int]
+    text: str
+    end: End | None
+
+
+class Output(_Message):
+    """Everything new since the last Output; costs one credit."""
+
+    pieces: list[Piece]
+
+
+class Refused(_Message):
+    """A request ends with an error: it can never fit, its logits are not finite, ..."""
+
+    request: int
+    code: str
+    message: str
+
+
+class SchedulerStats(_Message):
+    """State of a group's scheduler.  Counters grow from the group's start."""
+
+    running: int
+    waiting: int
+    kv_blocks_used: int
+    kv_blocks_total: int
+    preemptions: int
+    steps: int
+    prompt_tokens: int
+    generated_tokens: int
+    finished: int
+    step_ms_mean: float
+    forward_ms_mean: float
+
+
+class GroupStats(_Message):
+    """SchedulerStats on its way to the router, about once a second and when idle begins."""
+
+    group: int
+    scheduler: SchedulerStats
+
+
+# ------------------------------------------------------------ supervisor <-> router
+class ActorInfo(msgspec.Struct, frozen=True):
+    """One process of the node, for `node status`."""
+
+    name: str
+    role: str
+    group: int
+    pid: int
+    state: str
+    restarts: int
+    threads: int
+
+
+class Topology(_Message):
+    """The whole node as the supervisor sees it; sent at every change.
+
+    groups: state of each group by number: "starting", "ready", "restarting",
+    "failed".
+    """
+
+    actors: list[ActorInfo]
+    groups: list[str]
+
+
+class GroupDown(_Message):
+    """A group has died: fail its requests; `reason` is for the user."""
+
+    group: int
+    incarnation: int
+    reason: str
+
+
+class TokenizerDown(_Message):
+    incarnation: int
+
+
+class Drain(_Message):
+    """Refuse new requests, and say Drained when none is left or the time is over."""
+
+    timeout_s: float
+
+
+class Drained(_Message):
+    unfinished: int
+
+
+ToTokenizer = EncodeText | EncodeChat | DecodeIds
+ToDetokenizer = Submit | Abort | Reset | Credit
+ToScheduler = Submit | Abort | Reset
+FromScheduler = Joined | Refused | SchedulerStats
+ToRouter = (
+    Joined
+    | Encoded
+    | Decoded
+    | TextFailed
+    | Output
+    | Refused
+    | GroupStats
+    | Topology
+    | GroupDown
+    | TokenizerDown
+    | Drain
+)
+ToSupervisor = Drained

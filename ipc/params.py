@@ -1,0 +1,113 @@
+"""Sampling parameters of a request, and their validation.
+
+Used by the client library (an early, local error), by the router (the
+authority) and by the actors of a group (resolved values only).  A field that
+is not listed here does not exist: decoding refuses unknown fields, so nothing
+is ever accepted and ignored.
+"""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+
+MAX_STOP_STRINGS = 16
+MAX_STOP_STRING_CHARS = 256
+MAX_STOP_TOKEN_IDS = 64
+MAX_TOKEN_ID = 2**31 - 1
+
+
+class ParameterError(ValueError):
+    """A parameter of a request is out of its range; the text says which, and the range."""
+
+    def __init__(self, param: str, message: str) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the tokens of one request are chosen and when it ends.
+
+    max_tokens: most tokens to generate; None = 16 for `generate`, what is left
+        of the context for `chat`.
+    min_tokens: stop conditions are ignored before this many tokens.
+    temperature: 0 = greedy; otherwise logits are divided by it.
+    top_k: keep the k best tokens; 0 = all.
+    top_p: keep the smallest set of best tokens whose mass reaches it; 1 = all.
+    min_p: keep tokens with at least this share of the best one's probability.
+    seed: of the request's random stream; None = chosen by the router.
+    stop: texts that end the answer (up to 16).
+    stop_token_ids: token ids that end it, besides the model's own end tokens.
+    include_stop_str_in_output: keep the matched stop string in the text.
+    ignore_eos: the model's own end tokens do not end the answer.
+    skip_special_tokens: leave special tokens out of the text.
+    """
+
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    skip_special_tokens: bool = True
+
+    def validate(self) -> None:
+        """Raises ParameterError when a value is out of its range."""
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise ParameterError(
+                "max_tokens", f"max_tokens must be at least 1, not {self.max_tokens}"
+            )
+        if self.min_tokens < 0:
+            raise ParameterError(
+                "min_tokens", f"min_tokens must be at least 0, not {self.min_tokens}"
+            )
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise ParameterError(
+                "min_tokens",
+                f"min_tokens ({self.min_tokens}) must not exceed max_tokens ({self.max_tokens})",
+            )
+        _require_range("temperature", self.temperature, 0.0, 100.0)
+        if not 0 <= self.top_k <= MAX_TOKEN_ID:
+            raise ParameterError("top_k", f"top_k must be 0 (off) or at least 1, not {self.top_k}")
+        _require_range("top_p", self.top_p, 0.0, 1.0)
+        if self.top_p == 0.0:
+            raise ParameterError("top_p", "top_p must be above 0 and at most 1, not 0")
+        _require_range("min_p", self.min_p, 0.0, 1.0)
+        if self.seed is not None and not -(2**63) <= self.seed < 2**64:
+            raise ParameterError("seed", f"seed must fit in 64 bits, not {self.seed}")
+        self._validate_stops()
+
+    def _validate_stops(self) -> None:
+        if len(self.stop) > MAX_STOP_STRINGS:
+            raise ParameterError(
+                "stop", f"at most {MAX_STOP_STRINGS} stop strings are allowed, not {len(self.stop)}"
+            )
+        for text in self.stop:
+            if not 1 <= len(text) <= MAX_STOP_STRING_CHARS:
+                raise ParameterError(
+                    "stop",
+                    f"a stop string must have 1 to {MAX_STOP_STRING_CHARS} characters, "
+                    f"not {len(text)}",
+                )
+        if len(self.stop_token_ids) > MAX_STOP_TOKEN_IDS:
+            raise ParameterError(
+                "stop_token_ids",
+                f"at most {MAX_STOP_TOKEN_IDS} stop token ids are allowed, "
+                f"not {len(self.stop_token_ids)}",
+            )
+        for token in self.stop_token_ids:
+            if not 0 <= token <= MAX_TOKEN_ID:
+                raise ParameterError(
+                    "stop_token_ids", f"a stop token id must be at least 0, not {token}"
+                )
+
+
+def _require_range(name: str, value: float, low: float, high: float) -> None:
+    if not math.isfinite(value) or not low <= value <= high:
+        raise ParameterError(name, f"{name} must be between {low:g} and {high:g}, not {value}")

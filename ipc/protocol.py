@@ -1,0 +1,165 @@
+"""Messages between clients and the router: protocol version 1.
+
+One frame is a little-endian u32 length and that many bytes of msgpack: a map
+whose "type" names the message.  docs/protocol.md describes the same for
+implementers in other languages; keep the two together.  The first frame of a
+client is Hello, the router's answer Welcome or Error.  `id` is chosen by the
+client and must be unused among its requests in flight.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from .params import SamplingParams
+
+PROTOCOL_VERSION = 1
+MAX_FRAME_BYTES = 8 * 1024 * 1024
+
+
+class _Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    id: int
+
+
+class Hello(msgspec.Struct, frozen=True, kw_only=True, tag="hello", tag_field="type"):
+    protocol: int
+    client: str = ""
+
+
+class Generate(_Request, tag="generate", tag_field="type"):
+    """Continue a prompt: exactly one of `prompt` (text) and `prompt_ids`."""
+
+    prompt: str | None = None
+    prompt_ids: list[int] | None = None
+    params: SamplingParams = SamplingParams()
+
+
+class ChatMessage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    role: str
+    content: str
+
+
+class Chat(_Request, tag="chat", tag_field="type"):
+    """Answer a conversation, through the model's chat template."""
+
+    messages: list[ChatMessage]
+    params: SamplingParams = SamplingParams()
+
+
+class Cancel(_Request, tag="cancel", tag_field="type"):
+    """End request `id`; it is answered by a Delta whose end has reason "cancelled"."""
+
+
+class Tokenize(_Request, tag="tokenize", tag_field="type"):
+    """Text, or a conversation, to token ids."""
+
+    text: str | None = None
+    messages: list[ChatMessage] | None = None
+    add_special_tokens: bool = True
+
+
+class Detokenize(_Request, tag="detokenize", tag_field="type"):
+    token_ids: list[int]
+    skip_special_tokens: bool = False
+
+
+class Models(_Request, tag="models", tag_field="type"):
+    pass
+
+
+class Status(_Request, tag="status", tag_field="type"):
+    pass
+
+
+ClientMessage = Hello | Generate | Chat | Cancel | Tokenize | Detokenize | Models | Status
+
+
+class Welcome(msgspec.Struct, frozen=True, kw_only=True, tag="welcome", tag_field="type"):
+    protocol: int
+    version: str
+    node: str
+    model: str
+    max_model_len: int
+    vocab_size: int
+    max_frame_bytes: int
+
+
+class End(msgspec.Struct, frozen=True, array_like=True):
+    """The last word on a request.
+
+    finish_reason: "stop", "length" or "cancelled".
+    stop_reason: the stop string or token id that ended it, where one did.
+    """
+
+    finish_reason: str
+    stop_reason: str | int | None
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class Delta(msgspec.Struct, frozen=True, array_like=True):
+    """New tokens of one request: (id, index of the first token, ids, text, end or nil).
+
+    Text may lag behind the ids: an incomplete character, or a possible stop
+    string, is held back until it is decided.
+    """
+
+    id: int
+    index: int
+    token_ids: list[int]
+    text: str
+    end: End | None = None
+
+
+class Deltas(msgspec.Struct, frozen=True, kw_only=True, tag="deltas", tag_field="type"):
+    items: list[Delta]
+
+
+class Tokens(msgspec.Struct, frozen=True, kw_only=True, tag="tokens", tag_field="type"):
+    id: int
+    token_ids: list[int]
+
+
+class Text(msgspec.Struct, frozen=True, kw_only=True, tag="text", tag_field="type"):
+    id: int
+    text: str
+
+
+class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
+    id: str
+    max_model_len: int
+    vocab_size: int
+    architecture: str
+
+
+class ModelList(msgspec.Struct, frozen=True, kw_only=True, tag="model_list", tag_field="type"):
+    id: int
+    models: list[ModelCard]
+
+
+class NodeStatus(msgspec.Struct, frozen=True, kw_only=True, tag="node_status", tag_field="type"):
+    """`status`: the tree that `albireo node status --json` prints (see docs/protocol.md)."""
+
+    id: int
+    status: dict[str, Any]
+
+
+class Error(msgspec.Struct, frozen=True, kw_only=True, tag="error", tag_field="type"):
+    """The end of a request that failed; without `id`, the end of the connection.
+
+    code: "invalid_request" (of `param`, when one is to blame), "too_long",
+        "too_large", "protocol", "queue_full", "unavailable", "group_failed",
+        "internal".
+    retry: the same request may succeed later.
+    """
+
+    id: int | None
+    code: str
+    message: str
+    param: str | None = None
+    retry: bool = False
+
+
+RouterMessage = Welcome | Deltas | Tokens | Text | ModelList | NodeStatus | Error

@@ -1,0 +1,100 @@
+"""What a device has to offer: the operations that layers are written with.
+
+One object a worker process, made by `kernels.create`.  `cpu/` implements it
+with oneDNN (through PyTorch) and numba; a CUDA implementation has the same
+methods.  Tensors are on the device, activations in the model's dtype
+(bfloat16 or float32), row-major and contiguous; T is the number of rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from ..engine.batch import StepBatch
+
+
+@dataclass(slots=True)
+class KVLayer:
+    """The paged cache of one layer on one rank.
+
+    keys, values: [num_blocks, kv_heads, ...] in the layout the kernels of the
+    device like best; only they look inside.
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+
+
+class Kernels(Protocol):
+    """See the module; every method is free of side effects unless it says otherwise."""
+
+    batch_invariant: bool
+    """A row's result does not depend on the other rows of the call."""
+
+    def pack_linear(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Any:
+        """A weight [n, k] in the layout `linear` wants. Starts no threads."""
+        ...
+
+    def linear(self, x: torch.Tensor, packed: Any) -> torch.Tensor:
+        """[T, k] -> [T, n]: x @ weight.T + bias."""
+        ...
+
+    def embed(self, tokens: torch.Tensor, table: torch.Tensor, first_id: int) -> torch.Tensor:
+        """int32 [T] -> [T, hidden]; zeros for ids outside first_id .. first_id+len(table)-1."""
+        ...
+
+    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        """[T, hidden] -> [T, hidden], computed in float32."""
+        ...
+
+    def add_rms_norm(
+        self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+    ) -> torch.Tensor:
+        """residual += x (in place), then rms_norm(residual)."""
+        ...
+
+    def rope_and_cache(
+        self,
+        qkv: torch.Tensor,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        q_norm: torch.Tensor | None,
+        k_norm: torch.Tensor | None,
+        eps: float,
+        rope: torch.Tensor,
+        batch: StepBatch,
+        kv: KVLayer,
+    ) -> torch.Tensor:
+        """Splits qkv [T, (heads + 2 kv_heads) * head_dim]; returns rotated queries [T, heads, head_dim].
+
+        Normalises each head of q and k first where q_norm / k_norm [head_dim]
+        are given (Qwen3); rotates halves (the Hugging Face convention) by
+        rope [max_len, head_dim] float32 = cos | sin, each head_dim/2 wide;
+        writes keys and values into `kv` at batch.kv_index.
+        """
+        ...
+
+    def attention(
+        self, q: torch.Tensor, kv: KVLayer, batch: StepBatch, scale: float, window: int
+    ) -> torch.Tensor:
+        """Causal attention of q [T, heads, head_dim] over the paged cache -> [T, heads * head_dim].
+
+        Row i of a sequence at position p sees keys 0..p (the last `window`
+        of them where window > 0).  Nothing beyond the context is read into
+        the result, whatever a reused block holds.
+        """
+        ...
+
+    def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
+        """[T, 2m] = gate | up -> silu(gate) * up [T, m]."""
+        ...
+
+    def new_kv_layer(
+        self, num_blocks: int, block_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype
+    ) -> KVLayer:
+        """An empty cache of one layer."""
+        ...
