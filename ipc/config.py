@@ -24,6 +24,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     context_len: int
     eos_token_ids: tuple[int, ...]
     bos_token_id: int | None
+    hidden_size: int
     num_params: int
     weight_bytes: int
     kv_bytes_per_token: int

@@ -33,7 +33,7 @@ class PeerStuck(ConnectionError):
 
 class _Link(Generic[Received]):
     def __init__(self, kind: int, receives: Any) -> None:
-        self._socket = zmq.Context.instance().socket(kind)
+        self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(kind)
         self._socket.setsockopt(zmq.LINGER, 200)
         self._socket.setsockopt(zmq.SNDHWM, _HIGH_WATER)
         self._socket.setsockopt(zmq.RCVHWM, _HIGH_WATER)

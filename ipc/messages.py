@@ -23,7 +23,7 @@ class _Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 
 # ------------------------------------------------------------ any actor -> its hub
-class Joined(_Message):
+class Joined(_Message, frozen=True):
     """First message of a Spoke: who it is.  `incarnation` grows with each restart."""
 
     role: str
@@ -33,34 +33,34 @@ class Joined(_Message):
 
 
 # ------------------------------------------------------------ router <-> tokenizer
-class EncodeText(_Message):
+class EncodeText(_Message, frozen=True):
     key: int
     text: str
     add_special_tokens: bool
 
 
-class EncodeChat(_Message):
+class EncodeChat(_Message, frozen=True):
     key: int
     messages: list[ChatMessage]
 
 
-class DecodeIds(_Message):
+class DecodeIds(_Message, frozen=True):
     key: int
     token_ids: list[int]
     skip_special_tokens: bool
 
 
-class Encoded(_Message):
+class Encoded(_Message, frozen=True):
     key: int
     token_ids: list[int]
 
 
-class Decoded(_Message):
+class Decoded(_Message, frozen=True):
     key: int
     text: str
 
 
-class TextFailed(_Message):
+class TextFailed(_Message, frozen=True):
     """The tokenizer could not do it: a template's error, say.  `code` as in protocol.Error."""
 
     key: int
@@ -69,7 +69,7 @@ class TextFailed(_Message):
 
 
 # ------------------------------------------------------------ router -> detokenizer -> scheduler
-class Submit(_Message):
+class Submit(_Message, frozen=True):
     """A request with every value resolved: nothing is optional any more.
 
     stop_token_ids holds the model's end tokens too, unless they are ignored.
@@ -91,24 +91,24 @@ class Submit(_Message):
     skip_special_tokens: bool
 
 
-class Abort(_Message):
+class Abort(_Message, frozen=True):
     """Give up a request: no answer is wanted, blocks and slot are to be freed."""
 
     request: int
 
 
-class Reset(_Message):
+class Reset(_Message, frozen=True):
     """Give up every request: the router is a new one and knows none of them."""
 
 
-class Credit(_Message):
+class Credit(_Message, frozen=True):
     """The router has dealt with this many Output batches more."""
 
     batches: int
 
 
 # ------------------------------------------------------------ scheduler -> detokenizer -> router
-class Piece(msgspec.Struct, frozen=True, array_like=True):
+class Piece(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """New tokens of one request, as protocol.Delta with the group's number."""
 
     request: int
@@ -118,13 +118,13 @@ class Piece(msgspec.Struct, frozen=True, array_like=True):
     end: End | None
 
 
-class Output(_Message):
+class Output(_Message, frozen=True):
     """Everything new since the last Output; costs one credit."""
 
     pieces: list[Piece]
 
 
-class Refused(_Message):
+class Refused(_Message, frozen=True):
     """A request ends with an error: it can never fit, its logits are not finite, ..."""
 
     request: int
@@ -132,7 +132,7 @@ class Refused(_Message):
     message: str
 
 
-class SchedulerStats(_Message):
+class SchedulerStats(_Message, frozen=True):
     """State of a group's scheduler.  Counters grow from the group's start."""
 
     running: int
@@ -148,7 +148,7 @@ class SchedulerStats(_Message):
     forward_ms_mean: float
 
 
-class GroupStats(_Message):
+class GroupStats(_Message, frozen=True):
     """SchedulerStats on its way to the router, about once a second and when idle begins."""
 
     group: int
@@ -168,18 +168,20 @@ class ActorInfo(msgspec.Struct, frozen=True):
     threads: int
 
 
-class Topology(_Message):
+class Topology(_Message, frozen=True):
     """The whole node as the supervisor sees it; sent at every change.
 
     groups: state of each group by number: "starting", "ready", "restarting",
     "failed".
+    incarnations: of each group by number, so that a new router can address it.
     """
 
     actors: list[ActorInfo]
     groups: list[str]
+    incarnations: list[int] = []
 
 
-class GroupDown(_Message):
+class GroupDown(_Message, frozen=True):
     """A group has died: fail its requests; `reason` is for the user."""
 
     group: int
@@ -187,17 +189,17 @@ class GroupDown(_Message):
     reason: str
 
 
-class TokenizerDown(_Message):
+class TokenizerDown(_Message, frozen=True):
     incarnation: int
 
 
-class Drain(_Message):
+class Drain(_Message, frozen=True):
     """Refuse new requests, and say Drained when none is left or the time is over."""
 
     timeout_s: float
 
 
-class Drained(_Message):
+class Drained(_Message, frozen=True):
     unfinished: int
 
 

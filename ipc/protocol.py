@@ -28,7 +28,7 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True, tag="hello", tag_field="t
     client: str = ""
 
 
-class Generate(_Request, tag="generate", tag_field="type"):
+class Generate(_Request, frozen=True, tag="generate", tag_field="type"):
     """Continue a prompt: exactly one of `prompt` (text) and `prompt_ids`."""
 
     prompt: str | None = None
@@ -41,18 +41,21 @@ class ChatMessage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     content: str
 
 
-class Chat(_Request, tag="chat", tag_field="type"):
+class Chat(_Request, frozen=True, tag="chat", tag_field="type"):
     """Answer a conversation, through the model's chat template."""
 
     messages: list[ChatMessage]
     params: SamplingParams = SamplingParams()
 
 
-class Cancel(_Request, tag="cancel", tag_field="type"):
-    """End request `id`; it is answered by a Delta whose end has reason "cancelled"."""
+class Cancel(_Request, frozen=True, tag="cancel", tag_field="type"):
+    """End the generate or chat request `id`: its last Delta has reason "cancelled".
+
+    Not an error when `id` has ended meanwhile: then there is no further answer.
+    """
 
 
-class Tokenize(_Request, tag="tokenize", tag_field="type"):
+class Tokenize(_Request, frozen=True, tag="tokenize", tag_field="type"):
     """Text, or a conversation, to token ids."""
 
     text: str | None = None
@@ -60,16 +63,16 @@ class Tokenize(_Request, tag="tokenize", tag_field="type"):
     add_special_tokens: bool = True
 
 
-class Detokenize(_Request, tag="detokenize", tag_field="type"):
+class Detokenize(_Request, frozen=True, tag="detokenize", tag_field="type"):
     token_ids: list[int]
     skip_special_tokens: bool = False
 
 
-class Models(_Request, tag="models", tag_field="type"):
+class Models(_Request, frozen=True, tag="models", tag_field="type"):
     pass
 
 
-class Status(_Request, tag="status", tag_field="type"):
+class Status(_Request, frozen=True, tag="status", tag_field="type"):
     pass
 
 
@@ -86,7 +89,7 @@ class Welcome(msgspec.Struct, frozen=True, kw_only=True, tag="welcome", tag_fiel
     max_frame_bytes: int
 
 
-class End(msgspec.Struct, frozen=True, array_like=True):
+class End(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The last word on a request.
 
     finish_reason: "stop", "length" or "cancelled".
@@ -99,7 +102,7 @@ class End(msgspec.Struct, frozen=True, array_like=True):
     completion_tokens: int
 
 
-class Delta(msgspec.Struct, frozen=True, array_like=True):
+class Delta(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """New tokens of one request: (id, index of the first token, ids, text, end or nil).
 
     Text may lag behind the ids: an incomplete character, or a possible stop
@@ -147,7 +150,11 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True, tag="node_status", t
 
 
 class Error(msgspec.Struct, frozen=True, kw_only=True, tag="error", tag_field="type"):
-    """The end of a request that failed; without `id`, the end of the connection.
+    """The end of the request `id`, which has failed.
+
+    Without `id` it answers a message that cannot be told to be a request, or
+    one whose `id` is in use; "protocol", "too_large" and "unavailable" then end
+    the connection.
 
     code: "invalid_request" (of `param`, when one is to blame), "too_long",
         "too_large", "protocol", "queue_full", "unavailable", "group_failed",
