@@ -1,0 +1,98 @@
+"""`albireo generate` and `albireo chat`: a node's answer, streamed to the terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import click
+
+from albireo.client import AlbireoError, Client, SamplingParams
+
+from .node import name_option
+
+
+def sampling_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that both commands share."""
+    for option in reversed(
+        [
+            name_option,
+            click.option("--max-tokens", type=int, help="Most tokens to generate."),
+            click.option("--temperature", type=float, default=1.0, show_default=True,
+                         help="0 = always the best token."),
+            click.option("--top-k", type=int, default=0, help="Keep the k best tokens; 0 = all."),
+            click.option("--top-p", type=float, default=1.0, show_default=True,
+                         help="Keep the best tokens up to this mass."),
+            click.option("--min-p", type=float, default=0.0, show_default=True,
+                         help="Keep tokens with this share of the best one's probability."),
+            click.option("--seed", type=int, help="Of the random stream."),
+            click.option("--stop", multiple=True, help="Text that ends the answer; repeatable."),
+            click.option("--ignore-eos", is_flag=True, help="Go on past the model's end token."),
+        ]
+    ):  # fmt: skip
+        function = option(function)
+    return function
+
+
+@click.command()
+@click.argument("prompt", required=False)
+@sampling_options
+def generate(prompt: str | None, name: str, **sampling: Any) -> None:
+    """Continue PROMPT (or standard input)."""
+    if prompt is None:
+        prompt = sys.stdin.read()
+    with _connected(name) as client:
+        click.echo(prompt, nl=False)
+        _show(client.stream(prompt, SamplingParams(**sampling)))
+
+
+@click.command()
+@click.option("--message", "-m", help="Ask this and leave, instead of a conversation.")
+@click.option("--system", help="System message.")
+@sampling_options
+def chat(message: str | None, system: str | None, name: str, **sampling: Any) -> None:
+    """Talk with the model; an empty line or Ctrl-D ends it."""
+    params = SamplingParams(**sampling)
+    messages = [{"role": "system", "content": system}] if system else []
+    with _connected(name) as client:
+        while True:
+            text = message if message is not None else _ask()
+            if not text:
+                return
+            messages.append({"role": "user", "content": text})
+            answer = _show(client.chat(messages, params, stream=True))
+            messages.append({"role": "assistant", "content": answer})
+            if message is not None:
+                return
+
+
+@contextlib.contextmanager
+def _connected(name: str) -> Iterator[Client]:
+    """A client whose errors become the command's."""
+    try:
+        with Client.connect(node=name) as client:
+            yield client
+    except AlbireoError as error:
+        raise click.ClickException(str(error)) from None
+
+
+def _ask() -> str:
+    try:
+        text: str = click.prompt("you", prompt_suffix="> ", default="", show_default=False)
+    except click.Abort:
+        click.echo()
+        return ""
+    return text
+
+
+def _show(deltas: Iterable[Any]) -> str:
+    """Prints text as it comes; returns the whole."""
+    parts = []
+    for delta in deltas:
+        parts.append(delta.text)
+        click.echo(delta.text, nl=False)
+        sys.stdout.flush()
+    click.echo()
+    return "".join(parts)

@@ -1,0 +1,22 @@
+"""The root of the command line."""
+
+from __future__ import annotations
+
+import click
+
+from .lazy import LazyGroup
+
+
+@click.group(
+    cls=LazyGroup,
+    lazy={
+        "node": ("albireo.cli.node:node", "Start, watch and stop a node."),
+        "generate": ("albireo.cli.ask:generate", "Continue a text."),
+        "chat": ("albireo.cli.ask:chat", "Talk with the model."),
+        "bench": ("albireo.cli.bench:bench", "Measure."),
+    },
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(package_name="albireo", prog_name="albireo")
+def main() -> None:
+    """Albireo serves large language models on one node."""

@@ -1,0 +1,79 @@
+"""What a node is to become, decided once its model is known: the specs of all its actors."""
+
+from __future__ import annotations
+
+from albireo.ipc.config import ActorSpec, EngineConfig
+
+from .core_plan import CorePlan, make_core_plan
+from .fork_protocol import Load, Loaded
+from .options import NodeOptions
+from .sizing import check_degrees, comm_bytes, size_engine
+
+
+def what_to_load(options: NodeOptions, model_path: str, model_name: str) -> Load:
+    """The fork server's order, from what the user asked for."""
+    return Load(
+        model_path=model_path,
+        model_name=options.served_model_name or model_name,
+        tokenizer_path=options.tokenizer or model_path,
+        chat_template=options.chat_template,
+        device=options.device,
+        dtype=options.dtype,
+        load_format=options.load_format,
+        tp_degrees=tuple(sorted(set(options.groups))),
+        batch_invariant=options.batch_invariant,
+    )
+
+
+class Blueprint:
+    """Engine configuration of each group, the core plan, and every actor's spec.
+
+    Raises OptionError, with the arithmetic, when groups or lengths do not fit.
+    """
+
+    def __init__(self, options: NodeOptions, load: Load, loaded: Loaded, runtime_dir: str) -> None:
+        self._options = options
+        self._runtime_dir = runtime_dir
+        self._model = loaded.model
+        check_degrees(options.groups, loaded.model)
+        self.cores: CorePlan = make_core_plan(options.groups, loaded.device, options.threads)
+        self.engines: list[EngineConfig] = [
+            size_engine(
+                options, load.model_path, loaded.device, loaded.dtype, loaded.model, tp, self.cores
+            )
+            for tp in options.groups
+        ]
+
+    def comm_bytes(self, group: int) -> int:
+        """Shared memory for the collectives of a group's ranks; 0 where it needs none."""
+        return comm_bytes(self.engines[group], self._model)
+
+    def actor(
+        self, role: str, name: str, incarnation: int, group: int = -1, rank: int = -1
+    ) -> ActorSpec:
+        return ActorSpec(
+            role=role,
+            name=name,
+            node=self._options.name,
+            incarnation=incarnation,
+            runtime_dir=self._runtime_dir,
+            threads=self.cores.worker_threads if role == "worker" else 1,
+            log_level=self._options.log_level,
+            model=self._model,
+            engine=self.engines[max(group, 0)],
+            group=group,
+            rank=rank,
+            num_groups=len(self.engines),
+            max_num_queued_reqs=self._options.max_num_queued_reqs,
+        )
+
+    def facts(self) -> dict[str, object]:
+        """What node.json and the ready line say of the decisions."""
+        engine = self.engines[0]
+        return {
+            "device": engine.device,
+            "dtype": engine.dtype,
+            "core_plan": self.cores.describe(),
+            "max_model_len": engine.max_model_len,
+            "kv_tokens": [each.num_blocks * each.block_size for each in self.engines],
+        }

@@ -1,0 +1,56 @@
+"""How many threads each process gets, decided once from the cores and the groups.
+
+PyTorch starts as many threads as it sees cores in every process; with several
+workers on a small machine these starve each other.  Workers share the cores
+evenly; where there are plenty, two are left to the actors that feed them.
+"""
+
+from __future__ import annotations
+
+import os
+
+import msgspec
+
+
+class CorePlan(msgspec.Struct, frozen=True, kw_only=True):
+    """cores: of this machine that the node may use; worker_threads: of each worker.
+
+    spin_us: how long a worker spins on a ring before it sleeps; 0 where the
+    peers need the core.
+    """
+
+    cores: int
+    workers: int
+    worker_threads: int
+    spin_us: int
+
+    def describe(self) -> str:
+        """One line for the start-up display."""
+        plural = "s" if self.worker_threads > 1 else ""
+        waiting = f"spin {self.spin_us} us, then sleep" if self.spin_us else "sleep while waiting"
+        return (
+            f"{self.cores} cores: {self.workers} worker(s) of {self.worker_threads} "
+            f"thread{plural}, {waiting}; the other actors 1 thread each"
+        )
+
+
+def make_core_plan(
+    groups: tuple[int, ...], device: str, threads: int | None, cores: int | None = None
+) -> CorePlan:
+    """Plans for the cores this process may run on (or `cores`).
+
+    `threads` overrides the number for each worker.
+    """
+    cores = cores or len(os.sched_getaffinity(0))
+    workers = sum(groups)
+    actors = 2 + 2 * len(groups)
+    if threads is None:
+        if device in ("cuda", "sim"):
+            threads = 1
+        else:
+            spare = 2 if cores >= 2 * workers + 4 else 0
+            threads = max(1, (cores - spare) // workers)
+    roomy = cores >= workers * threads + actors
+    return CorePlan(
+        cores=cores, workers=workers, worker_threads=threads, spin_us=50 if roomy else 0
+    )

@@ -1,0 +1,173 @@
+"""The fork server: loads once, then forks every actor of the node.
+
+Importing PyTorch and loading a model takes seconds.  The fork server does both
+once, in a process with a single thread, and forks router, tokenizer,
+schedulers, detokenizers and workers from it: they start in milliseconds, share
+the weights' memory, and a dead group is back at once.  Nothing here, and
+nothing it imports or loads, may start a thread or (on CUDA) make a context.
+
+An actor is forked twice, so that it becomes a child of the supervisor (a
+subreaper): the supervisor can wait for it, and the actor lives on when the
+fork server dies.
+
+    supervisor -> fork server   Load, then Fork + descriptors (SCM_RIGHTS)
+    fork server -> supervisor   Phase..., Loaded | Fatal, then Forked
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from typing import Any
+
+from albireo.ipc.actor import Actor, Fatal, Phase, die_with_parent, name_process
+
+from .fork_protocol import (
+    MAX_FDS,
+    MAX_MESSAGE_BYTES,
+    Fork,
+    Forked,
+    Load,
+    Loaded,
+    encode,
+    to_fork_server,
+)
+
+_ENTRY_POINTS = {
+    "router": "albireo.router.process",
+    "tokenizer": "albireo.workers.tokenizer.process",
+    "scheduler": "albireo.scheduler.process",
+    "detokenizer": "albireo.workers.detokenizer.process",
+    "worker": "albireo.workers.engine.process",
+}
+
+
+class _Inheritance:
+    """What forked actors find in their memory: the text model, and the weights."""
+
+    def __init__(self) -> None:
+        self.text: Any = None
+        self.model: Any = None
+
+    def arguments(self, role: str) -> tuple[Any, ...]:
+        if role in ("tokenizer", "detokenizer"):
+            return (self.text,)
+        if role == "worker":
+            return (self.model,)
+        return ()
+
+
+def main() -> None:
+    """Entry point of the process: argv[1] is the control socket, argv[2] the supervisor's pid."""
+    supervisor = int(sys.argv[2])
+    die_with_parent(supervisor)
+    name_process("alb forkserver")
+    # Ctrl-C reaches the whole foreground group; stopping is the supervisor's decision.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    control = socket.socket(fileno=int(sys.argv[1]))
+    inheritance = _Inheritance()
+    try:
+        _serve(control, supervisor, inheritance)
+    except Exception as error:
+        traceback.print_exc()
+        control.send(encode(Fatal(_for_user(error))))
+        sys.exit(1)
+
+
+def _serve(control: socket.socket, supervisor: int, inheritance: _Inheritance) -> None:
+    while True:
+        payload, fds, _, _ = socket.recv_fds(control, MAX_MESSAGE_BYTES, MAX_FDS)
+        if not payload:
+            return
+        message = to_fork_server.decode(payload)
+        if isinstance(message, Load):
+            loaded = _load(message, inheritance, lambda text: control.send(encode(Phase(text))))
+            gc.collect()
+            gc.freeze()
+            control.send(encode(loaded))
+        else:
+            pid = _fork_actor(message, fds, control, supervisor, inheritance)
+            for fd in fds:
+                os.close(fd)
+            control.send(encode(Forked(message.spec.name, pid)))
+
+
+def _load(load: Load, inheritance: _Inheritance, phase: Any) -> Loaded:
+    """Imports and loads everything that actors need; says what it does through `phase`."""
+    from .preload import load_everything
+
+    loaded, inheritance.text, inheritance.model = load_everything(load, phase)
+    for module in _ENTRY_POINTS.values():
+        if load.device != "sim" or not module.endswith("engine.process"):
+            importlib.import_module(module)
+    return loaded
+
+
+def _fork_actor(
+    fork: Fork,
+    fds: list[int],
+    control: socket.socket,
+    supervisor: int,
+    inheritance: _Inheritance,
+) -> int:
+    """Forks twice and returns the actor's pid."""
+    read_end, write_end = os.pipe()
+    middle = os.fork()
+    if middle == 0:
+        actor = os.fork()
+        if actor != 0:
+            os.write(write_end, actor.to_bytes(4, "little"))
+            os._exit(0)
+        os.close(read_end)
+        os.close(write_end)
+        control.close()
+        _run_actor(fork, dict(zip(fork.fd_names, fds, strict=True)), supervisor, inheritance)
+    os.close(write_end)
+    pid = int.from_bytes(os.read(read_end, 4), "little")
+    os.close(read_end)
+    os.waitpid(middle, 0)
+    return pid
+
+
+def _run_actor(fork: Fork, fds: dict[str, int], supervisor: int, inheritance: _Inheritance) -> None:
+    """The whole life of an actor's process; does not return."""
+    status = 1
+    try:
+        _wait_for_parent(supervisor)
+        die_with_parent(supervisor)
+        actor = Actor(fork.spec, fds)
+        try:
+            entry = importlib.import_module(_ENTRY_POINTS[fork.spec.role])
+            entry.main(actor, fds, *inheritance.arguments(fork.spec.role))
+            status = 0
+        except Exception as error:
+            traceback.print_exc()
+            actor.fatal(_for_user(error))
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _wait_for_parent(supervisor: int) -> None:
+    """The middle process is about to exit; until then it is our parent."""
+    deadline = time.monotonic() + 5.0
+    while os.getppid() != supervisor and time.monotonic() < deadline:
+        time.sleep(0.0002)
+
+
+def _for_user(error: Exception) -> str:
+    return f"{error}" if str(error) else type(error).__name__
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""Running a supervisor in this process, or in one that outlives it; and stopping one.
+
+Used by `albireo node start|stop`, by the benches and by the tests.  A detached
+supervisor writes its events as JSON lines into a pipe until it is ready.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from albireo.ipc.paths import log_path
+
+from .demo_model import DISPLAY_NAME, FetchError, fetch_demo_model
+from .events import Event, NodeFailed, NodeReady, NodeStopped, PhaseBegun
+from .options import NodeOptions, OptionError
+from .runtime_dir import is_running, read_facts, wait_until_gone
+
+_MAX_LOG_BYTES = 32 << 20
+_event_decoder = msgspec.json.Decoder(Event)
+
+Say = Callable[[Event], None]
+
+
+def run_foreground(options: NodeOptions, say: Say) -> int:
+    """Runs the node in this process until it stops; the exit status."""
+    try:
+        path, name = _resolve_model(options, say)
+    except (OptionError, FetchError) as error:
+        say(NodeFailed(str(error)))
+        return 1
+    _log_to_file(options)
+    from .supervisor import Supervisor
+
+    async def supervise() -> int:
+        return await Supervisor(options, path, name, say).run()
+
+    return asyncio.run(supervise())
+
+
+def run_detached(options: NodeOptions, say: Say) -> int:
+    """Starts a node that outlives this process; returns when it is ready, or has failed."""
+    process = start_detached(options)
+    assert process.stdout is not None
+    with process.stdout:
+        for line in process.stdout:
+            event = _event_decoder.decode(line)
+            say(event)
+            if isinstance(event, NodeReady):
+                return 0
+            if isinstance(event, (NodeFailed, NodeStopped)):
+                break
+    return process.wait() or 1
+
+
+def start_detached(options: NodeOptions) -> subprocess.Popen[bytes]:
+    """The process of a detached node; its standard output carries events as JSON lines."""
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "albireo.node.launch"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    assert process.stdin is not None
+    process.stdin.write(msgspec.json.encode(options))
+    process.stdin.close()
+    return process
+
+
+def stop_node(name: str, *, now: bool = False, timeout_s: float = 60.0) -> None:
+    """Asks the node to stop and waits for its end.
+
+    Raises OptionError when there is none, or when it does not end in time.
+    """
+    facts = read_facts(name)
+    if facts is None or not is_running(name):
+        raise OptionError(f"no node named {name!r} is running")
+    pid = int(facts["pid"])
+    try:
+        os.kill(pid, signal.SIGTERM)
+        if now:
+            time.sleep(0.05)
+            os.kill(pid, signal.SIGTERM)
+    except ProcessLookupError:
+        pass
+    if not wait_until_gone(name, timeout_s):
+        raise OptionError(
+            f"node {name!r} (pid {pid}) has not stopped within {timeout_s:g} s; "
+            "`albireo node stop --now` does not wait for requests in flight"
+        )
+
+
+def _resolve_model(options: NodeOptions, say: Say) -> tuple[str, str]:
+    """Path of the model's files, and its name for people."""
+    if options.model == "demo":
+        path = fetch_demo_model(lambda text: say(PhaseBegun(text)))
+        return str(path), DISPLAY_NAME
+    path = Path(options.model).expanduser()
+    if not path.exists():
+        raise OptionError(
+            f"--model {options.model}: there is no such file or directory; give a Hugging Face "
+            "directory, a GGUF file, or `demo`"
+        )
+    return str(path.resolve()), path.resolve().name.removesuffix(".gguf")
+
+
+def _log_to_file(options: NodeOptions) -> None:
+    """Sends logging, and the standard error of all processes, to the node's log."""
+    path = Path(log_path(options.name))
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not is_running(options.name) and path.exists() and path.stat().st_size > _MAX_LOG_BYTES:
+        path.replace(path.with_suffix(".log.1"))
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    sys.stderr.flush()
+    # The console keeps a descriptor of its own for the display; see cli/display.py.
+    os.dup2(fd, 2)
+    os.close(fd)
+    logging.basicConfig(
+        level=options.log_level.upper(),
+        format="%(asctime)s supervisor %(levelname)s %(message)s",
+        stream=sys.stderr,
+        force=True,
+    )
+
+
+def _main() -> None:
+    """Entry point of a detached supervisor: options on stdin, events on stdout."""
+    options = msgspec.json.decode(sys.stdin.buffer.read(), type=NodeOptions)
+    listening = True
+
+    def say(event: Event) -> None:
+        nonlocal listening
+        if not listening:
+            return
+        try:
+            sys.stdout.buffer.write(msgspec.json.encode(event) + b"\n")
+            sys.stdout.buffer.flush()
+        except OSError:
+            listening = False
+
+    sys.exit(run_foreground(options, say))
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,104 @@
+"""What the fork server loads before it forks: tokenizer, kernels, weights.
+
+Single-threaded from the first line to the last; see forkserver.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from albireo.ipc.config import ModelInfo
+
+from .fork_protocol import Load, Loaded
+
+
+def load_everything(load: Load, phase: Callable[[str], Any]) -> tuple[Loaded, Any, Any]:
+    """Returns (Loaded, TextModel, LoadedModel or None for the sim device).
+
+    Raises the loaders' errors, which are made for the user.
+    """
+    import uvloop  # noqa: F401  imported for the router that is forked later
+    import zmq  # noqa: F401
+
+    from albireo.workers.models.load import read_config
+    from albireo.workers.tokenizer.text_model import load_text_model
+
+    phase("reading the tokenizer")
+    text = load_text_model(load.tokenizer_path, load.chat_template)
+    config = read_config(load.model_path)
+    device, dtype = load.device, load.dtype
+    model = None
+    if device != "sim":
+        phase("importing PyTorch")
+        import torch
+
+        torch.set_num_threads(1)
+        torch.set_grad_enabled(False)
+        device = resolve_device(device)
+        dtype = resolve_dtype(dtype, device)
+        model = _load_weights(load, config, device, dtype, phase)
+    elif dtype == "auto":
+        dtype = "bfloat16"
+    return Loaded(_model_info(load, config, dtype), device, dtype), text, model
+
+
+def resolve_device(device: str) -> str:
+    """ "auto" -> "cuda" where there is one, else "cpu"."""
+    import torch
+
+    if device != "auto":
+        return device
+    return "cuda" if torch.version.cuda and torch.cuda.device_count() > 0 else "cpu"
+
+
+def resolve_dtype(dtype: str, device: str) -> str:
+    """ "auto" -> bfloat16 where the device multiplies it fast, else float32."""
+    import torch
+
+    if dtype != "auto":
+        return dtype
+    if device == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return "bfloat16"
+    return "float32"
+
+
+def _load_weights(
+    load: Load, config: Any, device: str, dtype: str, phase: Callable[[str], Any]
+) -> Any:
+    import torch
+
+    from albireo.workers.engine.loaded import LoadedModel
+    from albireo.workers.kernels import create
+    from albireo.workers.models.load import load_model
+
+    kernels = create(device, getattr(torch, dtype), load.batch_invariant)
+    ranks = {}
+    for tp in sorted(set(load.tp_degrees)):
+        phase(f"loading the weights{f' for {tp} ranks' if tp > 1 else ''}")
+        ranks[tp] = load_model(
+            load.model_path, config, getattr(torch, dtype), load.load_format, tp, kernels, phase
+        )
+    phase("compiling kernels")
+    model = LoadedModel(config=config, kernels=kernels, ranks=ranks)
+    model.compile()
+    return model
+
+
+def _model_info(load: Load, config: Any, dtype: str) -> ModelInfo:
+    element = 2 if dtype == "bfloat16" else 4
+    params = config.num_params()
+    kv_bytes = 2 * config.num_layers * config.num_kv_heads * config.head_dim * element
+    return ModelInfo(
+        name=load.model_name,
+        architecture=config.architecture,
+        vocab_size=config.vocab_size,
+        context_len=config.context_len,
+        eos_token_ids=config.eos_token_ids,
+        bos_token_id=config.bos_token_id,
+        hidden_size=config.hidden_size,
+        num_params=params,
+        weight_bytes=params * element,
+        kv_bytes_per_token=kv_bytes,
+        tp_degrees=config.tp_degrees(),
+    )

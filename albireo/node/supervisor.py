@@ -1,0 +1,339 @@
+"""The supervisor: starts, watches and restarts every process of a node, and ends them all.
+
+One asyncio task per thing that can die.  It never touches a request: the
+router hears from it which groups exist (Topology), which have died (GroupDown)
+and when to drain.  Order of start: fork server (tokenizer, weights, kernels),
+then router, tokenizer and all groups at once.  Order of stop: drain, stop,
+kill, remove the runtime directory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable
+
+import albireo
+from albireo.ipc.config import ActorSpec
+from albireo.ipc.link import Spoke
+from albireo.ipc.messages import (
+    ActorInfo,
+    Drain,
+    Drained,
+    GroupDown,
+    Joined,
+    TokenizerDown,
+    Topology,
+    ToSupervisor,
+)
+
+from .blueprint import Blueprint, what_to_load
+from .children import ActorProcess, ForkServer, Janitor, StartError, Watched
+from .events import Event, NodeFailed, NodeNote, NodeReady, NodeStopped, PhaseBegun
+from .fork_protocol import Loaded
+from .group import Group
+from .options import NodeOptions, OptionError
+from .runtime_dir import RuntimeDir
+
+log = logging.getLogger(__name__)
+
+_PR_SET_CHILD_SUBREAPER = 36
+_STOP_GRACE_S = 2.0
+_LINK_POLL_S = 0.02
+
+
+class Supervisor:
+    """Runs one node; see `run`."""
+
+    def __init__(
+        self,
+        options: NodeOptions,
+        model_path: str,
+        model_name: str,
+        say: Callable[[Event], None],
+    ) -> None:
+        self._options = options
+        self._say = say
+        self._began = time.monotonic()
+        self._load = what_to_load(options, model_path, model_name)
+        self._blueprint: Blueprint
+        self._groups: list[Group] = []
+        self._singles: dict[str, ActorProcess] = {}
+        self._restarts: dict[str, int] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._stop_asked = 0
+        self._stop_event = asyncio.Event()
+        self._failure: str | None = None
+        self._drained = asyncio.Event()
+
+    # ------------------------------------------------------------------ life of a node
+    async def run(self) -> int:
+        """Starts the node, keeps it alive until it is asked to stop; the exit status."""
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        self._catch_signals()
+        try:
+            self._runtime = RuntimeDir.claim(self._options.name)
+        except OptionError as error:
+            self._say(NodeFailed(str(error)))
+            return 1
+        self._janitor = Janitor(self._runtime.path)
+        try:
+            await self._until_stopped(self._live())
+        except (StartError, OptionError) as error:
+            self._failure = str(error)
+        finally:
+            await self._end_everything()
+            self._runtime.remove()
+            self._janitor.release()
+            await self._janitor.gone()
+        if self._failure is not None:
+            self._say(NodeFailed(self._failure))
+            return 1
+        self._say(NodeStopped())
+        return 0
+
+    async def _live(self) -> None:
+        """Start-up, then watching; returns only by an error."""
+        self._phase("starting the fork server")
+        self._runtime.write_facts(self._facts("starting"))
+        self._fork_server, loaded = await ForkServer.start(self._load, self._phase)
+        self._plan_groups(loaded)
+        self._phase(f"starting {self._count_processes()} processes")
+        self._link = Spoke(str(self._runtime.path / "router.zmq"), "supervisor", ToSupervisor)
+        self._link.send(Joined("supervisor", -1, 0, os.getpid()))
+        self._spawn_task(self._keep_janitor())
+        self._spawn_task(self._keep_fork_server())
+        self._spawn_task(self._keep_single("router"))
+        self._spawn_task(self._keep_single("tokenizer"))
+        self._spawn_task(self._listen())
+        for group in self._groups:
+            self._spawn_task(group.run())
+        await self._everything_ready()
+        seconds = time.monotonic() - self._began
+        facts = self._facts("ready")
+        self._runtime.write_facts(facts)
+        self._say(NodeReady(seconds, facts))
+        await asyncio.gather(*self._tasks)
+        raise StartError("every group has failed: " + self._groups[0].reason)
+
+    async def _everything_ready(self) -> None:
+        """Waits for the first start of all; a group that fails before fails the node."""
+        while True:
+            for group in self._groups:
+                if group.state in ("failed", "restarting"):
+                    raise StartError(f"group {group.number} did not start: {group.reason}")
+            singles = [self._singles.get(role) for role in ("router", "tokenizer")]
+            if all(group.state == "ready" for group in self._groups) and all(
+                actor is not None and actor.ready.done() for actor in singles
+            ):
+                return
+            for task in self._tasks:
+                if task.done():
+                    task.result()
+            await asyncio.sleep(0.005)
+
+    async def _until_stopped(self, work: object) -> None:
+        """Runs the coroutine until it fails or the node is asked to stop, then drains."""
+        task = asyncio.ensure_future(work)  # type: ignore[arg-type]
+        stop = asyncio.ensure_future(self._stop_event.wait())
+        await asyncio.wait((task, stop), return_when=asyncio.FIRST_COMPLETED)
+        stop.cancel()
+        if task.done():
+            task.result()
+        else:
+            await self._drain()
+        for each in (task, *self._tasks):
+            each.cancel()
+        await asyncio.gather(task, *self._tasks, return_exceptions=True)
+
+    async def _drain(self) -> None:
+        """Lets requests in flight finish, until the time is over or a second signal comes."""
+        router = self._singles.get("router")
+        if router is None or not router.alive or not router.ready.done():
+            return
+        timeout_s = self._options.shutdown_timeout_s
+        self._say(NodeNote(f"stopping: requests in flight have {timeout_s:g} s; again to stop now"))
+        self._link.send(Drain(timeout_s))
+        waiting = [
+            asyncio.ensure_future(self._drained.wait()),
+            asyncio.ensure_future(self._second_signal()),
+        ]
+        await asyncio.wait(
+            [*waiting, router.exited], timeout=timeout_s + 1, return_when=asyncio.FIRST_COMPLETED
+        )
+        for each in waiting:
+            each.cancel()
+
+    async def _end_everything(self) -> None:
+        """Stops what runs, kills what does not stop; returns when no process is left."""
+        for each in self._tasks:
+            each.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        actors = self._actors()
+        for actor in actors:
+            actor.stop()
+        processes: list[Watched] = [actor for actor in actors if actor.alive]
+        if processes:
+            await asyncio.wait([each.exited for each in processes], timeout=_STOP_GRACE_S)
+        if hasattr(self, "_fork_server"):
+            processes.append(self._fork_server)
+        for each in processes:
+            each.kill()
+        if processes:
+            await asyncio.wait([each.exited for each in processes])
+        if hasattr(self, "_link"):
+            self._link.close()
+
+    def _plan_groups(self, loaded: Loaded) -> None:
+        """Decides everything about the groups, now that the model is known."""
+        self._blueprint = Blueprint(self._options, self._load, loaded, str(self._runtime.path))
+        for number, engine in enumerate(self._blueprint.engines):
+            self._groups.append(
+                Group(
+                    number,
+                    engine,
+                    self._blueprint.comm_bytes(number),
+                    self._blueprint.actor,
+                    self._fork,
+                    self._send_topology,
+                    self._group_died,
+                )
+            )
+
+    # ------------------------------------------------------------------ keeping things alive
+    async def _fork(self, spec: ActorSpec, fds: dict[str, int]) -> ActorProcess:
+        """Forks an actor; waits for a new fork server when the present one has just died."""
+        while not self._fork_server.alive:
+            await asyncio.sleep(0.02)
+        return await self._fork_server.fork(spec, fds)
+
+    async def _keep_janitor(self) -> None:
+        while True:
+            how = await self._janitor.gone()
+            self._janitor.release()
+            self._janitor = Janitor(self._runtime.path)
+            self._count_restart("janitor")
+            self._note(f"{how}; there is a new one")
+
+    async def _keep_fork_server(self) -> None:
+        """A new fork server when it has died; the actors live on meanwhile."""
+        while True:
+            how = await self._fork_server.gone()
+            self._note(f"{how}; the groups serve on, a new one is being loaded")
+            self._send_topology()
+            self._fork_server, _ = await ForkServer.start(self._load, lambda text: None)
+            self._count_restart("forkserver")
+            self._note("the fork server is back")
+
+    async def _keep_single(self, role: str) -> None:
+        """Router or tokenizer: forked again, at once, whenever it has died."""
+        incarnation = 0
+        while True:
+            actor = await self._fork(self._blueprint.actor(role, role, incarnation), {})
+            self._singles[role] = actor
+            try:
+                await actor.wait_ready()
+                self._send_topology()
+            except StartError:
+                if incarnation == 0:
+                    raise
+                await asyncio.sleep(0.2)
+            await actor.gone()
+            self._note(f"{actor.epitaph()}; starting it again")
+            if role == "tokenizer":
+                self._link.send(TokenizerDown(incarnation))
+            incarnation += 1
+            self._count_restart(role)
+
+    def _group_died(self, group: Group, reason: str) -> None:
+        self._link.send(GroupDown(group.number, group.incarnation, reason))
+        self._note(f"group {group.number} is down: {reason}")
+
+    async def _listen(self) -> None:
+        """Messages from the router: few, and none of them urgent."""
+        while True:
+            for message in self._link.drain():
+                if isinstance(message, Drained):
+                    self._drained.set()
+            await asyncio.sleep(_LINK_POLL_S)
+
+    def _send_topology(self) -> None:
+        singles = [self._actor_info(self._singles[role]) for role in self._singles]
+        members = [self._actor_info(actor) for group in self._groups for actor in group.actors]
+        own = [
+            self._own_info("supervisor", os.getpid(), alive=True),
+            self._own_info("forkserver", self._fork_server.pid, self._fork_server.alive),
+            self._own_info("janitor", self._janitor.pid, self._janitor.alive),
+        ]
+        self._link.send(
+            Topology(
+                actors=[*own, *singles, *members],
+                groups=[group.state for group in self._groups],
+                incarnations=[group.incarnation for group in self._groups],
+            )
+        )
+
+    def _own_info(self, role: str, pid: int, alive: bool) -> ActorInfo:
+        """Of the processes that are no actors."""
+        state = "ready" if alive else "dead"
+        return ActorInfo(role, role, -1, pid, state, self._restarts.get(role, 0), 1)
+
+    def _actor_info(self, actor: ActorProcess) -> ActorInfo:
+        spec = actor.spec
+        state = "ready" if actor.ready.done() else "starting"
+        return ActorInfo(
+            spec.name, spec.role, spec.group, actor.pid, state if actor.alive else "dead",
+            spec.incarnation, spec.threads,
+        )  # fmt: skip
+
+    # ------------------------------------------------------------------ small things
+    def _catch_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, self._on_signal)
+
+    def _on_signal(self) -> None:
+        self._stop_asked += 1
+        self._stop_event.set()
+
+    async def _second_signal(self) -> None:
+        while self._stop_asked < 2:
+            await asyncio.sleep(0.05)
+
+    def _spawn_task(self, work: object) -> None:
+        self._tasks.append(asyncio.ensure_future(work))  # type: ignore[arg-type]
+
+    def _actors(self) -> list[ActorProcess]:
+        return [*self._singles.values(), *(a for group in self._groups for a in group.actors)]
+
+    def _count_processes(self) -> int:
+        return 2 + sum(2 + tp for tp in self._options.groups)
+
+    def _count_restart(self, role: str) -> None:
+        self._restarts[role] = self._restarts.get(role, 0) + 1
+        self._send_topology()
+
+    def _phase(self, text: str) -> None:
+        log.info("%s", text)
+        self._say(PhaseBegun(text))
+
+    def _note(self, text: str) -> None:
+        log.warning("%s", text)
+        self._say(NodeNote(text))
+
+    def _facts(self, state: str) -> dict[str, object]:
+        """What node.json says."""
+        facts: dict[str, object] = {
+            "name": self._options.name,
+            "pid": os.getpid(),
+            "state": state,
+            "version": albireo.__version__,
+            "model": self._load.model_name,
+            "groups": list(self._options.groups),
+            "socket": str(self._runtime.path / "api.sock"),
+        }
+        return facts | self._blueprint.facts() if state == "ready" else facts

@@ -1,0 +1,116 @@
+"""Fixtures that several folders of tests share: a tiny model, the demo model, real nodes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from albireo.node.events import NodeFailed
+from albireo.node.launch import run_detached, stop_node
+from albireo.node.options import NodeOptions
+from albireo.node.runtime_dir import is_running
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+TINY_VOCAB = 264
+
+
+@pytest.fixture(scope="session")
+def demo_model_path() -> Path:
+    """The demo model's file, fetched when it is not in the cache."""
+    chosen = os.environ.get("ALBIREO_DEMO_MODEL")
+    if chosen:
+        return Path(chosen)
+    from albireo.node.demo_model import FetchError, fetch_demo_model
+
+    try:
+        return fetch_demo_model()
+    except FetchError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a two-layer Llama's config and a byte-level tokenizer; no weights.
+
+    For `--load-format dummy`, and for the sim device.  Its shapes divide by 1 and 3.
+    """
+    path = tmp_path_factory.mktemp("tiny")
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": TINY_VOCAB,
+        "hidden_size": 96,
+        "intermediate_size": 192,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 3,
+        "head_dim": 16,
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": False,
+        "bos_token_id": 256,
+        "eos_token_id": 258,
+        "torch_dtype": "float32",
+    }
+    (path / "config.json").write_text(json.dumps(config))
+    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {character: index for index, character in enumerate(alphabet)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(specials)
+    tokenizer.save(str(path / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<|endoftext|>",
+        "eos_token": "<|im_end|>",
+        "chat_template": CHAT_TEMPLATE,
+    }
+    (path / "tokenizer_config.json").write_text(json.dumps(settings))
+    return path
+
+
+@pytest.fixture
+def node_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Runtime and state directories of this test's own; the cache is shared."""
+    home = tmp_path_factory.mktemp("n")
+    monkeypatch.setenv("ALBIREO_RUNTIME_DIR", str(home / "run"))
+    monkeypatch.setenv("ALBIREO_STATE_DIR", str(home / "state"))
+    return home
+
+
+@pytest.fixture
+def start_node(node_home: Path) -> Iterator[Callable[..., str]]:
+    """start_node(**NodeOptions fields) -> name; stopped at the end of the test."""
+    names: list[str] = []
+
+    def start(**fields: object) -> str:
+        options = NodeOptions(**fields)  # type: ignore[arg-type]
+        failures: list[str] = []
+        names.append(options.name)
+        status = run_detached(
+            options, lambda e: failures.append(e.reason) if isinstance(e, NodeFailed) else None
+        )
+        if status != 0:
+            log = node_home / "state" / f"{options.name}.log"
+            text = log.read_text() if log.exists() else "(no log)"
+            raise AssertionError(f"the node did not start: {failures}\n{text[-4000:]}")
+        return options.name
+
+    yield start
+    for name in names:
+        if is_running(name):
+            with contextlib.suppress(Exception):
+                stop_node(name, now=True, timeout_s=20)

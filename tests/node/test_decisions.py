@@ -1,0 +1,125 @@
+"""What is decided before a process starts: groups, cores, sizes, the claim on a directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from albireo.ipc.config import ModelInfo
+from albireo.node.core_plan import make_core_plan
+from albireo.node.options import NodeOptions, OptionError, parse_groups
+from albireo.node.runtime_dir import RuntimeDir, is_running, read_facts, remove_if_abandoned
+from albireo.node.sizing import check_degrees, comm_bytes, size_engine
+
+MODEL = ModelInfo(
+    name="m", architecture="LlamaForCausalLM", vocab_size=1200, context_len=4096,
+    eos_token_ids=(2,), bos_token_id=1, hidden_size=96, num_params=1_000_000,
+    weight_bytes=2_000_000, kv_bytes_per_token=1024, tp_degrees=(1, 3),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "degrees"),
+    [("1x1", (1,)), ("2x4", (4, 4)), ("1x4,2x2", (4, 2, 2)), (" 1 x 3 ", (3,))],
+)
+def test_groups(text: str, degrees: tuple[int, ...]) -> None:
+    assert parse_groups(text) == degrees
+
+
+@pytest.mark.parametrize("text", ["", "2", "2x", "x2", "0x1", "1x0", "-1x1", "1x1;1x1", "65x1"])
+def test_groups_refused(text: str) -> None:
+    with pytest.raises(OptionError, match="--groups"):
+        parse_groups(text)
+
+
+@pytest.mark.parametrize(
+    ("groups", "device", "cores", "threads", "spins"),
+    [
+        ((1,), "cpu", 2, 2, False),
+        ((1, 1), "cpu", 2, 1, False),
+        ((3, 3), "cpu", 2, 1, False),
+        ((1,), "cpu", 16, 14, False),
+        ((2, 2), "cpu", 64, 15, False),
+        ((1,), "sim", 16, 1, True),
+        ((1,), "sim", 2, 1, False),
+    ],
+)
+def test_core_plan(
+    groups: tuple[int, ...], device: str, cores: int, threads: int, spins: bool
+) -> None:
+    plan = make_core_plan(groups, device, None, cores)
+    assert plan.worker_threads == threads
+    assert (plan.spin_us > 0) == spins
+    assert f"{cores} cores" in plan.describe()
+
+
+def size(**fields: object) -> object:
+    options = msgspec.structs.replace(NodeOptions(kv_cache_gib=0.5), **fields)
+    cores = make_core_plan(options.groups, "cpu", None, 2)
+    return size_engine(options, "/m", "cpu", "bfloat16", MODEL, 1, cores)
+
+
+def test_sizes() -> None:
+    engine = size()
+    assert engine.max_model_len == 4096
+    assert engine.num_blocks == (1 << 29) // (1024 * 16)
+    assert engine.lookahead == 1
+    assert comm_bytes(engine, MODEL) == 0
+    assert comm_bytes(msgspec.structs.replace(engine, tp=3), MODEL) > 0
+    assert size(async_scheduling=False).lookahead == 0
+    # No more blocks than all slots could ever fill.
+    assert size(max_num_seqs=2, max_model_len=100).num_blocks == 2 * 7
+
+
+def test_a_cache_too_small_is_refused_with_the_arithmetic() -> None:
+    with pytest.raises(OptionError, match=r"holds 65 blocks .* needs 256: raise --kv-cache-gib"):
+        size(kv_cache_gib=0.001)
+
+
+def test_other_sizes_refused() -> None:
+    with pytest.raises(OptionError, match="exceeds the model's context of 4096"):
+        size(max_model_len=5000)
+    with pytest.raises(OptionError, match="every running sequence needs a token"):
+        size(max_num_batched_tokens=10, max_num_seqs=11)
+
+
+def test_degrees_that_do_not_fit() -> None:
+    check_degrees((1, 3), MODEL)
+    with pytest.raises(OptionError, match=r"a group of 2 ranks does not fit m: .* only by 1, 3"):
+        check_degrees((1, 2), MODEL)
+
+
+def test_a_directory_has_one_owner(node_home: Path) -> None:
+    mine = RuntimeDir.claim("a")
+    mine.write_facts({"pid": 42})
+    assert mine.path.stat().st_mode & 0o777 == 0o700
+    assert is_running("a") and not is_running("b")
+    with pytest.raises(OptionError, match=r"'a' is running already \(pid 42\)"):
+        RuntimeDir.claim("a")
+    other = RuntimeDir.claim("b")
+    assert read_facts("b") is None
+    mine.remove()
+    other.remove()
+    assert not mine.path.exists() and not is_running("a")
+
+
+def test_what_a_dead_node_left_is_cleared_away(node_home: Path) -> None:
+    path = node_home / "run" / "a"
+    path.mkdir(parents=True)
+    (path / "api.sock").write_text("")
+    (path / "lock").write_text("")
+    mine = RuntimeDir.claim("a")
+    assert [each.name for each in path.iterdir()] == ["lock"]
+    remove_if_abandoned(path)
+    assert path.exists(), "the directory of a live node is nobody else's to remove"
+    mine.remove()
+
+
+def test_an_abandoned_directory_is_removed(node_home: Path) -> None:
+    path = node_home / "run" / "a"
+    path.mkdir(parents=True)
+    (path / "api.sock").write_text("")
+    remove_if_abandoned(path)
+    assert not path.exists()
