@@ -1,0 +1,45 @@
+# Two commands do everything: `make demo` and `make test`.  Both make .venv first.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+
+.PHONY: venv demo test lint types imports unit parity gpu-test clean
+
+venv: $(STAMP)
+
+$(STAMP): requirements.txt requirements-dev.txt pyproject.toml
+	@tools/make_venv.sh "$(PYTHON)" "$(VENV)"
+	@touch $@
+
+# Fetches the demo model, starts a node with two groups, asks it something,
+# shows what each group did, stops it and leaves nothing behind.
+demo: venv
+	@$(BIN)/python tools/demo.py
+
+test: lint types imports unit
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# On an installed copy: the layout of the installed package is not that of the tree.
+types: venv
+	@tools/check_types.sh "$(BIN)"
+
+imports: venv
+	$(BIN)/lint-imports
+
+unit: venv
+	$(BIN)/python -m pytest
+
+# 50 prompts x 64 greedy tokens against transformers, in every shape.
+parity: venv
+	$(BIN)/python tools/parity.py
+
+gpu-test: venv
+	$(BIN)/python -m pytest -m gpu
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
