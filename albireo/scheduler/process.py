@@ -1,0 +1,203 @@
+"""The scheduler process: moves messages, results and plans; decides nothing.
+
+    detokenizer's hub ── Submit, Abort, Reset ──▶ ┌───────────┐ ── plan ring ──▶ workers
+                      ◀── Refused, stats ──────── │ Scheduler │ ◀── result ring ── worker 0
+                                                  └───────────┘
+
+One thread, one poller.  Every step in flight has a deadline; when it passes,
+the process gives up, and the whole group with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import time
+from collections.abc import Mapping
+
+import numpy as np
+import zmq
+
+from albireo.ipc.actor import Actor
+from albireo.ipc.link import Spoke
+from albireo.ipc.messages import (
+    Abort,
+    Joined,
+    Reset,
+    SchedulerStats,
+    Submit,
+    ToScheduler,
+)
+from albireo.ipc.plan import FLAG_STOP, ResultView, write_plan
+from albireo.ipc.ring import RingReader, RingTimeout, RingWriter
+from albireo.ipc.rings import plan_ring, result_ring
+
+from .limits import Limits
+from .scheduler import Scheduler
+
+_STATS_INTERVAL_S = 1.0
+_NOTHING = np.empty(0, dtype=np.int32)
+
+
+def main(actor: Actor, fds: Mapping[str, int]) -> None:
+    """Runs a group's scheduler until the supervisor asks it to stop.
+
+    fds: "plan.memory", "result.memory" (the rings), "result.event.scheduler".
+    """
+    loop = _Loop(actor, fds)
+    actor.ready()
+    loop.run()
+
+
+class _Loop:
+    def __init__(self, actor: Actor, fds: Mapping[str, int]) -> None:
+        spec, engine = actor.spec, actor.spec.engine
+        self._actor = actor
+        self._scheduler = Scheduler(Limits.of(engine))
+        self._plans = RingWriter(plan_ring(spec.group, engine), fds["plan.memory"])
+        self._results = RingReader(
+            result_ring(spec.group, engine),
+            fds["result.memory"],
+            "scheduler",
+            event=fds["result.event.scheduler"],
+        )
+        self._link: Spoke[Submit | Abort | Reset] = Spoke(
+            spec.socket_path(f"g{spec.group}"), "scheduler", ToScheduler
+        )
+        self._link.send(Joined(spec.role, spec.group, spec.incarnation, os.getpid()))
+        self._poller = zmq.Poller()
+        for source in (self._link.socket, self._results.fileno(), actor.stop_fd):
+            self._poller.register(source, zmq.POLLIN)
+        self._step_timeout_s = engine.step_timeout_s
+        self._step_began = 0.0  # when the oldest step in flight could begin, monotonic
+        self._times = _StepTimes()
+        self._stats_due = 0.0
+        self._idle = False
+
+    def run(self) -> None:
+        while not self._actor.stopping.is_set():
+            self._publish_plans()
+            self._report(time.monotonic())
+            ready = dict(self._poller.poll(self._wait_ms(time.monotonic())))
+            if self._results.fileno() in ready:
+                self._take_results()
+            if self._link.socket in ready:
+                self._take_messages()
+            self._check_deadline(time.monotonic())
+        self._publish_stop()
+        self._link.close()
+
+    def _publish_plans(self) -> None:
+        """Every plan that can be made now; the ring has room for all steps in flight."""
+        scheduler = self._scheduler
+        while True:
+            first = scheduler.oldest_step is None
+            plan = scheduler.plan()
+            if plan is None:
+                return
+            frame = self._plans.reserve(self._step_timeout_s)
+            self._plans.publish(
+                write_plan(
+                    frame, plan.step, 0,
+                    plan.take, plan.append, plan.chunk, plan.chunk_token, plan.decode,
+                )
+            )  # fmt: skip
+            if first:
+                self._step_began = time.monotonic()
+
+    def _take_results(self) -> None:
+        self._results.clear_event()
+        while (frame := self._results.poll()) is not None:
+            result = ResultView(frame)
+            self._times.add(result.step_us, result.forward_us)
+            self._scheduler.apply(result.step, result.rows)
+            self._results.release()
+            self._step_began = time.monotonic()
+
+    def _take_messages(self) -> None:
+        for message in self._link.drain():
+            match message:
+                case Submit():
+                    refused = self._scheduler.submit(message)
+                    if refused is not None:
+                        self._link.send(refused)
+                case Abort(request):
+                    self._scheduler.abort(request)
+                case Reset():
+                    self._scheduler.reset()
+
+    def _check_deadline(self, now: float) -> None:
+        step = self._scheduler.oldest_step
+        if step is not None and now - self._step_began > self._step_timeout_s:
+            self._actor.fatal(
+                f"step {step} has no result after {now - self._step_began:.1f} s "
+                f"(the limit is {self._step_timeout_s:g} s): a worker hangs"
+            )
+
+    def _wait_ms(self, now: float) -> int | None:
+        """Until the next deadline or stats; None, for ever, when there is nothing to wait for."""
+        if self._idle:
+            return None
+        until = self._stats_due
+        if self._scheduler.oldest_step is not None:
+            until = min(until, self._step_began + self._step_timeout_s)
+        return max(0, math.ceil((until - now) * 1000))
+
+    def _report(self, now: float) -> None:
+        """Stats once a second while there is work, and once when it ends."""
+        was_idle, self._idle = self._idle, self._scheduler.idle
+        if self._idle and not was_idle:
+            self._scheduler.check_idle()
+        elif self._idle or now < self._stats_due:
+            return
+        self._stats_due = now + _STATS_INTERVAL_S
+        scheduler, counters = self._scheduler, self._scheduler.counters
+        step_ms, forward_ms = self._times.take_means_ms()
+        self._link.send(
+            SchedulerStats(
+                running=scheduler.running,
+                waiting=scheduler.waiting,
+                kv_blocks_used=scheduler.pool.num_blocks - scheduler.pool.free,
+                kv_blocks_total=scheduler.pool.num_blocks,
+                preemptions=counters.preemptions,
+                steps=counters.steps,
+                prompt_tokens=counters.prompt_tokens,
+                generated_tokens=counters.generated_tokens,
+                finished=counters.finished,
+                step_ms_mean=step_ms,
+                forward_ms_mean=forward_ms,
+            )
+        )
+
+    def _publish_stop(self) -> None:
+        """Tells the workers to leave.  Where the ring is full they hang, and are ended anyway."""
+        with contextlib.suppress(RingTimeout):
+            frame = self._plans.reserve(0.0)
+            self._plans.publish(
+                write_plan(
+                    frame, self._scheduler.next_step, FLAG_STOP,
+                    _NOTHING, _NOTHING, _NOTHING, _NOTHING, _NOTHING,
+                )
+            )  # fmt: skip
+            logging.debug("stop after step %d", self._scheduler.counters.steps)
+
+
+class _StepTimes:
+    """Means of the workers' times since they were last taken."""
+
+    def __init__(self) -> None:
+        self._steps = self._step_us = self._forward_us = 0
+
+    def add(self, step_us: int, forward_us: int) -> None:
+        self._steps += 1
+        self._step_us += step_us
+        self._forward_us += forward_us
+
+    def take_means_ms(self) -> tuple[float, float]:
+        """(step, forward), 0.0 without a step; begins anew."""
+        steps = max(1, self._steps) * 1000.0
+        means = self._step_us / steps, self._forward_us / steps
+        self._steps = self._step_us = self._forward_us = 0
+        return means
