@@ -1,0 +1,175 @@
+"""Chat templates render as in transformers, and cannot harm the process they run in."""
+
+from __future__ import annotations
+
+import threading
+from datetime import datetime
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from albireo.workers.tokenizer import chat_template
+from albireo.workers.tokenizer.chat_template import ChatTemplate, ChatTemplateError
+from albireo.workers.tokenizer.errors import TextModelError
+
+from .tiny_tokenizers import byte_level
+
+CHATML = """{% for message in messages %}
+{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}
+{% endfor %}
+{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}
+"""
+
+LLAMA3 = """{{- bos_token }}
+{%- if not date_string is defined %}{%- set date_string = "26 Jul 2024" %}{%- endif %}
+{%- if messages[0]['role'] == 'system' %}
+    {%- set system_message = messages[0]['content']|trim %}
+    {%- set messages = messages[1:] %}
+{%- else %}
+    {%- set system_message = "" %}
+{%- endif %}
+{{- "<|start_header_id|>system<|end_header_id|>\\n\\n" }}
+{%- if tools is not none %}{{- "Environment: ipython\\n" }}{%- endif %}
+{{- "Today Date: " + date_string + "\\n\\n" + system_message + "<|eot_id|>" }}
+{%- for message in messages %}
+    {%- if not (message.role == 'ipython' or message.role == 'tool' or 'tool_calls' in message) %}
+        {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' }}
+        {{- message['content'] | trim + '<|eot_id|>' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
+{%- endif %}
+"""
+
+MISTRAL = """{{ bos_token }}{% for message in messages %}
+{%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) -%}
+{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}
+{%- endif -%}
+{%- if message['role'] == 'user' -%}
+{{ '[INST] ' + message['content'] + ' [/INST]' }}
+{%- elif message['role'] == 'assistant' -%}
+{{ message['content'] + eos_token }}
+{%- else -%}
+{{ raise_exception('Only user and assistant roles are supported!') }}
+{%- endif -%}
+{% endfor %}"""
+
+QWEN = """{%- if tools %}
+    {{- '<|im_start|>system\\n' + (tools | tojson) }}
+{%- elif messages[0].role == 'system' %}
+    {{- '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}
+{%- endif %}
+{%- set ns = namespace(multi_step_tool=true, last=messages|length - 1) %}
+{%- for message in messages[::-1] %}
+    {%- set index = (messages|length - 1) - loop.index0 %}
+    {%- if ns.multi_step_tool and message.role == "user" and message.content is string %}
+        {%- set ns.multi_step_tool = false %}
+        {%- set ns.last = index %}
+        {%- break %}
+    {%- endif %}
+{%- endfor %}
+{%- for message in messages %}
+    {%- if message.role == "system" and loop.first %}{%- continue %}{%- endif %}
+    {%- set content = message.content.split('</think>')[-1].lstrip('\\n') %}
+    {{- '<|im_start|>' + message.role + '\\n' + content + '<|im_end|>\\n' }}
+    {%- if loop.index0 > ns.last %}{% generation %}{{- '!' }}{% endgeneration %}{%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+    {%- if enable_thinking is defined and enable_thinking is false %}{{- '<think>' }}{%- endif %}
+{%- endif %}
+{{- {'a': "<é>", 'b': [1, none]} | tojson(indent=2) }}
+"""
+
+TEMPLATES = {"chatml": CHATML, "llama3": LLAMA3, "mistral": MISTRAL, "qwen": QWEN}
+CONVERSATIONS = [
+    [("user", "Hi")],
+    [
+        ("system", " Be brief. \n"),
+        ("user", "Hi <b>&'\"</b> é"),
+        ("assistant", "Hello."),
+        ("user", ""),
+    ],
+    [("user", "a\n\nb"), ("assistant", "<think>\nx\n</think>\n\nc"), ("user", "{{ d }} {% e %}")],
+    [("assistant", "first"), ("user", "then")],
+    [("tool", "unknown role")],
+]
+NAMED = {"bos_token": "<|begin|>", "eos_token": "<|end|>"}
+
+
+@pytest.mark.parametrize("messages", CONVERSATIONS)
+@pytest.mark.parametrize("source", TEMPLATES.values(), ids=TEMPLATES)
+def test_renders_as_transformers_does(source: str, messages: list[tuple[str, str]]) -> None:
+    conversation = [{"role": role, "content": content} for role, content in messages]
+    reference = PreTrainedTokenizerFast(tokenizer_object=byte_level(), **NAMED)
+    try:
+        expected = reference.apply_chat_template(
+            conversation, chat_template=source, tokenize=False, add_generation_prompt=True
+        )
+    except Exception as refusal:
+        with pytest.raises(ChatTemplateError, match=str(refusal)[:30]):
+            ChatTemplate(source, NAMED).render(conversation)
+    else:
+        assert ChatTemplate(source, NAMED).render(conversation) == expected
+
+
+def test_a_refusal_is_in_the_words_of_the_template() -> None:
+    with pytest.raises(ChatTemplateError) as error:
+        ChatTemplate(MISTRAL, NAMED).render([{"role": "assistant", "content": "no"}])
+    assert str(error.value) == (
+        "the chat template refuses this conversation: "
+        "Conversation roles must alternate user/assistant/user/assistant/..."
+    )
+
+
+def test_the_date_is_there() -> None:
+    rendered = ChatTemplate("{{ strftime_now('%Y') }}", {}).render([])
+    assert abs(int(rendered) - datetime.now().year) <= 1
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ messages.__class__.__mro__ }}",
+        "{{ ''.__class__.__base__.__subclasses__() }}",
+        "{{ messages.append(1) }}",
+        "{{ raise_exception.__globals__.x }}",
+        "{{ 1 / 0 }}",
+        "{{ messages[5].content + 'x' }}",
+        "{% for a in range(10 ** 9) %}{% endfor %}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    ],
+)
+def test_what_a_template_must_not_do_is_an_error_of_the_request(source: str) -> None:
+    with pytest.raises(ChatTemplateError, match="failed on this conversation"):
+        ChatTemplate(source, {}).render([{"role": "user", "content": "x"}])
+
+
+def test_output_without_end_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat_template, "_MAX_OUTPUT_CHARS", 1000)
+    source = "{% for i in range(99999) %}{{ 'xxxxxxxxxx' }}{% endfor %}"
+    with pytest.raises(ChatTemplateError, match="more than 1000 characters"):
+        ChatTemplate(source, {}).render([])
+
+
+def test_a_template_that_does_not_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat_template, "_MAX_CPU_SECONDS", 0.05)
+    loops = "{% for i in range(9999) %}" * 4 + "{% endfor %}" * 4
+    with pytest.raises(ChatTemplateError, match=r"more than 0\.05 s of CPU time"):
+        ChatTemplate(loops, {}).render([])
+
+
+def test_renders_outside_the_main_thread_too() -> None:
+    rendered: list[str] = []
+    template = ChatTemplate(CHATML, {})
+    messages = [{"role": "a", "content": "b"}]
+    thread = threading.Thread(target=lambda: rendered.append(template.render(messages)))
+    thread.start()
+    thread.join()
+    assert rendered == ["<|im_start|>a\nb<|im_end|>\n\n<|im_start|>assistant\n"]
+
+
+def test_a_source_that_is_no_template_names_its_line() -> None:
+    with pytest.raises(TextModelError, match="line 2"):
+        ChatTemplate("fine\n{% if %}", {})

@@ -1,0 +1,246 @@
+"""The detokenizer process between a router, a scheduler and a worker."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from albireo.ipc.link import Hub, PeerGone, Spoke
+from albireo.ipc.messages import (
+    Abort,
+    Credit,
+    GroupStats,
+    Joined,
+    Output,
+    Piece,
+    Refused,
+    Reset,
+    SchedulerStats,
+    Submit,
+    ToRouter,
+    ToScheduler,
+)
+from albireo.ipc.plan import write_result
+from albireo.ipc.protocol import End
+from albireo.ipc.ring import RingReader, RingSpec, RingWriter, create_ring
+from albireo.ipc.rings import result_ring
+from albireo.workers.detokenizer import process as detokenizer
+
+from .running_process import DEADLINE_S, FakeActor, Running, actor_spec, arrived, receive
+from .test_request import byte_tokens, submission
+
+
+class Group:
+    """A detokenizer with router, scheduler and worker around it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.spec = actor_spec(directory, "detokenizer")
+        ring = result_ring(0, self.spec.engine)
+        memory = create_ring(ring)
+        event = os.eventfd(0, os.EFD_NONBLOCK)
+        self.actor = FakeActor(self.spec)
+        self.router: Hub[Any] = Hub(self.spec.socket_path("router"), ToRouter)
+        self.running = Running(
+            detokenizer.main,
+            self.actor,
+            {"result.memory": memory, "result.event.detokenizer": event},
+        )
+        self.worker = RingWriter(ring, memory, events=[event])
+        self.step = 0
+        self.scheduler: Spoke[Any] = Spoke(self.spec.socket_path("g0"), "scheduler", ToScheduler)
+        self.read_as_scheduler = _reader_of_scheduler(ring, memory)
+
+    def join(self) -> None:
+        self.scheduler.send(Joined("scheduler", 0, 3, 1))
+        assert receive(self.router) == [Joined("detokenizer", 0, 3, os.getpid())]
+        assert self.actor.is_ready.wait(DEADLINE_S)
+
+    def tell(self, message: Any) -> None:
+        """Router to detokenizer."""
+        self.router.send(b"g0.3", message)
+
+    def submit(self, request: int, **changes: Any) -> Submit:
+        message = submission(request, **changes)
+        self.tell(message)
+        assert receive(self.scheduler) == [message]
+        return message
+
+    def result(self, *rows: tuple[int, int, int]) -> None:
+        """One step's result from the worker."""
+        self.step += 1
+        frame = self.worker.reserve(DEADLINE_S)
+        array = np.array(rows, dtype=np.int32).reshape(-1, 3)
+        self.worker.publish(write_result(frame, self.step, array, 1, 1))
+        self.read_as_scheduler()
+
+    def close(self) -> None:
+        self.running.stop()
+        self.router.close()
+        self.scheduler.close()
+
+
+def _reader_of_scheduler(ring: RingSpec, memory: int) -> Callable[[], None]:
+    """The ring's other reader, which has to keep up."""
+    reader = RingReader(ring, memory, "scheduler")
+
+    def read() -> None:
+        reader.wait(DEADLINE_S)
+        reader.release()
+
+    return read
+
+
+def tell_when_connected(group: Group, message: Any) -> None:
+    """Tells a detokenizer that has not said anything yet, or is connecting again."""
+    deadline = time.monotonic() + DEADLINE_S
+    while True:
+        try:
+            return group.tell(message)
+        except PeerGone:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
+@pytest.fixture
+def group(tmp_path: Path) -> Iterator[Group]:
+    made = Group(tmp_path)
+    yield made
+    made.close()
+
+
+def test_tokens_become_text_for_the_router(group: Group) -> None:
+    group.join()
+    group.submit(1)
+    group.submit(2, max_tokens=1)
+    a, b = byte_tokens("ab")
+    group.result((1, 1, a), (2, 1, b))
+    assert receive(group.router) == [
+        Output([Piece(1, 0, [a], "a", None), Piece(2, 0, [b], "b", End("length", None, 3, 1))])
+    ]
+    group.result((1, 1, 1), (2, 1, b))
+    assert receive(group.router) == [Output([Piece(1, 1, [1], "", End("stop", None, 3, 2))])]
+
+
+def test_the_group_joins_with_its_scheduler_and_keeps_requests_until_then(group: Group) -> None:
+    request = submission(1)
+    tell_when_connected(group, request)
+    group.tell(submission(2))
+    group.tell(Abort(2))
+    assert group.router.socket.poll(100) == 0
+    assert not group.actor.is_ready.is_set()
+    group.join()
+    assert receive(group.scheduler, 3) == [request, submission(2), Abort(2)]
+
+
+def test_stop_strings_and_aborts_reach_the_scheduler(group: Group) -> None:
+    group.join()
+    group.submit(1, stop=("b",))
+    group.submit(2)
+    a, b = byte_tokens("ab")
+    group.result((1, 1, a))
+    assert receive(group.router) == [Output([Piece(1, 0, [a], "a", None)])]
+    group.result((1, 1, b))
+    assert receive(group.scheduler) == [Abort(1)]
+    assert receive(group.router) == [Output([Piece(1, 1, [b], "", End("stop", "b", 3, 2))])]
+    group.tell(Abort(2))
+    assert receive(group.scheduler) == [Abort(2)]
+    # Surplus rows of both are ignored.
+    group.result((1, 1, a), (2, 1, a))
+    group.submit(3)
+    group.result((3, 1, a))
+    assert receive(group.router) == [Output([Piece(3, 0, [a], "a", None)])]
+
+
+def test_refusals_reach_the_router(group: Group) -> None:
+    group.join()
+    group.submit(1)
+    group.submit(2)
+    refused = Refused(1, "too_long", "it can never fit")
+    group.scheduler.send(refused)
+    assert receive(group.router) == [refused]
+    group.result((1, 1, 5), (2, 0, 0))
+    (failed,) = receive(group.router)
+    assert (failed.request, failed.code) == (2, "internal")
+
+
+def test_statistics_pass_through(group: Group) -> None:
+    group.join()
+    stats = SchedulerStats(1, 2, 3, 4, 5, 6, 7, 8, 9, 0.5, 0.25)
+    group.scheduler.send(stats)
+    assert receive(group.router) == [GroupStats(0, stats)]
+
+
+def test_without_credit_pieces_are_merged_until_there_is_some(group: Group) -> None:
+    group.join()
+    group.submit(1)
+    tokens = byte_tokens("abcdefghijklmnop")
+    for token in tokens[: detokenizer.OUTPUT_CREDITS]:
+        group.result((1, 1, token))
+        (output,) = receive(group.router)
+        assert output.pieces[0].token_ids == [token]
+    for token in tokens[detokenizer.OUTPUT_CREDITS :]:
+        group.result((1, 1, token))
+    assert group.router.socket.poll(100) == 0
+    group.tell(Credit(1))
+    rest = tokens[detokenizer.OUTPUT_CREDITS :]
+    assert receive(group.router) == [
+        Output([Piece(1, len(tokens) - len(rest), rest, "ijklmnop", None)])
+    ]
+
+
+def test_a_new_router_resets_the_group(group: Group) -> None:
+    group.join()
+    group.submit(1)
+    for _ in range(detokenizer.OUTPUT_CREDITS + 3):
+        group.result((1, 1, 40))
+    # The router dies: what the group has sent is never read.
+    group.router.close()
+    group.router = Hub(group.spec.socket_path("router"), ToRouter)
+    tell_when_connected(group, Reset())
+    messages = []
+    deadline = time.monotonic() + DEADLINE_S
+    while not any(isinstance(message, Joined) for message in messages):
+        assert time.monotonic() < deadline
+        messages += arrived(group.router)
+    assert receive(group.scheduler) == [Reset()]
+    group.result((1, 1, 40))
+    for request in range(2, 2 + detokenizer.OUTPUT_CREDITS):
+        group.submit(request)
+        group.result((request, 1, 40))
+        (output,) = receive(group.router)
+        assert [piece.request for piece in output.pieces] == [request]
+
+
+def lose_scheduler(group: Group) -> None:
+    """Until the detokenizer has noticed: it waits for a stop that would explain it."""
+    group.join()
+    group.scheduler.close()
+    deadline = time.monotonic() + DEADLINE_S
+    while not group.actor.stopping.is_awaited.wait(0.02):
+        assert time.monotonic() < deadline
+        group.tell(Abort(1))
+    group.scheduler = Spoke(group.spec.socket_path("g0"), "another", ToScheduler)
+
+
+def test_a_stopping_group_may_lose_its_scheduler_first(
+    group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(detokenizer, "_STOP_GRACE_S", DEADLINE_S)
+    lose_scheduler(group)
+    group.running.stop()
+
+
+def test_losing_the_scheduler_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(detokenizer, "_STOP_GRACE_S", 0.01)
+    group = Group(tmp_path)
+    lose_scheduler(group)
+    group.running.wait_for_end()
+    assert isinstance(group.running.failure, PeerGone)
+    group.router.close()
+    group.scheduler.close()

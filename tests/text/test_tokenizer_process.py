@@ -1,0 +1,79 @@
+"""The tokenizer process: answers, and what a bad request cannot do."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from albireo.ipc.link import Hub
+from albireo.ipc.messages import (
+    Decoded,
+    DecodeIds,
+    EncodeChat,
+    Encoded,
+    EncodeText,
+    Joined,
+    TextFailed,
+    ToRouter,
+)
+from albireo.ipc.protocol import ChatMessage
+from albireo.workers.tokenizer import process as tokenizer
+
+from .running_process import DEADLINE_S, MODEL, FakeActor, Running, actor_spec, receive
+from .test_request import byte_tokens
+
+
+@pytest.fixture
+def router_of_tokenizer(tmp_path: Path) -> Iterator[Hub[Any]]:
+    spec = actor_spec(tmp_path, "tokenizer")
+    hub: Hub[Any] = Hub(spec.socket_path("router"), ToRouter)
+    actor = FakeActor(spec)
+    running = Running(tokenizer.main, actor, {})
+    assert receive(hub) == [Joined("tokenizer", -1, 3, os.getpid())]
+    assert actor.is_ready.wait(DEADLINE_S)
+    yield hub
+    running.stop()
+    hub.close()
+
+
+def ask(hub: Hub[Any], request: Any) -> Any:
+    hub.send(b"tokenizer.3", request)
+    return receive(hub)[0]
+
+
+def test_tokenizer_answers(router_of_tokenizer: Hub[Any]) -> None:
+    hub = router_of_tokenizer
+    plain = byte_tokens("a")
+    assert ask(hub, EncodeText(5, "a", True)) == Encoded(5, [0, *plain])
+    assert ask(hub, EncodeText(6, "a", False)) == Encoded(6, plain)
+    chat = ask(hub, EncodeChat(7, [ChatMessage(role="user", content="a")]))
+    assert MODEL.decode(chat.token_ids, False) == "<|begin|>[INST] a [/INST]"
+    assert ask(hub, DecodeIds(8, [0, *plain], True)) == Decoded(8, "a")
+
+
+def test_a_bad_request_harms_nobody(router_of_tokenizer: Hub[Any]) -> None:
+    hub = router_of_tokenizer
+    refused = ask(hub, EncodeChat(1, [ChatMessage(role="assistant", content="a")]))
+    assert (refused.key, refused.code) == (1, "invalid_request")
+    assert "roles must alternate" in refused.message
+    assert ask(hub, EncodeChat(2, [])).code == "invalid_request"
+    unknown = ask(hub, DecodeIds(3, [10**6], True))
+    assert unknown == TextFailed(3, "invalid_request", unknown.message)
+    assert "token id 1000000 is outside" in unknown.message
+    assert ask(hub, EncodeText(4, "a", False)) == Encoded(4, byte_tokens("a"))
+
+
+def test_a_panic_in_the_library_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Panic(BaseException):
+        pass
+
+    def encode(text: str, add_special_tokens: bool) -> list[int]:
+        raise Panic("index out of bounds")
+
+    monkeypatch.setattr(MODEL, "encode", encode)
+    failed = tokenizer.answer(MODEL, EncodeText(9, "a", False))
+    assert failed == TextFailed(9, "internal", "the tokenizer failed: Panic: index out of bounds")

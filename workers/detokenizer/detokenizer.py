@@ -1,0 +1,80 @@
+"""What a group's detokenizer knows and decides, without its sockets.
+
+process.py feeds it requests and result rows and sends what comes out.  Rows
+name requests; those of a request that is unknown here (aborted, ended, from
+before a reset) are surplus tokens of plans made ahead, and are ignored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from albireo.ipc.messages import Piece, Refused, Submit
+
+from .request import RequestText
+from .stream import TextStream
+
+_NOT_FINITE = (
+    "the model's logits were not finite (NaN or infinity): the weights are damaged or this dtype "
+    "overflows; try --dtype float32"
+)
+
+
+class Detokenizer:
+    """All requests of one group.
+
+    new_stream: streams for the model's tokenizer, from stream_factory.
+    eos_token_ids: the model's own end tokens.
+    """
+
+    def __init__(
+        self, new_stream: Callable[[bool], TextStream], eos_token_ids: Iterable[int]
+    ) -> None:
+        self._new_stream = new_stream
+        self._eos_token_ids = frozenset(eos_token_ids)
+        self._running: dict[int, RequestText] = {}
+        self._changed: dict[int, RequestText] = {}
+
+    def submit(self, request: Submit) -> None:
+        """Expects the tokens of a new request from now on."""
+        self._running[request.request] = RequestText(request, self._new_stream, self._eos_token_ids)
+
+    def drop(self, request: int) -> None:
+        """Forgets a request, with what it has not sent; does nothing if it is unknown."""
+        self._running.pop(request, None)
+        self._changed.pop(request, None)
+
+    def reset(self) -> None:
+        """Forgets all requests."""
+        self._running.clear()
+        self._changed.clear()
+
+    def add_rows(self, rows: Iterable[tuple[int, int, int]]) -> tuple[list[int], list[Refused]]:
+        """Takes the rows of one step: (request, count, token), as in ipc/plan.py.
+
+        Returns the requests that a stop string has ended, which the scheduler
+        cannot know, and the requests that have failed.
+        """
+        running, changed = self._running, self._changed
+        stopped: list[int] = []
+        refused: list[Refused] = []
+        for request, count, token in rows:
+            state = running.get(request)
+            if state is None:
+                continue
+            if count == 0:
+                self.drop(request)
+                refused.append(Refused(request, "internal", _NOT_FINITE))
+                continue
+            changed[request] = state
+            if state.add(token):
+                del running[request]
+                if state.ended_by_text:
+                    stopped.append(request)
+        return stopped, refused
+
+    def take_pieces(self) -> list[Piece]:
+        """Everything new since the last call, a piece for each request."""
+        pieces = [state.take_piece() for state in self._changed.values()]
+        self._changed.clear()
+        return pieces

@@ -1,0 +1,163 @@
+"""The detokenizer process: the group's end towards the router.
+
+                 Submit, Abort, Reset, Credit         Submit, Abort, Reset
+                ─────────────────────────────▶     ────────────────────────▶
+        router                         detokenizer                           scheduler
+                ◀─────────────────────────────     ◀────────────────────────
+         Joined, Output, Refused, GroupStats    ▲   Joined, Refused, SchedulerStats
+                                                └── result ring, from worker 0
+
+A request is registered here before the scheduler hears of it, so no token can
+come before its stop strings.  The group has joined once its scheduler has.  A
+new router says Reset; every request is dropped, and it gets a Joined as its
+answer: what comes before that is from the time of the old one.
+
+At most OUTPUT_CREDITS Outputs are unanswered; without credit what is new
+collects in the requests, so memory is bounded by their text.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import zmq
+
+from albireo.ipc.actor import Actor
+from albireo.ipc.link import Hub, PeerGone, Spoke
+from albireo.ipc.messages import (
+    Abort,
+    Credit,
+    FromScheduler,
+    GroupStats,
+    Joined,
+    Output,
+    Refused,
+    Reset,
+    SchedulerStats,
+    Submit,
+    ToDetokenizer,
+    ToScheduler,
+)
+from albireo.ipc.plan import ResultView
+from albireo.ipc.ring import RingReader
+from albireo.ipc.rings import result_ring
+from albireo.workers.tokenizer.text_model import TextModel
+
+from .detokenizer import Detokenizer
+from .stream import stream_factory
+
+OUTPUT_CREDITS = 8
+_SCHEDULER = b"scheduler"
+_STOP_GRACE_S = 1.0
+
+
+def main(actor: Actor, fds: Mapping[str, int], text: TextModel) -> None:
+    """Serves until the actor is asked to stop."""
+    group = _Group(actor, fds, text)
+    poller = zmq.Poller()
+    for readable in (group.router.socket, group.scheduler.socket, group.results, actor.stop_fd):
+        poller.register(readable, zmq.POLLIN)
+    while not actor.stopping.is_set():
+        poller.poll()
+        group.take_scheduler_messages()
+        group.take_router_messages()
+        group.take_results()
+        group.send_output()
+    group.close()
+
+
+class _Group:
+    """The links of one group and what stands between them."""
+
+    def __init__(self, actor: Actor, fds: Mapping[str, int], text: TextModel) -> None:
+        spec = actor.spec
+        self._actor = actor
+        self._group = spec.group
+        self._joined = Joined("detokenizer", spec.group, spec.incarnation, os.getpid())
+        self._has_scheduler = False
+        self._waiting: list[ToScheduler] = []
+        self._credits = OUTPUT_CREDITS
+        self._detokenizer = Detokenizer(
+            stream_factory(text, spec.model.vocab_size), spec.model.eos_token_ids
+        )
+        self.results = RingReader(
+            result_ring(spec.group, spec.engine),
+            fds["result.memory"],
+            "detokenizer",
+            event=fds["result.event.detokenizer"],
+        )
+        self.scheduler: Hub[FromScheduler] = Hub(spec.socket_path(f"g{spec.group}"), FromScheduler)
+        self.router: Spoke[ToDetokenizer] = Spoke(
+            spec.socket_path("router"), f"g{spec.group}.{spec.incarnation}", ToDetokenizer
+        )
+
+    def take_scheduler_messages(self) -> None:
+        for _, message in self.scheduler.drain():
+            match message:
+                case Joined():
+                    self._has_scheduler = True
+                    for waiting in self._waiting:
+                        self._tell_scheduler(waiting)
+                    self._waiting.clear()
+                    self.router.send(self._joined)
+                    self._actor.ready()
+                case Refused(request):
+                    self._detokenizer.drop(request)
+                    self.router.send(message)
+                case SchedulerStats():
+                    self.router.send(GroupStats(self._group, message))
+
+    def take_router_messages(self) -> None:
+        for message in self.router.drain():
+            match message:
+                case Submit():
+                    self._detokenizer.submit(message)
+                    self._tell_scheduler(message)
+                case Abort(request):
+                    self._detokenizer.drop(request)
+                    self._tell_scheduler(message)
+                case Credit(batches):
+                    self._credits = min(OUTPUT_CREDITS, self._credits + batches)
+                case Reset():
+                    self._reset(message)
+
+    def take_results(self) -> None:
+        self.results.clear_event()
+        while (frame := self.results.poll()) is not None:
+            rows = ResultView(frame).rows.tolist()
+            self.results.release()
+            stopped, refused = self._detokenizer.add_rows(rows)
+            for request in stopped:
+                self._tell_scheduler(Abort(request))
+            for refusal in refused:
+                self.router.send(refusal)
+
+    def send_output(self) -> None:
+        if self._credits and (pieces := self._detokenizer.take_pieces()):
+            self.router.send(Output(pieces))
+            self._credits -= 1
+
+    def close(self) -> None:
+        self.router.close()
+        self.scheduler.close()
+
+    def _reset(self, message: Reset) -> None:
+        self._detokenizer.reset()
+        self._credits = OUTPUT_CREDITS
+        self._waiting.clear()
+        if self._has_scheduler:
+            self._tell_scheduler(message)
+            self.router.send(self._joined)
+
+    def _tell_scheduler(self, message: ToScheduler) -> None:
+        """Sends, or keeps until the scheduler has joined."""
+        if not self._has_scheduler:
+            self._waiting.append(message)
+            return
+        try:
+            self.scheduler.send(_SCHEDULER, message)
+        except PeerGone:
+            # A stopping node's scheduler may leave first; otherwise the group has failed.
+            if not self._actor.stopping.wait(_STOP_GRACE_S):
+                raise

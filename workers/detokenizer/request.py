@@ -1,0 +1,115 @@
+"""One request's way from tokens to what its client sees.
+
+Each token goes through the same steps: does it end the answer (ipc/stopping,
+as in the scheduler), which text has become certain, is a stop string in it.
+What is new collects here until the process sends it on: after every step, or
+later, merged, when the router has given no credit.  Nothing is ever added
+after the end.
+
+The token that ends an answer is in its ids and in completion_tokens; a stop
+token's text is not shown.  The token that completes a stop string counts as
+well, and so does its text up to the stop string.  "stop" beats "length".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from albireo.ipc.messages import Piece, Submit
+from albireo.ipc.protocol import End
+from albireo.ipc.stopping import end_of_tokens
+
+from .stop_strings import StopMatcher
+from .stream import TextStream
+
+
+class RequestText:
+    """State of one request in the detokenizer.
+
+    silent_stops: the model's own end tokens, which are no stop_reason.
+    end: None until the answer is complete.
+    """
+
+    __slots__ = (
+        "_generated",
+        "_ids",
+        "_include_stop",
+        "_matcher",
+        "_max_tokens",
+        "_min_tokens",
+        "_prompt_tokens",
+        "_sent",
+        "_silent_stops",
+        "_stop_token_ids",
+        "_stream",
+        "_texts",
+        "end",
+        "request",
+    )
+
+    def __init__(
+        self,
+        submit: Submit,
+        new_stream: Callable[[bool], TextStream],
+        silent_stops: frozenset[int],
+    ) -> None:
+        self.request = submit.request
+        self.end: End | None = None
+        self._stream = new_stream(submit.skip_special_tokens)
+        self._matcher = StopMatcher(submit.stop, submit.include_stop) if submit.stop else None
+        self._prompt_tokens = len(submit.prompt_ids)
+        self._max_tokens = submit.max_tokens
+        self._min_tokens = submit.min_tokens
+        self._stop_token_ids = frozenset(submit.stop_token_ids)
+        self._silent_stops = silent_stops
+        self._generated = 0
+        self._sent = 0
+        self._ids: list[int] = []
+        self._texts: list[str] = []
+
+    def add(self, token: int) -> bool:
+        """Takes the next token; True when the answer is complete with it."""
+        self._generated = generated = self._generated + 1
+        self._ids.append(token)
+        reason = end_of_tokens(
+            token, generated, self._min_tokens, self._max_tokens, self._stop_token_ids
+        )
+        if reason is None and self._matcher is None:
+            self._texts.append(self._stream.add(token))
+            return False
+        return self._add_slowly(token, reason)
+
+    def _add_slowly(self, token: int, reason: str | None) -> bool:
+        text = "" if reason == "stop" else self._stream.add(token)
+        if reason is not None:
+            text += self._stream.flush()
+        if self._matcher is not None:
+            text, stop = self._matcher.add(text, self._generated >= self._min_tokens)
+            if stop is not None:
+                return self._finish(text, "stop", stop)
+            if reason is not None:
+                text += self._matcher.flush()
+        if reason is None:
+            self._texts.append(text)
+            return False
+        reported = reason == "stop" and token not in self._silent_stops
+        return self._finish(text, reason, token if reported else None)
+
+    def _finish(self, text: str, reason: str, stop_reason: str | int | None) -> bool:
+        self._texts.append(text)
+        self.end = End(reason, stop_reason, self._prompt_tokens, self._generated)
+        return True
+
+    @property
+    def ended_by_text(self) -> bool:
+        """Whether a stop string has ended the answer, so that the scheduler has to be told."""
+        return self.end is not None and isinstance(self.end.stop_reason, str)
+
+    def take_piece(self) -> Piece:
+        """What is new since the last call."""
+        ids = self._ids
+        piece = Piece(self.request, self._sent, ids, "".join(self._texts), self.end)
+        self._sent += len(ids)
+        self._ids = []
+        self._texts = []
+        return piece

@@ -1,0 +1,70 @@
+"""The tokenizer process: text and conversations to token ids for the router, and back.
+
+A Spoke of the router's Hub.  It keeps nothing between requests, and whatever
+one request does to it, the answer is a TextFailed and the next request is
+served: only a broken link ends the process.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+
+import msgspec
+import zmq
+
+from albireo.ipc.actor import Actor
+from albireo.ipc.link import Spoke
+from albireo.ipc.messages import (
+    Decoded,
+    DecodeIds,
+    EncodeChat,
+    Encoded,
+    EncodeText,
+    Joined,
+    TextFailed,
+    ToTokenizer,
+)
+
+from .errors import TextModelError
+from .text_model import TextModel
+
+
+def main(actor: Actor, fds: Mapping[str, int], text: TextModel) -> None:
+    """Serves until the actor is asked to stop."""
+    incarnation = actor.spec.incarnation
+    router: Spoke[ToTokenizer] = Spoke(
+        actor.spec.socket_path("router"), f"tokenizer.{incarnation}", ToTokenizer
+    )
+    poller = zmq.Poller()
+    poller.register(router.socket, zmq.POLLIN)
+    poller.register(actor.stop_fd, zmq.POLLIN)
+    router.send(Joined("tokenizer", -1, incarnation, os.getpid()))
+    actor.ready()
+    while not actor.stopping.is_set():
+        poller.poll()
+        for request in router.drain():
+            router.send(answer(text, request))
+            if actor.stopping.is_set():
+                break
+    router.close()
+
+
+def answer(text: TextModel, request: ToTokenizer) -> msgspec.Struct:
+    """Encoded, Decoded or TextFailed; never an exception."""
+    try:
+        match request:
+            case EncodeText(key, prompt, add_special_tokens):
+                return Encoded(key, text.encode(prompt, add_special_tokens))
+            case EncodeChat(key, messages):
+                return Encoded(key, text.encode_chat(messages))
+            case DecodeIds(key, token_ids, skip_special_tokens):
+                return Decoded(key, text.decode(token_ids, skip_special_tokens))
+    except TextModelError as error:
+        return TextFailed(request.key, "invalid_request", str(error))
+    except BaseException as error:  # a panic inside the tokenizers library is no Exception
+        logging.exception("request %d has failed", request.key)
+        return TextFailed(
+            request.key, "internal", f"the tokenizer failed: {type(error).__name__}: {error}"
+        )
