@@ -1,8 +1,19 @@
-"""A model's shape, from a Hugging Face config.json or from GGUF metadata."""
+"""A model's shape, from a Hugging Face config.json or from GGUF metadata.
+
+hf_config.py and gguf_config.py make a ModelConfig; everything else only reads
+it.  `tensor_shapes` is the one list of a model's tensors: loaders check files
+against it, dummy weights are made from it, parameters are counted with it.
+Nothing here imports torch, so that the `sim` device starts without it.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+
+
+class ModelError(ValueError):
+    """A model's files are missing, damaged or not supported; the text says what to do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -10,6 +21,8 @@ class RopeConfig:
     """Rotary embedding: `kind` is "default", "linear", "llama3" or "yarn"; see layers/rope.py.
 
     The other fields are those of the kind, named as in Hugging Face's `rope_scaling`.
+    frequency_factors: [head_dim / 2] divisors of the frequencies, applied on top of
+        the kind; GGUF files carry llama3 scaling this way. Empty = all ones.
     """
 
     kind: str = "default"
@@ -21,6 +34,7 @@ class RopeConfig:
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     attention_factor: float | None = None
+    frequency_factors: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,3 +77,46 @@ class ModelConfig:
             and self.intermediate_size % t == 0
             and self.vocab_size % t == 0
         )
+
+    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of all tensors by their Hugging Face names, in the order of the forward pass.
+
+        A linear layer's weight is [out, in]. Without "lm_head.weight" where embeddings are tied.
+        """
+        hidden = self.hidden_size
+        shapes: dict[str, tuple[int, ...]] = {
+            "model.embed_tokens.weight": (self.vocab_size, hidden)
+        }
+        for layer in range(self.num_layers):
+            for name, shape in self._layer_shapes().items():
+                shapes[f"model.layers.{layer}.{name}"] = shape
+        shapes["model.norm.weight"] = (hidden,)
+        if not self.tie_embeddings:
+            shapes["lm_head.weight"] = (self.vocab_size, hidden)
+        return shapes
+
+    def num_params(self) -> int:
+        """Number of weights, tied embeddings counted once."""
+        return sum(math.prod(shape) for shape in self.tensor_shapes().values())
+
+    def _layer_shapes(self) -> dict[str, tuple[int, ...]]:
+        hidden, intermediate = self.hidden_size, self.intermediate_size
+        q_rows, kv_rows = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        shapes: dict[str, tuple[int, ...]] = {"input_layernorm.weight": (hidden,)}
+        for name, out, into, bias in (
+            ("self_attn.q_proj", q_rows, hidden, self.qkv_bias),
+            ("self_attn.k_proj", kv_rows, hidden, self.qkv_bias),
+            ("self_attn.v_proj", kv_rows, hidden, self.qkv_bias),
+            ("self_attn.o_proj", hidden, q_rows, self.o_bias),
+            ("mlp.gate_proj", intermediate, hidden, self.mlp_bias),
+            ("mlp.up_proj", intermediate, hidden, self.mlp_bias),
+            ("mlp.down_proj", hidden, intermediate, self.mlp_bias),
+        ):
+            shapes[f"{name}.weight"] = (out, into)
+            if bias:
+                shapes[f"{name}.bias"] = (out,)
+        if self.qk_norm:
+            shapes["self_attn.q_norm.weight"] = (self.head_dim,)
+            shapes["self_attn.k_norm.weight"] = (self.head_dim,)
+        shapes["post_attention_layernorm.weight"] = (hidden,)
+        return shapes

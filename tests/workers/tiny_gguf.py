@@ -1,0 +1,92 @@
+"""Writes a transformers model as a GGUF file, the way llama.cpp's converter does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gguf import GGMLQuantizationType, GGUFWriter
+from gguf.quants import dequantize, quantize
+from transformers import PreTrainedModel
+
+from albireo.workers.models.gguf_config import gguf_name
+
+F32 = GGMLQuantizationType.F32
+_ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
+
+
+def write_gguf(
+    model: PreTrainedModel,
+    path: Path,
+    weight_type: GGMLQuantizationType = F32,
+    fields: dict[str, Any] | None = None,
+    rope_factors: list[float] | None = None,
+) -> None:
+    """weight_type: of the matrices.  fields: added strings and numbers of the architecture."""
+    config = model.config
+    architecture = _ARCHITECTURES[config.model_type]
+    writer = GGUFWriter(path, architecture)
+    _write_shape(writer, config)
+    for key, value in (fields or {}).items():
+        add = {str: writer.add_string, float: writer.add_float32, int: writer.add_uint32}
+        add[type(value)](f"{architecture}.{key}", value)
+    if rope_factors is not None:
+        writer.add_tensor("rope_freqs.weight", np.array(rope_factors, np.float32))
+    for name, weight in model.state_dict().items():
+        if name == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        array = weight.numpy()
+        heads = _interleaved_heads(architecture, name, config)
+        if heads:
+            array = _interleave(array, heads)
+        if array.ndim == 1 or weight_type == F32:
+            writer.add_tensor(gguf_name(name), np.ascontiguousarray(array))
+        else:
+            writer.add_tensor(gguf_name(name), quantize(array, weight_type), raw_dtype=weight_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def round_weights(model: PreTrainedModel, weight_type: GGMLQuantizationType) -> None:
+    """Sets the model's matrices to what is left of them after quantisation."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                rounded = dequantize(quantize(parameter.numpy(), weight_type), weight_type)
+                parameter.copy_(torch.from_numpy(rounded))
+
+
+def _write_shape(writer: GGUFWriter, config: Any) -> None:
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    if head_dim * config.num_attention_heads != config.hidden_size:
+        writer.add_key_length(head_dim)
+        writer.add_value_length(head_dim)
+    writer.add_token_list([b"<unk>", b"<s>", "</s> é".encode()])
+    writer.add_bos_token_id(config.bos_token_id)
+    writer.add_eos_token_id(config.eos_token_id)
+
+
+def _interleaved_heads(architecture: str, name: str, config: Any) -> int:
+    if architecture == "llama" and ".q_proj." in name:
+        return config.num_attention_heads
+    if architecture == "llama" and ".k_proj." in name:
+        return config.num_key_value_heads
+    return 0
+
+
+def _interleave(array: np.ndarray, heads: int) -> np.ndarray:
+    """llama.cpp's order of a head's rows: first, first of the second half, second, ..."""
+    halves = array.reshape(heads, 2, array.shape[0] // heads // 2, *array.shape[1:])
+    return halves.swapaxes(1, 2).reshape(array.shape)

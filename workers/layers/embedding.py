@@ -1,0 +1,40 @@
+"""Token embeddings and the LM head, both split by the vocabulary.
+
+Rank r of t has ids r * v/t .. (r+1) * v/t - 1.  The embedding is summed over
+the ranks; the logits stay apart: sampling puts them together, or does not.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from .rank import Rank
+from .weights import Weights
+
+
+class VocabParallelEmbedding:
+    """int32 token ids [T] -> [T, hidden]."""
+
+    def __init__(self, weights: Weights, rank: Rank) -> None:
+        self._rank = rank
+        self._table = rank.share(weights["weight"], 0).clone()
+        self._first_id = rank.index * len(self._table)
+
+    def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self._rank.all_reduce(self._rank.kernels.embed(tokens, self._table, self._first_id))
+
+
+class LMHead:
+    """[R, hidden] -> this rank's logits, [R, vocab / size] float32.
+
+    weights: of the embedding, where the model ties the two.
+    """
+
+    def __init__(self, weights: Weights, rank: Rank) -> None:
+        self._kernels = rank.kernels
+        self._packed = rank.kernels.pack_linear(
+            rank.share(weights["weight"], 0), None, torch.float32
+        )
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self._kernels.linear(x, self._packed)

@@ -1,0 +1,49 @@
+"""Linear layers split over the ranks of a group (Megatron's two kinds).
+
+    ColumnParallel  every rank computes a part of the outputs, from all inputs
+    RowParallel     every rank takes its part of the inputs; outputs are summed
+
+One after the other, as in attention and in the MLP, they need one all-reduce.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from .rank import Rank
+from .weights import Weights
+
+
+class ColumnParallelLinear:
+    """[T, in] -> [T, this rank's outputs], several projections of the same input as one GEMM.
+
+    names: the projections ("q_proj", "k_proj", "v_proj"); each is split by its
+    outputs, and a rank's parts lie side by side in their order.
+    """
+
+    def __init__(self, weights: Weights, names: Sequence[str], rank: Rank) -> None:
+        parts = [rank.share(weights[f"{name}.weight"], 0) for name in names]
+        biases = [weights.find(f"{name}.bias") for name in names]
+        shares = [rank.share(bias, 0) for bias in biases if bias is not None]
+        self._kernels = rank.kernels
+        self._packed = rank.kernels.pack_linear(
+            torch.cat(parts), torch.cat(shares) if shares else None
+        )
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self._kernels.linear(x, self._packed)
+
+
+class RowParallelLinear:
+    """[T, this rank's inputs] -> [T, out], summed over the ranks.  Rank 0 adds the bias."""
+
+    def __init__(self, weights: Weights, name: str, rank: Rank) -> None:
+        weight = rank.share(weights[f"{name}.weight"], 1)
+        bias = weights.find(f"{name}.bias") if rank.index == 0 else None
+        self._rank = rank
+        self._packed = rank.kernels.pack_linear(weight.contiguous(), bias)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self._rank.all_reduce(self._rank.kernels.linear(x, self._packed))

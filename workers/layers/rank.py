@@ -1,0 +1,51 @@
+"""A layer's place in its TP group: what layers know about ranks, and models do not."""
+
+from __future__ import annotations
+
+import torch
+
+from ..kernels.interface import Kernels
+from ..parallel.communicator import Communicator, SingleRank
+
+
+class Rank:
+    """Rank `index` of `size`, its kernels, and its way to the other ranks.
+
+    One object for all layers of a model: a worker sets `communicator` when it
+    has one, after the weights were loaded and the process was forked.
+    """
+
+    def __init__(self, index: int, size: int, kernels: Kernels) -> None:
+        self.index = index
+        self.size = size
+        self.kernels = kernels
+        self._communicator: Communicator | None = SingleRank() if size == 1 else None
+
+    @property
+    def communicator(self) -> Communicator:
+        """Raises RuntimeError while a rank of several has none."""
+        if self._communicator is None:
+            raise RuntimeError(
+                f"rank {self.index} of {self.size} has no communicator: set Model.communicator"
+            )
+        return self._communicator
+
+    @communicator.setter
+    def communicator(self, communicator: Communicator) -> None:
+        if (communicator.rank, communicator.size) != (self.index, self.size):
+            raise ValueError(
+                f"the communicator is rank {communicator.rank} of {communicator.size}, but the "
+                f"weights are those of rank {self.index} of {self.size}"
+            )
+        self._communicator = communicator
+
+    def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
+        """Sums x over the ranks, in place."""
+        if self.size > 1:
+            self.communicator.all_reduce(x)
+        return x
+
+    def share(self, weight: torch.Tensor, dim: int) -> torch.Tensor:
+        """This rank's part of `weight`, a view; the shape divides (ModelConfig.tp_degrees)."""
+        length = weight.shape[dim] // self.size
+        return weight.narrow(dim, self.index * length, length)

@@ -1,0 +1,105 @@
+"""The decoder-only transformer of the Llama line: Llama, Mistral, Qwen2/2.5 and Qwen3.
+
+    x = embed(tokens)
+    for each layer:
+        x = x + attention(norm(x))
+        x = x + mlp(norm(x))
+    logits = head(norm(x))
+
+Families differ in ModelConfig's flags only, and layers find out by themselves
+which biases and head norms there are.  Each sum is fused with the norm after
+it: x is kept as a residual stream and what is still to be added to it.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ..engine.batch import StepBatch
+from ..kernels.interface import KVLayer
+from ..layers.attention import Attention
+from ..layers.embedding import LMHead, VocabParallelEmbedding
+from ..layers.mlp import MLP
+from ..layers.norm import RMSNorm
+from ..layers.rank import Rank
+from ..layers.weights import Weights
+from ..parallel.communicator import Communicator
+from .config import ModelConfig
+
+
+class DecoderLayer:
+    """Attention and MLP, each with its norm before it."""
+
+    def __init__(
+        self, config: ModelConfig, weights: Weights, rope: torch.Tensor, rank: Rank
+    ) -> None:
+        eps = config.rms_norm_eps
+        self._attention_norm = RMSNorm(weights.at("input_layernorm"), eps, rank)
+        self._attention = Attention(
+            weights.at("self_attn"),
+            config.num_heads,
+            config.num_kv_heads,
+            config.head_dim,
+            eps,
+            config.sliding_window,
+            rope,
+            rank,
+        )
+        self._mlp_norm = RMSNorm(weights.at("post_attention_layernorm"), eps, rank)
+        self._mlp = MLP(weights.at("mlp"), rank)
+
+    def __call__(
+        self, x: torch.Tensor, residual: torch.Tensor, batch: StepBatch, kv: KVLayer
+    ) -> torch.Tensor:
+        """Adds x, then the attention's output, to `residual`; returns the MLP's output."""
+        x = self._attention(self._attention_norm.add(x, residual), batch, kv)
+        return self._mlp(self._mlp_norm.add(x, residual))
+
+
+class Model:
+    """One rank's share of a model; load.py adds the layers one by one.
+
+    rope: [config.context_len, head_dim] float32, see layers/rope.py.
+    """
+
+    def __init__(
+        self, config: ModelConfig, weights: Weights, rope: torch.Tensor, rank: Rank
+    ) -> None:
+        self.config = config
+        self.rank = rank.index
+        self.tp = rank.size
+        self._place = rank
+        self._rope = rope
+        self._embed = VocabParallelEmbedding(weights.at("model.embed_tokens"), rank)
+        self._layers: list[DecoderLayer] = []
+        self._norm = RMSNorm(weights.at("model.norm"), config.rms_norm_eps, rank)
+        head = "model.embed_tokens" if config.tie_embeddings else "lm_head"
+        self._head = LMHead(weights.at(head), rank)
+
+    def add_layer(self, weights: Weights) -> None:
+        """Adds the next layer; its weights may be forgotten afterwards."""
+        self._layers.append(DecoderLayer(self.config, weights, self._rope, self._place))
+
+    @property
+    def communicator(self) -> Communicator:
+        """The way to the other ranks; with tp > 1 set by the worker before the first step."""
+        return self._place.communicator
+
+    @communicator.setter
+    def communicator(self, communicator: Communicator) -> None:
+        self._place.communicator = communicator
+
+    def forward(self, batch: StepBatch, kv: list[KVLayer]) -> torch.Tensor:
+        """Logits of batch.sample_rows over this rank's ids, [R, vocab_size / tp] float32.
+
+        kv: the cache of each layer; this step's keys and values are written to it.
+        """
+        x = self._embed(batch.tokens)
+        residual = torch.zeros_like(x)
+        for layer, cache in zip(self._layers, kv, strict=True):
+            x = layer(x, residual, batch, cache)
+        rows = batch.sample_rows
+        if not len(rows):
+            return x.new_empty((0, self.config.vocab_size // self.tp), dtype=torch.float32)
+        x, residual = x.index_select(0, rows), residual.index_select(0, rows)
+        return self._head(self._norm.add(x, residual))

@@ -1,0 +1,110 @@
+"""The two entrances to models: `read_config`, and `load_model` for weights.
+
+Called by the fork server, which has one thread and keeps it: nothing here
+starts any.  PyTorch is imported only by `load_model`, because the `sim` device
+needs a model's config and no more.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .config import ModelConfig, ModelError
+from .gguf_config import read_gguf_config
+from .hf_config import read_hf_config
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..kernels.interface import Kernels
+    from .llama import Model
+    from .weights import WeightSource
+
+_PROGRESS_INTERVAL_S = 0.5
+
+
+def read_config(path: str | Path) -> ModelConfig:
+    """The config of a Hugging Face directory, or of a GGUF file whatever its name.
+
+    Raises ModelError when there is no model at `path` that the layers can run.
+    """
+    path = Path(path)
+    if path.is_file():
+        return read_gguf_config(path)
+    if not path.is_dir():
+        raise ModelError(f"{path}: no such file or directory; give a model directory or GGUF file")
+    if not (path / "config.json").is_file():
+        files = sorted(path.glob("*.gguf"))
+        hint = f"; to run a GGUF file, name it: {files[0]}" if files else ""
+        raise ModelError(f"{path}: is no model directory: it has no config.json{hint}")
+    return read_hf_config(path)
+
+
+def load_model(
+    path: str | Path,
+    config: ModelConfig,
+    dtype: torch.dtype,
+    load_format: str,
+    tp: int,
+    kernels: Kernels,
+    progress: Callable[[str], object],
+) -> list[Model]:
+    """One Model for each of `tp` ranks, in their order; weights sharded and packed by `kernels`.
+
+    load_format: "auto" reads the files at `path`; "dummy" makes random weights
+    and reads none.  progress gets a line now and then.  With tp > 1 the models
+    need their communicators set before they run.  Raises ModelError when files
+    are missing, damaged or do not fit `config`, or `tp` does not divide it.
+    """
+    from ..layers.rank import Rank
+    from ..layers.rope import rope_table
+    from .llama import Model
+    from .weights import LoadingWeights, check_source
+
+    _check_degree(config, tp)
+    source = _source(Path(path), config, load_format)
+    names = config.tensor_shapes()
+    check_source(source, names)
+    weights = LoadingWeights(source, names, dtype)
+    rope = rope_table(config.rope, config.head_dim, config.context_len)
+    models = [Model(config, weights, rope, Rank(index, tp, kernels)) for index in range(tp)]
+    weights.forget()
+    said = time.monotonic()
+    for layer in range(config.num_layers):
+        if time.monotonic() - said >= _PROGRESS_INTERVAL_S:
+            said = time.monotonic()
+            progress(f"loading the weights: layer {layer} of {config.num_layers}")
+        for model in models:
+            model.add_layer(weights.at(f"model.layers.{layer}"))
+        weights.forget()
+    return models
+
+
+def _check_degree(config: ModelConfig, tp: int) -> None:
+    degrees = config.tp_degrees()
+    if tp not in degrees:
+        raise ModelError(
+            f"{config.architecture} does not divide into {tp} ranks: it has {config.num_heads} "
+            f"heads, {config.num_kv_heads} KV heads, an MLP of {config.intermediate_size} and a "
+            f"vocabulary of {config.vocab_size}; degrees that divide all of them: "
+            f"{', '.join(map(str, degrees))}"
+        )
+
+
+def _source(path: Path, config: ModelConfig, load_format: str) -> WeightSource:
+    if load_format == "dummy":
+        from .dummy_weights import DummyWeights
+
+        return DummyWeights(config)
+    if load_format != "auto":
+        raise ModelError(f"load_format {load_format!r} is unknown; it is 'auto' or 'dummy'")
+    if path.is_file():
+        from .gguf_weights import GGUFWeights
+
+        return GGUFWeights(path, config)
+    from .safetensors_weights import SafetensorsWeights
+
+    return SafetensorsWeights(path)
