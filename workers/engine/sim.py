@@ -1,0 +1,71 @@
+"""The `sim` device: a timer instead of a model, tokens by the formula of ipc/simulated.py.
+
+It measures everything around the forward pass and drives scale tests.  A step
+takes exactly step_ms: it starts when the last one ended if its plan was there
+by then, else when the plan came, and it ends at an absolute time, so neither
+late wake-ups nor the worker's own work add up.  No torch here.
+"""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import numpy.typing as npt
+
+from ...ipc.plan import PlanView
+from ...ipc.simulated import MIX_OUT, MIX_POSITION, MIX_SEED
+from .slot_state import SlotState
+from .step import StepResult
+
+
+class SimEngine:
+    """Takes step_ms for every plan that has something to compute."""
+
+    def __init__(self, max_num_seqs: int, vocab_size: int, step_ms: float) -> None:
+        self._state = SlotState(max_num_seqs)
+        self._vocab_size = np.uint32(vocab_size)
+        self._step_ms = step_ms
+        self._end_s = 0.0
+        self._seeds = np.zeros(max_num_seqs, np.uint64)
+        self._mixed = np.zeros(max_num_seqs, np.uint32)
+        self._shifted = np.zeros(max_num_seqs, np.uint32)
+
+    def warm_up(self) -> None:
+        """Nothing is slow the first time."""
+
+    def step(self, plan: PlanView, idle: bool) -> StepResult:
+        """See StepEngine.  Sleeps until the step's end."""
+        self._state.take(plan.take)
+        self._state.advance(plan)
+        rows = self._state.commit(self._tokens())
+        if not len(plan.chunk) and not len(plan.decode):
+            return StepResult(rows=rows, forward_us=0)
+        self._sleep_through_step(idle)
+        return StepResult(rows=rows, forward_us=round(self._step_ms * 1000))
+
+    def _sleep_through_step(self, idle: bool) -> None:
+        now_s = time.monotonic()
+        step_s = self._step_ms / 1000
+        # A process that was kept from running may catch up on one step, not on more.
+        start_s = now_s if idle else max(self._end_s, now_s - step_s)
+        self._end_s = start_s + step_s
+        if self._end_s > now_s:
+            time.sleep(self._end_s - now_s)
+
+    def _tokens(self) -> npt.NDArray[np.int32]:
+        """sim_token of every sampling row, [R], valid until the next call."""
+        rows = self._state.rows
+        mixed, shifted = self._mixed[: len(rows)], self._shifted[: len(rows)]
+        seeds = self._seeds[: len(rows)]
+        np.take(self._state.params.seed, rows.slots, out=seeds)
+        np.copyto(mixed, seeds, casting="unsafe")
+        mixed *= MIX_SEED
+        np.multiply(rows.positions.view(np.uint32), MIX_POSITION, out=shifted)
+        mixed += shifted
+        np.right_shift(mixed, 15, out=shifted)
+        mixed ^= shifted
+        mixed *= MIX_OUT
+        mixed >>= 8
+        mixed %= self._vocab_size
+        return mixed.view(np.int32)
