@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: venv demo test lint types imports unit parity gpu-test clean
+.PHONY: venv demo test lint types unit parity gpu-test clean
 
 venv: $(STAMP)
 
@@ -18,25 +18,22 @@ $(STAMP): requirements.txt requirements-dev.txt pyproject.toml
 demo: venv
 	@$(BIN)/python tools/demo.py
 
-test: lint types imports unit
+test: lint types unit
 
 lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# On an installed copy: the layout of the installed package is not that of the tree.
+# Types and the import contract, on an installed copy.
 types: venv
 	@tools/check_types.sh "$(BIN)"
-
-imports: venv
-	$(BIN)/lint-imports
 
 unit: venv
 	$(BIN)/python -m pytest
 
 # 50 prompts x 64 greedy tokens against transformers, in every shape.
 parity: venv
-	$(BIN)/python tools/parity.py
+	$(BIN)/python -m pytest -m parity -s
 
 gpu-test: venv
 	$(BIN)/python -m pytest -m gpu

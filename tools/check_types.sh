@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Type-checks an installed copy, since packages lie elsewhere when installed
-# (ipc/ becomes albireo.ipc) and a checker run on the tree would not see that.
+# Checks types and the import contract on an installed copy: packages lie
+# elsewhere when installed (ipc/ becomes albireo.ipc), and checkers that read
+# the tree would not see that.
 set -euo pipefail
 bin="$(cd "$1" && pwd)"
 root="$PWD"
@@ -13,3 +14,4 @@ cp -r pyproject.toml README.md LICENSE albireo ipc workers "$copy/source"
 cd "$copy/site"
 "$bin/python" -m mypy --config-file "$root/pyproject.toml" \
   --cache-dir "$root/.mypy_cache" --python-executable "$bin/python" -p albireo
+PYTHONPATH="$copy/site" "$bin/lint-imports" --config "$root/pyproject.toml" --no-cache

@@ -277,6 +277,7 @@ def measure_collectives() -> Iterator[dict[str, Any]]:
 def measure_all_reduce(size: int, rows: int, hidden: int, spin_us: int) -> dict[str, Any]:
     """Microseconds an all_reduce of [rows, hidden] bfloat16, by the clock and of CPU a rank."""
     import torch
+
     from albireo.ipc.shared_memory import create
     from albireo.workers.parallel.shared import (
         SharedMemoryCommunicator,

@@ -12,7 +12,7 @@ _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 def machine() -> dict[str, object]:
     """Processor, cores and the instructions that matter for bfloat16."""
     info = Path("/proc/cpuinfo").read_text()
-    fields = {}
+    fields: dict[str, str] = {}
     for line in info.splitlines():
         key, _, value = line.partition(":")
         fields.setdefault(key.strip(), value.strip())

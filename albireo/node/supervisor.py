@@ -15,7 +15,8 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 import albireo
 from albireo.ipc.config import ActorSpec
@@ -103,7 +104,9 @@ class Supervisor:
         self._fork_server, loaded = await ForkServer.start(self._load, self._phase)
         self._plan_groups(loaded)
         self._phase(f"starting {self._count_processes()} processes")
-        self._link = Spoke(str(self._runtime.path / "router.zmq"), "supervisor", ToSupervisor)
+        self._link: Spoke[Drained] = Spoke(
+            str(self._runtime.path / "router.zmq"), "supervisor", ToSupervisor
+        )
         self._link.send(Joined("supervisor", -1, 0, os.getpid()))
         self._spawn_task(self._keep_janitor())
         self._spawn_task(self._keep_fork_server())
@@ -136,9 +139,9 @@ class Supervisor:
                     task.result()
             await asyncio.sleep(0.005)
 
-    async def _until_stopped(self, work: object) -> None:
+    async def _until_stopped(self, work: Coroutine[Any, Any, None]) -> None:
         """Runs the coroutine until it fails or the node is asked to stop, then drains."""
-        task = asyncio.ensure_future(work)  # type: ignore[arg-type]
+        task = asyncio.create_task(work)
         stop = asyncio.ensure_future(self._stop_event.wait())
         await asyncio.wait((task, stop), return_when=asyncio.FIRST_COMPLETED)
         stop.cancel()
@@ -158,20 +161,19 @@ class Supervisor:
         timeout_s = self._options.shutdown_timeout_s
         self._say(NodeNote(f"stopping: requests in flight have {timeout_s:g} s; again to stop now"))
         self._link.send(Drain(timeout_s))
-        waiting = [
-            asyncio.ensure_future(self._drained.wait()),
-            asyncio.ensure_future(self._second_signal()),
+        waiting: list[asyncio.Task[Any]] = [
+            asyncio.create_task(self._drained.wait()),
+            asyncio.create_task(self._second_signal()),
+            asyncio.create_task(router.gone()),
         ]
-        await asyncio.wait(
-            [*waiting, router.exited], timeout=timeout_s + 1, return_when=asyncio.FIRST_COMPLETED
-        )
+        await asyncio.wait(waiting, timeout=timeout_s + 1, return_when=asyncio.FIRST_COMPLETED)
         for each in waiting:
             each.cancel()
 
     async def _end_everything(self) -> None:
         """Stops what runs, kills what does not stop; returns when no process is left."""
-        for each in self._tasks:
-            each.cancel()
+        for task in self._tasks:
+            task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         actors = self._actors()
         for actor in actors:
@@ -304,8 +306,8 @@ class Supervisor:
         while self._stop_asked < 2:
             await asyncio.sleep(0.05)
 
-    def _spawn_task(self, work: object) -> None:
-        self._tasks.append(asyncio.ensure_future(work))  # type: ignore[arg-type]
+    def _spawn_task(self, work: Coroutine[Any, Any, None]) -> None:
+        self._tasks.append(asyncio.create_task(work))
 
     def _actors(self) -> list[ActorProcess]:
         return [*self._singles.values(), *(a for group in self._groups for a in group.actors)]
