@@ -7,7 +7,7 @@ from albireo.ipc.config import ActorSpec, EngineConfig
 from .core_plan import CorePlan, make_core_plan
 from .fork_protocol import Load, Loaded
 from .options import NodeOptions
-from .sizing import check_degrees, comm_bytes, size_engine
+from .sizing import comm_bytes, size_engine
 
 
 def what_to_load(options: NodeOptions, model_path: str, model_name: str) -> Load:
@@ -28,14 +28,13 @@ def what_to_load(options: NodeOptions, model_path: str, model_name: str) -> Load
 class Blueprint:
     """Engine configuration of each group, the core plan, and every actor's spec.
 
-    Raises OptionError, with the arithmetic, when groups or lengths do not fit.
+    Raises OptionError, with the arithmetic, when a length or the cache does not fit.
     """
 
     def __init__(self, options: NodeOptions, load: Load, loaded: Loaded, runtime_dir: str) -> None:
         self._options = options
         self._runtime_dir = runtime_dir
         self._model = loaded.model
-        check_degrees(options.groups, loaded.model)
         self.cores: CorePlan = make_core_plan(options.groups, loaded.device, options.threads)
         self.engines: list[EngineConfig] = [
             size_engine(

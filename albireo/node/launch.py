@@ -7,8 +7,10 @@ supervisor writes its events as JSON lines into a pipe until it is ready.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -23,7 +25,7 @@ from albireo.ipc.paths import log_path
 from .demo_model import DISPLAY_NAME, FetchError, fetch_demo_model
 from .events import Event, NodeFailed, NodeReady, NodeStopped, PhaseBegun
 from .options import NodeOptions, OptionError
-from .runtime_dir import is_running, read_facts, wait_until_gone
+from .runtime_dir import is_running, read_facts
 
 _MAX_LOG_BYTES = 32 << 20
 _event_decoder = msgspec.json.Decoder(Event)
@@ -38,6 +40,7 @@ def run_foreground(options: NodeOptions, say: Say) -> int:
     except (OptionError, FetchError) as error:
         say(NodeFailed(str(error)))
         return 1
+    os.umask(0o077)
     _log_to_file(options)
     from .supervisor import Supervisor
 
@@ -87,13 +90,17 @@ def stop_node(name: str, *, now: bool = False, timeout_s: float = 60.0) -> None:
         raise OptionError(f"no node named {name!r} is running")
     pid = int(facts["pid"])
     try:
-        os.kill(pid, signal.SIGTERM)
+        process = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    with open(process, "rb"):
+        signal.pidfd_send_signal(process, signal.SIGTERM)
         if now:
             time.sleep(0.05)
-            os.kill(pid, signal.SIGTERM)
-    except ProcessLookupError:
-        pass
-    if not wait_until_gone(name, timeout_s):
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(process, signal.SIGTERM)
+        ended, _, _ = select.select([process], [], [], timeout_s)
+    if not ended:
         raise OptionError(
             f"node {name!r} (pid {pid}) has not stopped within {timeout_s:g} s; "
             "`albireo node stop --now` does not wait for requests in flight"

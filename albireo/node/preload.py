@@ -21,12 +21,14 @@ def load_everything(load: Load, phase: Callable[[str], Any]) -> tuple[Loaded, An
     import uvloop  # noqa: F401  imported for the router that is forked later
     import zmq  # noqa: F401
 
-    from albireo.workers.models.load import read_config
+    from albireo.workers.models.load import check_degree, read_config
     from albireo.workers.tokenizer.text_model import load_text_model
 
     phase("reading the tokenizer")
     text = load_text_model(load.tokenizer_path, load.chat_template)
     config = read_config(load.model_path)
+    for tp in load.tp_degrees:
+        check_degree(config, tp)
     device, dtype = load.device, load.dtype
     model = None
     if device != "sim":

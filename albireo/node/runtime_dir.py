@@ -11,7 +11,6 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
@@ -96,16 +95,6 @@ def read_facts(name: str) -> dict[str, Any] | None:
     except (OSError, msgspec.DecodeError):
         return None
     return dict(facts)
-
-
-def wait_until_gone(name: str, timeout_s: float) -> bool:
-    """Waits for the end of a node; False when it is still there after `timeout_s`."""
-    deadline = time.monotonic() + timeout_s
-    while is_running(name):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
 
 
 def _lock(path: Path, create: bool = True) -> int | None:

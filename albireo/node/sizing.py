@@ -15,17 +15,6 @@ _DEFAULT_KV_BYTES = 4 * _GIB
 _KV_SHARE_OF_MEMORY = 0.25
 
 
-def check_degrees(groups: tuple[int, ...], model: ModelInfo) -> None:
-    """Raises OptionError when a group's TP degree does not fit the model's shapes."""
-    for tp in groups:
-        if tp not in model.tp_degrees:
-            fitting = ", ".join(map(str, model.tp_degrees))
-            raise OptionError(
-                f"a group of {tp} ranks does not fit {model.name}: its heads, KV heads, MLP and "
-                f"vocabulary divide evenly only by {fitting}; choose --groups Gx<one of these>"
-            )
-
-
 def size_engine(
     options: NodeOptions, model_path: str, device: str, dtype: str, model: ModelInfo, tp: int,
     cores: CorePlan,

@@ -11,7 +11,7 @@ from albireo.ipc.config import ModelInfo
 from albireo.node.core_plan import make_core_plan
 from albireo.node.options import NodeOptions, OptionError, parse_groups
 from albireo.node.runtime_dir import RuntimeDir, is_running, read_facts, remove_if_abandoned
-from albireo.node.sizing import check_degrees, comm_bytes, size_engine
+from albireo.node.sizing import comm_bytes, size_engine
 
 MODEL = ModelInfo(
     name="m", architecture="LlamaForCausalLM", vocab_size=1200, context_len=4096,
@@ -83,12 +83,6 @@ def test_other_sizes_refused() -> None:
         size(max_model_len=5000)
     with pytest.raises(OptionError, match="every running sequence needs a token"):
         size(max_num_batched_tokens=10, max_num_seqs=11)
-
-
-def test_degrees_that_do_not_fit() -> None:
-    check_degrees((1, 3), MODEL)
-    with pytest.raises(OptionError, match=r"a group of 2 ranks does not fit m: .* only by 1, 3"):
-        check_degrees((1, 2), MODEL)
 
 
 def test_a_directory_has_one_owner(node_home: Path) -> None:

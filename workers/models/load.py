@@ -64,7 +64,7 @@ def load_model(
     from .llama import Model
     from .weights import LoadingWeights, check_source
 
-    _check_degree(config, tp)
+    check_degree(config, tp)
     source = _source(Path(path), config, load_format)
     names = config.tensor_shapes()
     check_source(source, names)
@@ -83,7 +83,7 @@ def load_model(
     return models
 
 
-def _check_degree(config: ModelConfig, tp: int) -> None:
+def check_degree(config: ModelConfig, tp: int) -> None:
     degrees = config.tp_degrees()
     if tp not in degrees:
         raise ModelError(
