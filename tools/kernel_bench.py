@@ -15,6 +15,8 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -119,7 +121,7 @@ class Bench:
             xs = {k: torch.randn(rows, k).to(self.dtype) for k in {p.k for p in used}}
             count = elements + shape.vocab * shape.hidden * head
 
-            def run(used: list = used, xs: dict = xs) -> None:
+            def run(used: list[Any] = used, xs: dict[int, torch.Tensor] = xs) -> None:
                 for p in used:
                     self.kernels.linear(xs[p.k], p)
 
@@ -148,7 +150,7 @@ class Bench:
             flop = 4 * pairs * shape.heads * shape.head_dim * shape.layers
 
             def attend(
-                q: torch.Tensor = q, batch: StepBatch = batch, caches: list = caches
+                q: torch.Tensor = q, batch: StepBatch = batch, caches: list[KVLayer] = caches
             ) -> None:
                 for kv in caches:
                     self.kernels.attention(q, kv, batch, 0.125, 0)
@@ -183,14 +185,14 @@ class Bench:
             gate_up = torch.randn(rows, 2 * shape.intermediate).to(self.dtype)
             tokens = torch.randint(0, shape.vocab, (rows,), dtype=torch.int32)
             runs: list[tuple[str, Callable[[], object], int]] = [
-                ("rms_norm", lambda x=x: kernels.rms_norm(x, weight, 1e-5), 2 * x.nbytes),
+                ("rms_norm", partial(kernels.rms_norm, x, weight, 1e-5), 2 * x.nbytes),
                 (
                     "add_rms_norm",
-                    lambda x=x, r=residual: kernels.add_rms_norm(x, r, weight, 1e-5),
+                    partial(kernels.add_rms_norm, x, residual, weight, 1e-5),
                     4 * x.nbytes,
                 ),
-                ("silu_mul", lambda g=gate_up: kernels.silu_mul(g), gate_up.nbytes * 3 // 2),
-                ("embed", lambda t=tokens: kernels.embed(t, table, 0), 2 * x.nbytes),
+                ("silu_mul", partial(kernels.silu_mul, gate_up), gate_up.nbytes * 3 // 2),
+                ("embed", partial(kernels.embed, tokens, table, 0), 2 * x.nbytes),
             ]
             for name, call, size in runs:
 

@@ -1,9 +1,9 @@
 """What a device has to offer: the operations that layers are written with.
 
 One object a worker process, made by `kernels.create`.  `cpu/` implements it
-with oneDNN (through PyTorch) and numba; a CUDA implementation has the same
-methods.  Tensors are on the device, activations in the model's dtype
-(bfloat16 or float32), row-major and contiguous; T is the number of rows.
+with machine code from numba; a CUDA implementation has the same methods.
+Tensors are on the device, activations in the model's dtype (bfloat16 or
+float32), row-major and contiguous; T is the number of rows.
 """
 
 from __future__ import annotations
@@ -34,8 +34,33 @@ class Kernels(Protocol):
     batch_invariant: bool
     """A row's result does not depend on the other rows of the call."""
 
-    def pack_linear(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Any:
-        """A weight [n, k] in the layout `linear` wants. Starts no threads."""
+    def warm_up(self) -> None:
+        """Compiles, or loads from the disk, all that the other methods run. Starts no threads.
+
+        Called before the workers are forked, so that they inherit machine code.
+        """
+        ...
+
+    def set_threads(self, threads: int) -> None:
+        """Threads that share the work of a call from now on.
+
+        Without it: torch.get_num_threads() at the first call of the process;
+        a forked child starts anew.
+        """
+        ...
+
+    def pack_linear(
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        out_dtype: torch.dtype | None = None,
+    ) -> Any:
+        """A weight [n, k], contiguous, in the layout `linear` wants. Starts no threads.
+
+        A copy: `weight` and `bias` may be views of a mapped file and are not kept.
+        out_dtype: of linear's result where it is not the model's dtype, such as
+        float32 logits of a bfloat16 head.
+        """
         ...
 
     def linear(self, x: torch.Tensor, packed: Any) -> torch.Tensor:
@@ -69,7 +94,7 @@ class Kernels(Protocol):
         batch: StepBatch,
         kv: KVLayer,
     ) -> torch.Tensor:
-        """Splits qkv [T, (heads + 2 kv_heads) * head_dim]; returns rotated queries [T, heads, head_dim].
+        """qkv [T, (heads + 2 kv_heads) * head_dim] -> rotated queries [T, heads, head_dim].
 
         Normalises each head of q and k first where q_norm / k_norm [head_dim]
         are given (Qwen3); rotates halves (the Hugging Face convention) by
