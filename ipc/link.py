@@ -93,8 +93,9 @@ class Spoke(_Link[Received]):
     def __init__(self, path: str, identity: str, receives: Any) -> None:
         super().__init__(zmq.DEALER, receives)
         self._socket.setsockopt(zmq.IDENTITY, identity.encode())
+        # Without backing off: the Hub may start, or start again, at any moment, and what is
+        # said meanwhile reaches it with the next attempt.
         self._socket.setsockopt(zmq.RECONNECT_IVL, 20)
-        self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 200)
         self._socket.connect(f"ipc://{path}")
 
     def send(self, message: msgspec.Struct) -> None:

@@ -1,0 +1,60 @@
+"""The client library: generate, chat and the rest over a node's Unix socket.
+
+    from albireo import Client, SamplingParams
+
+    with Client.connect() as client:
+        print(client.generate("Once upon a time", max_tokens=64).text)
+
+AsyncClient is the same for asyncio.  Both keep any number of requests in
+flight on one connection.  Nothing here imports torch, numpy or zmq.
+"""
+
+from __future__ import annotations
+
+from albireo.ipc.params import SamplingParams
+from albireo.ipc.protocol import ChatMessage, Delta, End, ModelCard, Welcome
+
+from .asynchronous import AsyncClient, AsyncDeltaStream
+from .blocking import Client, DeltaStream
+from .errors import (
+    AlbireoError,
+    ConnectionLost,
+    GroupFailed,
+    InternalError,
+    InvalidRequest,
+    NodeNotRunning,
+    ProtocolMismatch,
+    QueueFull,
+    TimedOut,
+    TooLarge,
+    TooLong,
+    Unavailable,
+)
+from .results import Completion, Usage
+
+__all__ = [
+    "AlbireoError",
+    "AsyncClient",
+    "AsyncDeltaStream",
+    "ChatMessage",
+    "Client",
+    "Completion",
+    "ConnectionLost",
+    "Delta",
+    "DeltaStream",
+    "End",
+    "GroupFailed",
+    "InternalError",
+    "InvalidRequest",
+    "ModelCard",
+    "NodeNotRunning",
+    "ProtocolMismatch",
+    "QueueFull",
+    "SamplingParams",
+    "TimedOut",
+    "TooLarge",
+    "TooLong",
+    "Unavailable",
+    "Usage",
+    "Welcome",
+]

@@ -1,0 +1,394 @@
+"""AsyncClient: a node's services for asyncio programs.
+
+One connection, any number of requests in flight.  A client belongs to the
+event loop on which it was connected.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar, Unpack, cast, overload
+
+import msgspec
+
+from albireo.ipc.params import SamplingParams
+from albireo.ipc.paths import DEFAULT_NODE
+from albireo.ipc.protocol import (
+    Cancel,
+    Delta,
+    Detokenize,
+    ModelCard,
+    ModelList,
+    Models,
+    NodeStatus,
+    Status,
+    Text,
+    Tokens,
+    Welcome,
+)
+
+from .endpoint import ANSWER_TIMEOUT_S, CONNECT_TIMEOUT_S, connect_error, socket_path
+from .errors import AlbireoError, ConnectionLost, NodeNotRunning, TimedOut
+from .replies import Handler, Replies, Reply, as_error
+from .requests import (
+    Messages,
+    Prompt,
+    SamplingOverrides,
+    chat_message,
+    frame,
+    generate_message,
+    hello,
+    resolve_params,
+    token_ids,
+    tokenize_message,
+)
+from .results import Collector, Completion
+
+_Answer = TypeVar("_Answer", Tokens, Text, ModelList, NodeStatus)
+
+
+class AsyncDeltaStream:
+    """The new tokens of a request as they come: an async iterator of Deltas.
+
+    Iteration raises an AlbireoError when the request fails.  Leaving early
+    (aclose(), the end of `async with`, or dropping the last reference) cancels
+    the request; cancel() does too, but lets its last Delta come.
+    """
+
+    def __init__(self, client: AsyncClient, make: Callable[[int], msgspec.Struct]) -> None:
+        self._client = client
+        self._inbox = _Inbox()
+        self._over = False
+        self.id = -1
+        self.id = client._begin(make, self._inbox.put)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Delta:
+        if self._over:
+            raise StopAsyncIteration
+        reply = await self._inbox.get()
+        if reply is None:
+            raise StopAsyncIteration
+        if isinstance(reply, Delta):
+            self._over = reply.end is not None
+            return reply
+        self._over = True
+        raise as_error(reply)
+
+    def cancel(self) -> None:
+        """Asks for an early end; iteration goes on to the Delta that says so."""
+        self._client.cancel(self.id)
+
+    async def aclose(self) -> None:
+        """Ends iteration, and the request if it is still running."""
+        self._over = True
+        self._client._abandon(self.id)
+        self._inbox.put(None)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    def __del__(self) -> None:
+        if self.id >= 0 and self._client._replies.expects(self.id):
+            self._client._abandon_soon(self.id)
+
+
+class _Inbox:
+    """Replies that wait for the iterator of a stream.
+
+    Apart from the stream, which is to be found unused while the connection
+    still knows where its replies go.
+    """
+
+    __slots__ = ("_replies", "_waiter")
+
+    def __init__(self) -> None:
+        self._replies: deque[Reply | None] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+
+    def put(self, reply: Reply | None) -> None:
+        """Adds a reply; None says that iteration is to end."""
+        self._replies.append(reply)
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    async def get(self) -> Reply | None:
+        while not self._replies:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        return self._replies.popleft()
+
+
+class AsyncClient:
+    """A connection to a node.  Make one with `await AsyncClient.connect()`.
+
+    welcome: what the node said of itself: model, context length, version.
+    """
+
+    def __init__(self, transport: asyncio.Transport, replies: Replies, closed: asyncio.Event):
+        assert replies.welcome is not None
+        self.welcome: Welcome = replies.welcome
+        self._loop = asyncio.get_running_loop()
+        self._transport = transport
+        self._replies = replies
+        self._closed = closed
+
+    @classmethod
+    async def connect(
+        cls, path: str | None = None, *, node: str = DEFAULT_NODE, client_name: str = ""
+    ) -> Self:
+        """Connects to the socket at `path`, or to the node of that name.
+
+        Raises NodeNotRunning, ProtocolMismatch, or another AlbireoError.
+        """
+        where = socket_path(path, node)
+        replies = Replies()
+        loop = asyncio.get_running_loop()
+        greeted = loop.create_future()
+        wire = _Wire(replies, greeted)
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                transport, _ = await loop.create_unix_connection(lambda: wire, where)
+                transport.write(hello(client_name))
+                await greeted
+        except TimeoutError:
+            wire.abort()
+            raise NodeNotRunning(
+                f"the node at {where} did not answer within {CONNECT_TIMEOUT_S:g} s", retry=True
+            ) from None
+        except AlbireoError:
+            raise
+        except OSError as error:
+            raise connect_error(where, None if path else node, error) from None
+        return cls(transport, replies, wire.closed)
+
+    async def generate(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        **overrides: Unpack[SamplingOverrides],
+    ) -> Completion:
+        """Continues a text, or token ids; waits for the whole answer.
+
+        Keywords are fields of SamplingParams and go before `params`.
+        """
+        chosen = resolve_params(params, overrides)
+        return await self._collect(lambda number: generate_message(number, prompt, chosen))
+
+    def stream(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        **overrides: Unpack[SamplingOverrides],
+    ) -> AsyncDeltaStream:
+        """Like generate(), but gives the new tokens as they come."""
+        chosen = resolve_params(params, overrides)
+        return AsyncDeltaStream(self, lambda number: generate_message(number, prompt, chosen))
+
+    @overload
+    async def chat(
+        self,
+        messages: Messages,
+        params: SamplingParams | None = None,
+        *,
+        stream: Literal[False] = False,
+        **overrides: Unpack[SamplingOverrides],
+    ) -> Completion: ...
+    @overload
+    async def chat(
+        self,
+        messages: Messages,
+        params: SamplingParams | None = None,
+        *,
+        stream: Literal[True],
+        **overrides: Unpack[SamplingOverrides],
+    ) -> AsyncDeltaStream: ...
+    async def chat(
+        self,
+        messages: Messages,
+        params: SamplingParams | None = None,
+        *,
+        stream: bool = False,
+        **overrides: Unpack[SamplingOverrides],
+    ) -> Completion | AsyncDeltaStream:
+        """Answers a conversation: the whole answer, or with `stream` an iterator of Deltas."""
+        chosen = resolve_params(params, overrides)
+        if stream:
+            return AsyncDeltaStream(self, lambda number: chat_message(number, messages, chosen))
+        return await self._collect(lambda number: chat_message(number, messages, chosen))
+
+    def submit(
+        self,
+        prompt: Prompt,
+        on_reply: Callable[[Delta | AlbireoError], None],
+        params: SamplingParams | None = None,
+        **overrides: Unpack[SamplingOverrides],
+    ) -> int:
+        """Starts a generate request and returns its id; for load generators.
+
+        `on_reply` is called on the event loop with each Delta, up to the one
+        with an end, or with the error that ended the request.  That spares the
+        queue and the wake-up that a stream costs per Delta.  It must not raise.
+        """
+        chosen = resolve_params(params, overrides)
+        return self._begin(
+            lambda number: generate_message(number, prompt, chosen), _tokens_only(on_reply)
+        )
+
+    def cancel(self, request_id: int) -> None:
+        """Ends a request early; its last Delta has finish_reason "cancelled"."""
+        if self._replies.expects(request_id):
+            self._transport.write(frame(Cancel(id=request_id)))
+
+    async def tokenize(self, text: str | Messages, *, add_special_tokens: bool = True) -> list[int]:
+        """The ids of a text, or of a conversation through the chat template."""
+        answer = await self._ask(
+            Tokens, lambda number: tokenize_message(number, text, add_special_tokens)
+        )
+        return answer.token_ids
+
+    async def detokenize(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        """The text of token ids."""
+        numbers = token_ids(ids)
+        answer = await self._ask(
+            Text,
+            lambda number: Detokenize(
+                id=number, token_ids=numbers, skip_special_tokens=skip_special_tokens
+            ),
+        )
+        return answer.text
+
+    async def models(self) -> list[ModelCard]:
+        """The models that the node serves."""
+        return (await self._ask(ModelList, lambda number: Models(id=number))).models
+
+    async def status(self) -> dict[str, Any]:
+        """The state of the node; docs/protocol.md describes the tree."""
+        return (await self._ask(NodeStatus, lambda number: Status(id=number))).status
+
+    async def close(self) -> None:
+        """Closes the connection; what is in flight raises ConnectionLost, and is cancelled."""
+        self._replies.lose(ConnectionLost("the connection was closed by this client"))
+        self._transport.close()
+        await self._closed.wait()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    def _begin(self, make: Callable[[int], msgspec.Struct], handler: Handler) -> int:
+        request_id = self._replies.expect(handler)
+        try:
+            encoded = frame(make(request_id), self.welcome.max_frame_bytes)
+        except BaseException:
+            self._replies.forget(request_id)
+            raise
+        self._transport.write(encoded)
+        return request_id
+
+    def _abandon(self, request_id: int) -> None:
+        """Cancels a request whose replies nobody wants any more."""
+        if self._replies.forget(request_id) and not self._transport.is_closing():
+            self._transport.write(frame(Cancel(id=request_id)))
+
+    def _abandon_soon(self, request_id: int) -> None:
+        """The same from any thread: the garbage collector may run on another one."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._abandon, request_id)
+
+    async def _collect(self, make: Callable[[int], msgspec.Struct]) -> Completion:
+        future: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
+        request_id = self._begin(make, Collector(_resolver(future)))
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self._abandon(request_id)
+            raise
+
+    async def _ask(self, kind: type[_Answer], make: Callable[[int], msgspec.Struct]) -> _Answer:
+        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        request_id = self._begin(make, _resolver(future))
+        try:
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                reply = await future
+        except TimeoutError:
+            raise TimedOut(f"no answer within {ANSWER_TIMEOUT_S:g} s", retry=True) from None
+        finally:
+            self._replies.forget(request_id)
+        if isinstance(reply, kind):
+            return reply
+        raise as_error(reply)
+
+
+class _Wire(asyncio.Protocol):
+    """Feeds what arrives to the Replies.  `greeted` becomes done with the node's Welcome."""
+
+    def __init__(self, replies: Replies, greeted: asyncio.Future[None]) -> None:
+        self.closed = asyncio.Event()
+        self._replies = replies
+        self._greeted = greeted
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # uvloop's transports are none of asyncio's classes, but have their methods.
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self._replies.feed(data)
+        except ConnectionLost as error:
+            self._replies.lose(error)
+            self.abort()
+        if self._replies.welcome is not None and not self._greeted.done():
+            self._greeted.set_result(None)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._replies.lose()
+        if not self._greeted.done():
+            assert self._replies.lost is not None
+            self._greeted.set_exception(self._replies.lost)
+        self.closed.set()
+
+    def abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+
+def _resolver(future: asyncio.Future[Any]) -> Callable[[Any], None]:
+    """A callback that gives a future its result, or its exception."""
+
+    def resolve(result: Any) -> None:
+        if future.done():
+            return
+        if isinstance(result, AlbireoError):
+            future.set_exception(result)
+        else:
+            future.set_result(result)
+
+    return resolve
+
+
+def _tokens_only(on_reply: Callable[[Delta | AlbireoError], None]) -> Handler:
+    """The caller's callback as a Handler: a generate request has no other replies."""
+    return cast(Handler, on_reply)

@@ -1,0 +1,389 @@
+"""Client: a node's services for programs with threads, or with just one.
+
+A reader thread takes replies off the connection and hands them to the calls
+that wait for them, so many threads can share a client.  Frames are written by
+whichever thread has one; see _Writer for why that never blocks on a lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar, Unpack, overload
+
+import msgspec
+
+from albireo.ipc.params import SamplingParams
+from albireo.ipc.paths import DEFAULT_NODE
+from albireo.ipc.protocol import (
+    Cancel,
+    Delta,
+    Detokenize,
+    ModelCard,
+    ModelList,
+    Models,
+    NodeStatus,
+    Status,
+    Text,
+    Tokens,
+    Welcome,
+)
+
+from .endpoint import ANSWER_TIMEOUT_S, CONNECT_TIMEOUT_S, connect_error, socket_path
+from .errors import AlbireoError, ConnectionLost, NodeNotRunning, TimedOut
+from .replies import Handler, Replies, Reply, as_error
+from .requests import (
+    Messages,
+    Prompt,
+    SamplingOverrides,
+    chat_message,
+    frame,
+    generate_message,
+    hello,
+    resolve_params,
+    token_ids,
+    tokenize_message,
+)
+from .results import Collector, Completion
+
+_READ_BYTES = 256 * 1024
+_Answer = TypeVar("_Answer", Tokens, Text, ModelList, NodeStatus)
+
+
+class DeltaStream:
+    """The new tokens of a request as they come: an iterator of Deltas.
+
+    Iteration raises an AlbireoError when the request fails.  Leaving early
+    (close(), the end of `with`, or dropping the last reference) cancels the
+    request; cancel() does too, but lets its last Delta come.
+    """
+
+    def __init__(
+        self, client: Client, make: Callable[[int], msgspec.Struct], timeout_s: float | None
+    ) -> None:
+        self._client = client
+        self._timeout_s = timeout_s
+        self._replies: queue.SimpleQueue[Reply | None] = queue.SimpleQueue()
+        self._over = False
+        self.id = -1
+        self.id = client._begin(make, self._replies.put)
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Delta:
+        if self._over:
+            raise StopIteration
+        try:
+            reply = self._replies.get(timeout=self._timeout_s)
+        except queue.Empty:
+            self.close()
+            raise TimedOut(f"no new token within {self._timeout_s} s", retry=True) from None
+        if reply is None:
+            raise StopIteration
+        if isinstance(reply, Delta):
+            self._over = reply.end is not None
+            return reply
+        self._over = True
+        raise as_error(reply)
+
+    def cancel(self) -> None:
+        """Asks for an early end; iteration goes on to the Delta that says so."""
+        self._client.cancel(self.id)
+
+    def close(self) -> None:
+        """Ends iteration, and the request if it is still running."""
+        self._over = True
+        if self.id >= 0:
+            self._client._abandon(self.id)
+            self._replies.put(None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class Client:
+    """A connection to a node, for any number of threads.  Make one with `Client.connect()`.
+
+    It does not survive a fork: a child process needs a connection of its own.
+
+    welcome: what the node said of itself: model, context length, version.
+    """
+
+    def __init__(self, connection: socket.socket, replies: Replies) -> None:
+        assert replies.welcome is not None
+        self.welcome: Welcome = replies.welcome
+        self._connection = connection
+        self._replies = replies
+        self._writer = _Writer(connection)
+        # The thread must not hold the client: one that nobody uses is to be closed.
+        self._reader = threading.Thread(
+            target=_read, args=(connection, replies), name="albireo client", daemon=True
+        )
+        self._reader.start()
+
+    @classmethod
+    def connect(
+        cls, path: str | None = None, *, node: str = DEFAULT_NODE, client_name: str = ""
+    ) -> Self:
+        """Connects to the socket at `path`, or to the node of that name.
+
+        Raises NodeNotRunning, ProtocolMismatch, or another AlbireoError.
+        """
+        where = socket_path(path, node)
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connection.settimeout(CONNECT_TIMEOUT_S)
+            connection.connect(where)
+            replies = _greet(connection, client_name)
+            connection.settimeout(None)
+        except TimeoutError:
+            connection.close()
+            raise NodeNotRunning(
+                f"the node at {where} did not answer within {CONNECT_TIMEOUT_S:g} s", retry=True
+            ) from None
+        except AlbireoError:
+            connection.close()
+            raise
+        except OSError as error:
+            connection.close()
+            raise connect_error(where, None if path else node, error) from None
+        return cls(connection, replies)
+
+    def generate(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        timeout_s: float | None = None,
+        **overrides: Unpack[SamplingOverrides],
+    ) -> Completion:
+        """Continues a text, or token ids; waits for the whole answer.
+
+        Keywords are fields of SamplingParams and go before `params`.
+        """
+        chosen = resolve_params(params, overrides)
+        return self._collect(lambda number: generate_message(number, prompt, chosen), timeout_s)
+
+    def stream(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        timeout_s: float | None = None,
+        **overrides: Unpack[SamplingOverrides],
+    ) -> DeltaStream:
+        """Like generate(), but gives the new tokens as they come.
+
+        timeout_s: longest wait for the next of them.
+        """
+        chosen = resolve_params(params, overrides)
+        return DeltaStream(self, lambda number: generate_message(number, prompt, chosen), timeout_s)
+
+    @overload
+    def chat(
+        self,
+        messages: Messages,
+        params: SamplingParams | None = None,
+        *,
+        stream: Literal[False] = False,
+        timeout_s: float | None = None,
+        **overrides: Unpack[SamplingOverrides],
+    ) -> Completion: ...
+    @overload
+    def chat(
+        self,
+        messages: Messages,
+        params: SamplingParams | None = None,
+        *,
+        stream: Literal[True],
+        timeout_s: float | None = None,
+        **overrides: Unpack[SamplingOverrides],
+    ) -> DeltaStream: ...
+    def chat(
+        self,
+        messages: Messages,
+        params: SamplingParams | None = None,
+        *,
+        stream: bool = False,
+        timeout_s: float | None = None,
+        **overrides: Unpack[SamplingOverrides],
+    ) -> Completion | DeltaStream:
+        """Answers a conversation: the whole answer, or with `stream` an iterator of Deltas."""
+        chosen = resolve_params(params, overrides)
+
+        def make(number: int) -> msgspec.Struct:
+            return chat_message(number, messages, chosen)
+
+        return DeltaStream(self, make, timeout_s) if stream else self._collect(make, timeout_s)
+
+    def cancel(self, request_id: int) -> None:
+        """Ends a request early; its last Delta has finish_reason "cancelled"."""
+        if self._replies.expects(request_id):
+            self._write(Cancel(id=request_id))
+
+    def tokenize(self, text: str | Messages, *, add_special_tokens: bool = True) -> list[int]:
+        """The ids of a text, or of a conversation through the chat template."""
+        return self._ask(
+            Tokens, lambda number: tokenize_message(number, text, add_special_tokens)
+        ).token_ids
+
+    def detokenize(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        """The text of token ids."""
+        numbers = token_ids(ids)
+        return self._ask(
+            Text,
+            lambda number: Detokenize(
+                id=number, token_ids=numbers, skip_special_tokens=skip_special_tokens
+            ),
+        ).text
+
+    def models(self) -> list[ModelCard]:
+        """The models that the node serves."""
+        return self._ask(ModelList, lambda number: Models(id=number)).models
+
+    def status(self) -> dict[str, Any]:
+        """The state of the node; docs/protocol.md describes the tree."""
+        return self._ask(NodeStatus, lambda number: Status(id=number)).status
+
+    def close(self) -> None:
+        """Closes the connection; what is in flight raises ConnectionLost, and is cancelled."""
+        self._replies.lost = self._replies.lost or ConnectionLost(
+            "the connection was closed by this client"
+        )
+        with contextlib.suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)
+        if threading.current_thread() is not self._reader:
+            self._reader.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        with contextlib.suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)
+
+    def _begin(self, make: Callable[[int], msgspec.Struct], handler: Handler) -> int:
+        request_id = self._replies.expect(handler)
+        try:
+            self._write(make(request_id))
+        except BaseException:
+            self._replies.forget(request_id)
+            raise
+        return request_id
+
+    def _write(self, message: msgspec.Struct) -> None:
+        self._writer.write(frame(message, self.welcome.max_frame_bytes))
+
+    def _abandon(self, request_id: int) -> None:
+        """Cancels a request whose replies nobody wants any more."""
+        if self._replies.forget(request_id):
+            self._write(Cancel(id=request_id))
+
+    def _collect(
+        self, make: Callable[[int], msgspec.Struct], timeout_s: float | None
+    ) -> Completion:
+        results: queue.SimpleQueue[Completion | AlbireoError] = queue.SimpleQueue()
+        request_id = self._begin(make, Collector(results.put))
+        result: Completion | AlbireoError = self._wait(request_id, results, timeout_s)
+        if isinstance(result, AlbireoError):
+            raise result
+        return result
+
+    def _ask(self, kind: type[_Answer], make: Callable[[int], msgspec.Struct]) -> _Answer:
+        replies: queue.SimpleQueue[Reply] = queue.SimpleQueue()
+        reply = self._wait(self._begin(make, replies.put), replies, ANSWER_TIMEOUT_S)
+        if isinstance(reply, kind):
+            return reply
+        raise as_error(reply)
+
+    def _wait(
+        self, request_id: int, results: queue.SimpleQueue[Any], timeout_s: float | None
+    ) -> Any:
+        try:
+            return results.get(timeout=timeout_s)
+        except queue.Empty:
+            raise TimedOut(f"no answer within {timeout_s} s", retry=True) from None
+        finally:
+            # After a time-out, or an interrupt of the wait; after an answer it does nothing.
+            self._abandon(request_id)
+
+
+class _Writer:
+    """Frames onto the socket, in order, from any thread.
+
+    Whoever finds the socket free writes all that waits; the others leave their
+    frame and go.  So a stream that is dropped by the garbage collector, in the
+    middle of a write of the same thread, can leave its Cancel without a deadlock.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._frames: deque[bytes] = deque()
+        self._busy = threading.Lock()
+
+    def write(self, encoded: bytes) -> None:
+        """A connection that breaks here is noticed, and reported, by the reader."""
+        self._frames.append(encoded)
+        while self._frames and self._busy.acquire(blocking=False):
+            try:
+                while self._frames:
+                    self._connection.sendall(self._frames.popleft())
+            except OSError:
+                self._frames.clear()
+            finally:
+                self._busy.release()
+
+
+def _greet(connection: socket.socket, client_name: str) -> Replies:
+    """Says hello and waits for the Welcome."""
+    replies = Replies()
+    deadline = time.monotonic() + CONNECT_TIMEOUT_S
+    connection.sendall(hello(client_name))
+    while replies.welcome is None:
+        connection.settimeout(max(0.001, deadline - time.monotonic()))
+        data = connection.recv(_READ_BYTES)
+        if not data:
+            replies.lose()
+            assert replies.lost is not None
+            raise replies.lost
+        replies.feed(data)
+    return replies
+
+
+def _read(connection: socket.socket, replies: Replies) -> None:
+    """The reader thread: until the connection ends, from either side."""
+    with connection:
+        try:
+            while data := connection.recv(_READ_BYTES):
+                replies.feed(data)
+        except OSError as error:
+            replies.lose(ConnectionLost(f"the connection to the node broke: {error}", retry=True))
+        except AlbireoError as error:
+            replies.lose(error)
+        replies.lose()

@@ -1,0 +1,134 @@
+"""From what a caller writes to messages of the protocol, checked before they are sent.
+
+The router checks everything again; checking here gives the error at the line
+that caused it, without a round trip.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
+
+import msgspec
+
+from albireo.ipc.params import ParameterError, SamplingParams
+from albireo.ipc.protocol import (
+    MAX_FRAME_BYTES,
+    PROTOCOL_VERSION,
+    Chat,
+    ChatMessage,
+    Generate,
+    Hello,
+    Tokenize,
+)
+
+from .errors import InvalidRequest, TooLarge
+
+Prompt = str | Sequence[int]
+Messages = Sequence[ChatMessage | Mapping[str, str]]
+
+
+class SamplingOverrides(TypedDict, total=False):
+    """Fields of SamplingParams as keywords; `stop` may be one string."""
+
+    max_tokens: int | None
+    min_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    seed: int | None
+    stop: str | Sequence[str]
+    stop_token_ids: Sequence[int]
+    include_stop_str_in_output: bool
+    ignore_eos: bool
+    skip_special_tokens: bool
+
+
+_DEFAULTS = SamplingParams()
+
+
+def resolve_params(params: SamplingParams | None, overrides: Mapping[str, Any]) -> SamplingParams:
+    """`params` with the keywords on top.
+
+    Raises TypeError for a keyword that does not exist, InvalidRequest for a
+    value of the wrong type or out of its range.
+    """
+    for name in overrides:
+        if name not in SamplingParams.__struct_fields__:
+            raise TypeError(f"there is no sampling parameter {name!r}")
+    chosen = params or _DEFAULTS
+    if overrides:
+        chosen = msgspec.structs.replace(chosen, **overrides)
+    if isinstance(chosen.stop, str):
+        chosen = msgspec.structs.replace(chosen, stop=(chosen.stop,))
+    if chosen is _DEFAULTS:
+        return chosen
+    try:
+        checked = msgspec.convert(msgspec.to_builtins(chosen), SamplingParams)
+        checked.validate()
+    except ParameterError as error:
+        raise InvalidRequest(str(error), param=error.param) from None
+    except (msgspec.ValidationError, TypeError) as error:
+        raise InvalidRequest(f"a sampling parameter has the wrong type: {error}") from None
+    return checked
+
+
+def generate_message(request_id: int, prompt: Prompt, params: SamplingParams) -> Generate:
+    """Text or token ids to a Generate."""
+    if isinstance(prompt, str):
+        return Generate(id=request_id, prompt=prompt, params=params)
+    return Generate(id=request_id, prompt_ids=token_ids(prompt), params=params)
+
+
+def chat_message(request_id: int, messages: Messages, params: SamplingParams) -> Chat:
+    """A conversation to a Chat."""
+    return Chat(id=request_id, messages=chat_messages(messages), params=params)
+
+
+def tokenize_message(request_id: int, text: str | Messages, add_special_tokens: bool) -> Tokenize:
+    """Text, or a conversation, to a Tokenize."""
+    if isinstance(text, str):
+        return Tokenize(id=request_id, text=text, add_special_tokens=add_special_tokens)
+    return Tokenize(id=request_id, messages=chat_messages(text))
+
+
+def chat_messages(messages: Messages) -> list[ChatMessage]:
+    """Messages, or maps with `role` and `content`, to messages."""
+    try:
+        return [
+            each if isinstance(each, ChatMessage) else msgspec.convert(dict(each), ChatMessage)
+            for each in messages
+        ]
+    except (msgspec.ValidationError, TypeError, ValueError) as error:
+        raise InvalidRequest(
+            f"a chat message must be a map of role and content, both text: {error}",
+            param="messages",
+        ) from None
+
+
+def token_ids(ids: Sequence[int]) -> list[int]:
+    """Ids of any integer type to a list.  Raises TypeError for anything else."""
+    if isinstance(ids, bytes | bytearray):
+        raise TypeError("token ids must be integers, not bytes")
+    return [operator.index(each) for each in ids]
+
+
+def frame(message: msgspec.Struct, max_frame_bytes: int = MAX_FRAME_BYTES) -> bytes:
+    """A message as a frame.  Raises TooLarge, or InvalidRequest for what msgpack cannot carry."""
+    try:
+        payload = msgspec.msgpack.encode(message)
+    except (OverflowError, UnicodeEncodeError, TypeError) as error:
+        raise InvalidRequest(f"the request cannot be encoded: {error}") from None
+    if len(payload) > max_frame_bytes:
+        raise TooLarge(
+            f"the request has {len(payload)} bytes; the node accepts {max_frame_bytes}: "
+            "send less text at once"
+        )
+    return len(payload).to_bytes(4, "little") + payload
+
+
+def hello(client_name: str) -> bytes:
+    """The first frame of a connection."""
+    return frame(Hello(protocol=PROTOCOL_VERSION, client=client_name))

@@ -1,0 +1,207 @@
+"""What the other actors say to the router, and what it does about it.
+
+Detokenizers and the tokenizer answer requests; the supervisor tells who is
+there, who has died, and when to drain.  A message of an actor that has been
+replaced is dropped: groups and texts know the identity of the present one.
+
+A router that was itself restarted has missed the Joined of actors that are
+older: it learns their identities from Topology, and resets the groups, which
+still work for requests that nobody remembers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from albireo.ipc.config import ActorSpec
+from albireo.ipc.messages import (
+    Decoded,
+    Drain,
+    Drained,
+    Encoded,
+    GroupDown,
+    GroupStats,
+    Joined,
+    Output,
+    Refused,
+    Reset,
+    TextFailed,
+    TokenizerDown,
+    Topology,
+)
+
+from .requests import Refusal, Stream
+from .router import Router
+
+TICK_S = 0.2
+LOST_GROUP_TIMEOUT_S = 5.0
+
+_RETRY_CODES = frozenset({"queue_full", "unavailable", "group_failed"})
+_log = logging.getLogger(__name__)
+
+
+class ActorMessages:
+    """Dispatches messages of other actors.  `send(peer, message)`: False if it is not there."""
+
+    def __init__(
+        self, spec: ActorSpec, router: Router, send: Callable[[bytes, msgspec.Struct], bool]
+    ) -> None:
+        self._router = router
+        self._groups = router.groups
+        self._texts = router.texts
+        self._send = send
+        self._restarted = spec.incarnation > 0
+        self._unreset: dict[int, int] = {}
+        self._loop = asyncio.get_running_loop()
+        self._drain_peer: bytes | None = None
+        self._drain_timer: asyncio.TimerHandle | None = None
+        self._handlers: dict[type, Callable[[bytes, Any], None]] = {
+            Output: self._output,
+            Refused: self._refused,
+            GroupStats: self._group_stats,
+            Encoded: self._text,
+            Decoded: self._text,
+            TextFailed: self._text,
+            Joined: self._joined,
+            Topology: self._topology,
+            GroupDown: self._group_down,
+            TokenizerDown: self._tokenizer_down,
+            Drain: self._drain,
+        }
+        router.on_idle = self._idle
+        self._timer = self._loop.call_later(TICK_S, self._tick)
+
+    def receive(self, peer: bytes, message: Any) -> None:
+        self._handlers[type(message)](peer, message)
+
+    def close(self) -> None:
+        self._timer.cancel()
+        if self._drain_timer is not None:
+            self._drain_timer.cancel()
+
+    # ------------------------------------------------------------------ answers
+    def _output(self, peer: bytes, output: Output) -> None:
+        group = self._groups.of(peer)
+        if group is not None:
+            self._router.output(peer, group, output)
+
+    def _refused(self, peer: bytes, refused: Refused) -> None:
+        group = self._groups.of(peer)
+        stream = None if group is None else group.streams.get(refused.request)
+        if group is not None and stream is not None:
+            group.remove(stream)
+            self._router.fail(
+                stream,
+                Refusal(refused.code, refused.message, retry=refused.code in _RETRY_CODES),
+            )
+
+    def _group_stats(self, peer: bytes, stats: GroupStats) -> None:
+        group = self._groups.of(peer)
+        if group is not None:
+            group.stats = stats.scheduler
+
+    def _text(self, peer: bytes, answer: Encoded | Decoded | TextFailed) -> None:
+        self._texts.answer(answer)
+
+    # ------------------------------------------------------------------ who is there
+    def _joined(self, peer: bytes, joined: Joined) -> None:
+        if joined.role == "tokenizer":
+            self._texts.joined(peer, joined.incarnation)
+        elif joined.role == "detokenizer":
+            if self._unreset.get(joined.group, -1) <= joined.incarnation:
+                self._unreset.pop(joined.group, None)
+            lost = self._groups.joined(peer, joined.group, joined.incarnation)
+            if lost is not None:
+                self._fail_lost(lost, joined.group, "it has been replaced by a new one")
+                self._router.submit_waiting()
+
+    def _topology(self, peer: bytes, topology: Topology) -> None:
+        self._router.actors = topology.actors
+        self._groups.set_states(topology.groups)
+        if self._restarted:
+            self._adopt(topology)
+        self._router.submit_waiting()
+
+    def _adopt(self, topology: Topology) -> None:
+        """Finds the actors that joined the router before this one."""
+        self._unreset.clear()
+        for group, state, incarnation in zip(
+            self._groups, topology.groups, topology.incarnations, strict=False
+        ):
+            if state == "ready" and incarnation > max(group.incarnation, group.ended):
+                self._unreset[group.number] = incarnation
+        for actor in topology.actors:
+            if actor.role == "tokenizer" and actor.state == "ready":
+                self._texts.joined(f"tokenizer.{actor.restarts}".encode(), actor.restarts)
+        self._reset_groups()
+
+    def _reset_groups(self) -> None:
+        """Asks again until they join: a Reset too many comes before the first Submit."""
+        for number, incarnation in self._unreset.items():
+            self._send(f"g{number}.{incarnation}".encode(), Reset())
+
+    def _group_down(self, peer: bytes, down: GroupDown) -> None:
+        lost = self._groups.down(down.group, down.incarnation)
+        if self._unreset.get(down.group, -1) <= down.incarnation:
+            self._unreset.pop(down.group, None)
+        self._fail_lost(lost, down.group, down.reason)
+        self._router.submit_waiting()
+
+    def _fail_lost(self, lost: list[Stream], group: int, reason: str) -> None:
+        refusal = Refusal(
+            "group_failed",
+            f"group {group}, which served this request, failed: {reason}; try again",
+            retry=True,
+        )
+        for stream in lost:
+            self._router.fail(stream, refusal)
+
+    def _tokenizer_down(self, peer: bytes, down: TokenizerDown) -> None:
+        self._texts.down(down.incarnation)
+
+    def _tick(self) -> None:
+        """What has to be tried again or given up."""
+        self._timer = self._loop.call_later(TICK_S, self._tick)
+        now = self._loop.time()
+        self._reset_groups()
+        self._texts.expire()
+        self._texts.retry()
+        for group in self._groups:
+            if group.lost_at is not None and now - group.lost_at > LOST_GROUP_TIMEOUT_S:
+                _log.error("group %d cannot be reached, and nobody says why", group.number)
+                lost = self._groups.down(group.number, group.incarnation)
+                self._fail_lost(lost, group.number, "its detokenizer cannot be reached")
+
+    # ------------------------------------------------------------------ draining
+    def _drain(self, peer: bytes, drain: Drain) -> None:
+        self._router.refusing = Refusal(
+            "unavailable", "the node is shutting down; try again when it is back", retry=True
+        )
+        self._drain_peer = peer
+        if self._drain_timer is not None:
+            self._drain_timer.cancel()
+        self._drain_timer = self._loop.call_later(drain.timeout_s, self._time_over)
+        self._idle()
+
+    def _idle(self) -> None:
+        if self._drain_peer is not None and self._router.idle:
+            self._say_drained(0)
+
+    def _time_over(self) -> None:
+        assert self._router.refusing is not None
+        self._say_drained(self._router.fail_all(self._router.refusing))
+
+    def _say_drained(self, unfinished: int) -> None:
+        """Answers a Drain, once."""
+        if self._drain_peer is None:
+            return
+        if not self._send(self._drain_peer, Drained(unfinished)):
+            _log.warning("the supervisor is not there to hear that requests are drained")
+        self._drain_peer = None
+        if self._drain_timer is not None:
+            self._drain_timer.cancel()

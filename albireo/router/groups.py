@@ -1,0 +1,180 @@
+"""The groups of the node: which can take a request, and what runs on each.
+
+A group can be used from its detokenizer's Joined until its GroupDown (or until
+it cannot be reached).  `peer`, the detokenizer's identity, names the
+incarnation: what comes from any other identity is of the past.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from albireo.ipc.messages import SchedulerStats
+
+from .requests import Refusal, Stream
+
+
+class Group:
+    """One group.
+
+    state: as in Topology; "ready" also as soon as it has joined.
+    incarnation: of the detokenizer that has joined; -1 when none has.
+    ended: the last incarnation known to be dead.
+    lost_at: when it was found that it cannot be reached; None while it can.
+    outstanding_tokens: prompt and new tokens that its streams may still need.
+    """
+
+    __slots__ = (
+        "ended",
+        "incarnation",
+        "lost_at",
+        "number",
+        "outstanding_tokens",
+        "peer",
+        "state",
+        "stats",
+        "streams",
+    )
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.state = "starting"
+        self.peer: bytes | None = None
+        self.incarnation = -1
+        self.ended = -1
+        self.lost_at: float | None = None
+        self.streams: dict[int, Stream] = {}
+        self.outstanding_tokens = 0
+        self.stats: SchedulerStats | None = None
+
+    def add(self, stream: Stream) -> None:
+        assert stream.submit is not None
+        stream.group = self
+        self.streams[stream.request] = stream
+        self.outstanding_tokens += stream.prompt_tokens + stream.submit.max_tokens
+
+    def remove(self, stream: Stream) -> None:
+        assert stream.submit is not None
+        del self.streams[stream.request]
+        stream.group = None
+        left = stream.submit.max_tokens - len(stream.token_ids)
+        self.outstanding_tokens -= stream.prompt_tokens + left
+
+
+class GroupTable:
+    """All groups, and the streams that wait for one.
+
+    max_num_seqs, max_num_queued_reqs: of each group.
+    """
+
+    def __init__(self, num_groups: int, max_num_seqs: int, max_num_queued_reqs: int) -> None:
+        self._groups = [Group(number) for number in range(num_groups)]
+        self._by_peer: dict[bytes, Group] = {}
+        self._max_num_seqs = max_num_seqs
+        self._max_num_queued_reqs = max_num_queued_reqs
+        self.waiting: dict[int, Stream] = {}
+        """Streams without a group, oldest first, by their request number."""
+
+    def __iter__(self) -> Iterator[Group]:
+        return iter(self._groups)
+
+    def of(self, peer: bytes) -> Group | None:
+        """The group whose present detokenizer has this identity."""
+        return self._by_peer.get(peer)
+
+    def choose(self) -> Group | None:
+        """The ready group with the fewest outstanding tokens that has room."""
+        room = self._max_num_seqs + self._max_num_queued_reqs
+        usable = [group for group in self._by_peer.values() if len(group.streams) < room]
+        return min(usable, key=lambda group: (group.outstanding_tokens, group.number), default=None)
+
+    def hopeless(self) -> Refusal | None:
+        """Why no group can be waited for, or None."""
+        if self._by_peer or any(group.state != "failed" for group in self._groups):
+            return None
+        return Refusal(
+            "unavailable",
+            f"none of the node's {len(self._groups)} groups is running, and none is starting; "
+            "see `albireo node status`",
+            retry=True,
+        )
+
+    def admit(self, in_flight: int) -> None:
+        """Raises Refusal when one more request than `in_flight` cannot be taken."""
+        refusal = self.hopeless()
+        if refusal is not None:
+            raise refusal
+        ready = len(self._by_peer)
+        queued = self._max_num_queued_reqs
+        if ready:
+            capacity = ready * (self._max_num_seqs + queued)
+            how = f"{ready} groups x ({self._max_num_seqs} running + {queued} queued)"
+        else:
+            starting = sum(group.state != "failed" for group in self._groups)
+            capacity = starting * queued
+            how = f"{starting} groups x {queued} queued, as no group is ready yet"
+        if in_flight >= capacity:
+            raise Refusal(
+                "queue_full",
+                f"{in_flight} requests are in flight; the node takes {capacity} ({how}): "
+                "try again later, or start it with a larger --max-num-queued-reqs",
+                retry=True,
+            )
+
+    def joined(self, peer: bytes, number: int, incarnation: int) -> list[Stream] | None:
+        """A detokenizer is there: its group can be used.
+
+        Returns the streams of an older incarnation, which are lost, or None when
+        the message is of the past or says nothing new.
+        """
+        if not 0 <= number < len(self._groups):
+            return None
+        group = self._groups[number]
+        if incarnation <= group.ended or incarnation <= group.incarnation:
+            return None
+        lost = self._close(group)
+        group.peer = peer
+        group.incarnation = incarnation
+        group.state = "ready"
+        self._by_peer[peer] = group
+        return lost
+
+    def down(self, number: int, incarnation: int) -> list[Stream]:
+        """An incarnation of a group has died; returns the streams that were lost with it."""
+        if not 0 <= number < len(self._groups):
+            return []
+        group = self._groups[number]
+        group.ended = max(group.ended, incarnation)
+        if incarnation < group.incarnation:
+            return []
+        if group.state != "failed":
+            group.state = "restarting"
+        return self._close(group)
+
+    def lose(self, group: Group, now: float) -> None:
+        """A group cannot be reached: it gets no more; why, the supervisor is about to say."""
+        if group.peer is not None:
+            self._by_peer.pop(group.peer, None)
+        group.state = "restarting"
+        if group.lost_at is None:
+            group.lost_at = now
+
+    def set_states(self, states: Sequence[str]) -> None:
+        """What the supervisor says of the groups; of one that has joined we know better."""
+        for group, state in zip(self._groups, states, strict=False):
+            if group.peer not in self._by_peer:
+                group.state = state
+
+    def _close(self, group: Group) -> list[Stream]:
+        lost = list(group.streams.values())
+        for stream in lost:
+            stream.group = None
+        if group.peer is not None:
+            self._by_peer.pop(group.peer, None)
+        group.peer = None
+        group.incarnation = -1
+        group.lost_at = None
+        group.streams = {}
+        group.outstanding_tokens = 0
+        group.stats = None
+        return lost

@@ -1,0 +1,108 @@
+"""What the router knows of a request: a Stream of tokens, or a TextRequest.
+
+A Stream passes through three stages: its text is with the tokenizer (`job` is
+set), it waits for a group (`group` is None), it runs on a group.  It is in
+Router.streams, by the number of its attempt, from its first stage to its end,
+and a piece of output whose number is not there is nobody's.
+
+A stream keeps its prompt and every token handed on: that is what another
+group would need to continue it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from albireo.ipc.messages import Submit
+from albireo.ipc.params import SamplingParams
+
+if TYPE_CHECKING:
+    from .groups import Group
+    from .session import Session
+    from .texts import TextJob
+
+NUMBERS_PER_ROUTER = 1 << 24
+
+
+class Refusal(Exception):
+    """A request cannot be taken, or not be carried on; becomes a protocol.Error."""
+
+    def __init__(
+        self, code: str, message: str, *, param: str | None = None, retry: bool = False
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.param = param
+        self.retry = retry
+
+
+class Stream:
+    """A generate or chat request.
+
+    client_id: the client's number for it, on its connection.
+    request: the number of this attempt, by which the actors of a group know it.
+    token_ids: the new tokens handed on to the client so far.
+    submit: what the group is given, once the prompt's ids are known.
+    """
+
+    __slots__ = (
+        "chat",
+        "client_id",
+        "group",
+        "job",
+        "params",
+        "request",
+        "session",
+        "submit",
+        "token_ids",
+    )
+
+    def __init__(
+        self, session: Session, client_id: int, request: int, params: SamplingParams, chat: bool
+    ) -> None:
+        self.session = session
+        self.client_id = client_id
+        self.request = request
+        self.params = params
+        self.chat = chat
+        self.job: TextJob | None = None
+        self.submit: Submit | None = None
+        self.group: Group | None = None
+        self.token_ids: list[int] = []
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the prompt; 0 while they are not known."""
+        return 0 if self.submit is None else len(self.submit.prompt_ids)
+
+
+class TextRequest:
+    """A tokenize or detokenize request."""
+
+    __slots__ = ("client_id", "job", "session")
+
+    def __init__(self, session: Session, client_id: int, job: TextJob) -> None:
+        self.session = session
+        self.client_id = client_id
+        self.job = job
+
+
+class RequestNumbers:
+    """Numbers for attempts: positive int32, and other ones than the router before used.
+
+    The high bits are the router's incarnation, so that what a group still sends
+    for requests of a router that died meets no number of this one.
+    """
+
+    def __init__(self, incarnation: int) -> None:
+        self._base = (incarnation & 0x7F) << 24
+        self._next = 1
+
+    def take(self, used: dict[int, Stream]) -> int:
+        """The next number that is not in use."""
+        while True:
+            number = self._base + self._next
+            self._next = self._next + 1 if self._next < NUMBERS_PER_ROUTER - 1 else 1
+            if number not in used:
+                return number

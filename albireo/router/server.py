@@ -1,0 +1,86 @@
+"""The router's two doors: the clients' Unix socket and the actors' Hub.
+
+api.sock     Unix stream, 0600: a Session for each connection
+router.zmq   ZeroMQ: supervisor, tokenizer, detokenizers
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Callable
+
+from albireo.ipc.config import ActorSpec
+from albireo.ipc.framing import FrameEncoder
+from albireo.ipc.paths import API_SOCKET, require_socket_path
+
+from .actors import ActorMessages
+from .hub import AsyncHub
+from .requests import Refusal
+from .router import Router
+from .session import Session
+
+_BACKLOG = 1024
+_FAREWELL_S = 0.3
+
+
+async def serve(spec: ActorSpec, ready: Callable[[], None], stop_fd: int) -> None:
+    """Serves until `stop_fd` becomes readable; then everybody gets a last word.
+
+    `ready` is called when clients can connect.
+    """
+    loop = asyncio.get_running_loop()
+    stopped = asyncio.Event()
+    loop.add_reader(stop_fd, stopped.set)
+    hub = AsyncHub(spec.socket_path("router"))
+    router = Router(spec, hub.send)
+    actors = ActorMessages(spec, router, hub.send)
+    hub.listen(actors.receive)
+    encoder = FrameEncoder()
+    path = f"{spec.runtime_dir}/{API_SOCKET}"
+    listener = await loop.create_unix_server(
+        lambda: Session(router, encoder), sock=_bind(path), backlog=_BACKLOG
+    )
+    try:
+        ready()
+        await stopped.wait()
+    finally:
+        loop.remove_reader(stop_fd)
+        listener.close()
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        await _say_farewell(router)
+        actors.close()
+        hub.close()
+
+
+def _bind(path: str) -> socket.socket:
+    """A bound socket that only its owner can connect to; a dead router's file is replaced.
+
+    Nobody can be faster than chmod: until the loop listens, connecting fails.
+    """
+    require_socket_path(path)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listener.bind(path)
+        os.chmod(path, 0o600)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+async def _say_farewell(router: Router) -> None:
+    """Ends what is in flight with an error, and gives the errors a moment to leave."""
+    router.refusing = Refusal("unavailable", "the node is shutting down", retry=True)
+    router.fail_all(router.refusing)
+    for session in list(router.sessions):
+        session.close()
+    deadline = time.monotonic() + _FAREWELL_S
+    while router.sessions and time.monotonic() < deadline:
+        await asyncio.sleep(0.005)

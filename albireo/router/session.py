@@ -1,0 +1,375 @@
+"""One client's connection: frames in and out, and the bounds that protect the others.
+
+Bytes become messages here, and only well-formed ones reach the Handler.  What
+is malformed is answered; the connection goes on as long as the boundaries of
+frames are known.
+
+A client that reads slowly pauses its transport.  From then on its new tokens
+are merged, request by request, so what is held is bounded by the text itself,
+and written when it reads again.  Other answers wait too, and when they exceed
+a limit nothing more is read from the client.
+
+An id is in use from its request until its last answer is with the transport.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from typing import Any, Protocol, cast
+
+import msgspec
+
+from albireo.ipc.framing import FrameEncoder, FrameSplitter, FrameTooLarge
+from albireo.ipc.protocol import (
+    MAX_FRAME_BYTES,
+    PROTOCOL_VERSION,
+    ClientMessage,
+    Delta,
+    Deltas,
+    End,
+    Error,
+    Hello,
+    Welcome,
+)
+
+from .requests import Refusal, Stream, TextRequest
+
+MAX_IN_FLIGHT = 4096
+HELLO_TIMEOUT_S = 10.0
+WRITE_BUFFER_BYTES = 256 * 1024
+MAX_HELD_ANSWER_BYTES = 1024 * 1024
+MERGED_FRAME_BYTES = 128 * 1024
+MERGED_TEXTS = 64
+CLOSE_TIMEOUT_S = 2.0
+MAX_QUOTED_CHARS = 300
+
+_log = logging.getLogger(__name__)
+_PREFIX_BYTES = 4
+
+
+class _Head(msgspec.Struct):
+    """What can be said of any message.  Decoding it also proves that the frame is whole."""
+
+    id: int | None = None
+
+
+class _HelloHead(msgspec.Struct):
+    type: str
+    protocol: int = 0
+
+
+_decode_head = msgspec.msgpack.Decoder(_Head).decode
+_decode_hello_head = msgspec.msgpack.Decoder(_HelloHead).decode
+_decode_message = msgspec.msgpack.Decoder(ClientMessage).decode
+_decode_hello = msgspec.msgpack.Decoder(Hello).decode
+_UNDECODABLE = (ValueError, RecursionError, MemoryError)
+
+
+class Handler(Protocol):
+    """What a session needs from the router."""
+
+    def opened(self, session: Session) -> Refusal | None:
+        """A client has connected; it is sent away with the Refusal."""
+
+    def closed(self, session: Session) -> None:
+        """The client is gone: nothing can be sent any more."""
+
+    def welcome(self) -> Welcome: ...
+
+    def handle(self, session: Session, message: Any) -> None:
+        """A valid message, not Hello.  Raises Refusal for a request that it does not take."""
+
+
+class _Held:
+    """New tokens of one request that wait for a slow reader."""
+
+    __slots__ = ("end", "error", "index", "texts", "token_ids")
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.token_ids: list[int] = []
+        self.texts: list[str] = []
+        self.end: End | None = None
+        self.error: Error | None = None
+
+    def add(self, item: Delta) -> None:
+        self.token_ids += item.token_ids
+        self.end = item.end
+        if item.text:
+            self.texts.append(item.text)
+            if len(self.texts) == MERGED_TEXTS:
+                # Many small strings take far more memory than their characters.
+                self.texts = ["".join(self.texts)]
+
+
+class Session(asyncio.Protocol):
+    """The server's end of a connection.
+
+    encoder: may be shared by all sessions of a loop.
+    requests: in flight on this connection, by the client's id.
+    outbox: Deltas of the batch that the router is working on; see flush().
+    """
+
+    def __init__(self, handler: Handler, encoder: FrameEncoder) -> None:
+        self.requests: dict[int, Stream | TextRequest] = {}
+        self.outbox: list[Delta] = []
+        self.client = ""
+        self._handler = handler
+        self._encoder = encoder
+        self._splitter = FrameSplitter()
+        self._transport: asyncio.Transport
+        self._greeted = False
+        self._closing = False
+        self._paused = False
+        self._held: dict[int, _Held] = {}
+        self._held_answers: list[bytes] = []
+        self._held_answer_bytes = 0
+        self._hello_timer: asyncio.TimerHandle | None = None
+
+    # ------------------------------------------------------------------ asyncio.Protocol
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # uvloop's transports are none of asyncio's classes, but have their methods.
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
+        refusal = self._handler.opened(self)
+        if refusal is not None:
+            self._end(refusal.code, refusal.message, retry=refusal.retry)
+            return
+        self._hello_timer = asyncio.get_running_loop().call_later(HELLO_TIMEOUT_S, self._no_hello)
+
+    def data_received(self, data: bytes) -> None:
+        if self._closing:
+            return
+        try:
+            payloads = self._splitter.feed(data)
+        except FrameTooLarge as error:
+            self._end("too_large", f"{error}; the connection is closed")
+            return
+        for payload in payloads:
+            if not self._closing:
+                self._receive(payload)
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._closing = True
+        if self._hello_timer is not None:
+            self._hello_timer.cancel()
+        self._held.clear()
+        self._held_answers.clear()
+        self._handler.closed(self)
+
+    def pause_writing(self) -> None:
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        self._write_held()
+
+    # ------------------------------------------------------------------ for the router
+    def send(self, message: msgspec.Struct, request_id: int) -> None:
+        """Sends the only answer to a request (not a stream)."""
+        frame = self._encoder.encode(message)
+        if len(frame) - _PREFIX_BYTES > MAX_FRAME_BYTES:
+            message = Error(
+                id=request_id,
+                code="invalid_request",
+                message=f"the answer would be a frame of {len(frame)} bytes; the limit is "
+                f"{MAX_FRAME_BYTES}: split the request",
+            )
+            frame = self._encoder.encode(message)
+        self._write_answer(frame)
+
+    def flush(self) -> None:
+        """Sends the outbox, as one frame, or merges it with what is held already."""
+        items, self.outbox = self.outbox, []
+        if self._closing:
+            return
+        if self._paused or self._held:
+            self._hold(items)
+        else:
+            self._write_deltas(items)
+
+    def fail(self, error: Error) -> None:
+        """Ends a stream with an error, behind the tokens that it has had."""
+        assert error.id is not None
+        if self._closing:
+            return
+        if self._paused or self._held:
+            held = self._held.setdefault(error.id, _Held(0))
+            held.error = error
+        else:
+            self._transport.write(self._encoder.encode(error))
+
+    def close(self) -> None:
+        """Closes the connection once what is written has been sent, or some time has passed."""
+        self._closing = True
+        self._transport.close()
+        asyncio.get_running_loop().call_later(CLOSE_TIMEOUT_S, self._transport.abort)
+
+    # ------------------------------------------------------------------ in
+    def _receive(self, payload: bytes) -> None:
+        if not self._greeted:
+            self._greet(payload)
+            return
+        request_id = None
+        try:
+            request_id = _decode_head(payload).id
+            message = _decode_message(payload)
+        except _UNDECODABLE as error:
+            self._refuse(request_id, _explain(error))
+            return
+        if isinstance(message, Hello):
+            self._refuse(None, Refusal("invalid_request", "hello comes once, as the first message"))
+            return
+        try:
+            self._handler.handle(self, message)
+        except Refusal as refusal:
+            self._refuse(message.id, refusal)
+        except Exception:
+            _log.exception("request %d of %s could not be handled", message.id, self.client)
+            self._refuse(message.id, Refusal("internal", "the request met a fault in the router"))
+
+    def check_id(self, request_id: int) -> None:
+        """Raises Refusal when a new request cannot have this id."""
+        if self._uses(request_id):
+            raise Refusal(
+                "invalid_request",
+                f"id {request_id} is in use by a request in flight on this connection",
+                param="id",
+            )
+
+    def check_room(self) -> None:
+        """Raises Refusal when another request in flight would be one too many."""
+        if len(self.requests) + len(self._held) >= MAX_IN_FLIGHT:
+            raise Refusal(
+                "queue_full",
+                f"{MAX_IN_FLIGHT} requests are in flight on this connection, which is the limit: "
+                "wait for answers, and read them",
+                retry=True,
+            )
+
+    def _greet(self, payload: bytes) -> None:
+        try:
+            head = _decode_hello_head(payload)
+            if head.type != "hello":
+                raise ValueError(f"it is {head.type[:MAX_QUOTED_CHARS]!r}")
+            if head.protocol == PROTOCOL_VERSION:
+                self.client = _decode_hello(payload).client[:80]
+        except _UNDECODABLE as error:
+            self._end(
+                "protocol", f"the first message must be hello: {str(error)[:MAX_QUOTED_CHARS]}"
+            )
+            return
+        if head.protocol != PROTOCOL_VERSION:
+            self._end(
+                "protocol",
+                f"the client speaks protocol version {head.protocol}, this node version "
+                f"{PROTOCOL_VERSION}: use a client library and a node of the same release",
+            )
+            return
+        self._greeted = True
+        if self._hello_timer is not None:
+            self._hello_timer.cancel()
+        self._write_answer(self._encoder.encode(self._handler.welcome()))
+
+    def _no_hello(self) -> None:
+        self._end("protocol", f"no hello came within {HELLO_TIMEOUT_S:g} s")
+
+    def _uses(self, request_id: int) -> bool:
+        return request_id in self.requests or request_id in self._held
+
+    def _refuse(self, request_id: int | None, refusal: Refusal) -> None:
+        """Answers with an Error: without an id where it would seem to end another request."""
+        if request_id is not None and self._uses(request_id):
+            request_id = None
+        error = Error(
+            id=request_id,
+            code=refusal.code,
+            message=refusal.message,
+            param=refusal.param,
+            retry=refusal.retry,
+        )
+        self._write_answer(self._encoder.encode(error))
+
+    def _end(self, code: str, message: str, retry: bool = False) -> None:
+        """Says why, ahead of all that is held, and closes the connection."""
+        if not self._closing:
+            error = Error(id=None, code=code, message=message, retry=retry)
+            self._transport.write(self._encoder.encode(error))
+            self.close()
+
+    # ------------------------------------------------------------------ out
+    def _write_answer(self, frame: bytes) -> None:
+        if self._closing:
+            return
+        if not self._paused:
+            self._transport.write(frame)
+            return
+        self._held_answers.append(frame)
+        self._held_answer_bytes += len(frame)
+        if self._held_answer_bytes > MAX_HELD_ANSWER_BYTES:
+            self._transport.pause_reading()
+
+    def _write_deltas(self, items: list[Delta]) -> None:
+        frame = self._encoder.encode(Deltas(items=items))
+        if len(frame) - _PREFIX_BYTES <= MAX_FRAME_BYTES or len(items) == 1:
+            self._transport.write(frame)
+            return
+        half = len(items) // 2
+        self._write_deltas(items[:half])
+        self._write_deltas(items[half:])
+
+    def _hold(self, items: list[Delta]) -> None:
+        for item in items:
+            held = self._held.get(item.id)
+            if held is None:
+                held = self._held[item.id] = _Held(item.index)
+            held.add(item)
+
+    def _write_held(self) -> None:
+        """Writes what was held until the transport pauses again."""
+        if self._closing:
+            return
+        if self._held_answers:
+            for frame in self._held_answers:
+                self._transport.write(frame)
+            self._held_answers.clear()
+            self._held_answer_bytes = 0
+            self._transport.resume_reading()
+        while self._held and not self._paused:
+            items: list[Delta] = []
+            errors: list[Error] = []
+            size = 0
+            while self._held and size < MERGED_FRAME_BYTES:
+                request_id = next(iter(self._held))
+                held = self._held.pop(request_id)
+                text = "".join(held.texts)
+                if held.token_ids or text or held.end is not None:
+                    items.append(Delta(request_id, held.index, held.token_ids, text, held.end))
+                if held.error is not None:
+                    errors.append(held.error)
+                size += 32 + 4 * len(held.token_ids) + len(text)
+            if items:
+                self._write_deltas(items)
+            for error in errors:
+                self._transport.write(self._encoder.encode(error))
+
+
+def _explain(error: BaseException) -> Refusal:
+    """An Error for a payload that cannot be decoded, with the field to blame when one is."""
+    text = str(error)[:MAX_QUOTED_CHARS]
+    if isinstance(error, msgspec.ValidationError):
+        field = re.search(r"unknown field `(\w+)`", text) or re.search(
+            r"at `\$\.(?:params\.)?(\w+)", text
+        )
+        param = field[1] if field else None
+        return Refusal("invalid_request", f"the message is not valid: {text}", param=param)
+    if isinstance(error, UnicodeDecodeError):
+        return Refusal("invalid_request", f"a text is not valid UTF-8: {text}")
+    if isinstance(error, RecursionError):
+        text = "it is nested too deeply"
+    return Refusal("invalid_request", f"the frame is not valid msgpack: {text}")

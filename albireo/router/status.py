@@ -1,0 +1,103 @@
+"""The tree that answers a status request, and that `albireo node status --json` prints.
+
+docs/protocol.md describes it for readers in other languages; keep the two
+together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from albireo import __version__
+from albireo.ipc.config import ActorSpec
+from albireo.ipc.messages import ActorInfo
+from albireo.ipc.protocol import PROTOCOL_VERSION
+
+from .groups import Group
+
+
+class RequestCounts(msgspec.Struct, kw_only=True):
+    """Requests for tokens of this router since it started, and now.
+
+    tokenizing and waiting are stages of those in flight; the rest of them runs
+    on a group.
+    """
+
+    in_flight: int = 0
+    tokenizing: int = 0
+    waiting_for_group: int = 0
+    finished: int = 0
+    cancelled: int = 0
+    failed: int = 0
+
+
+def status_tree(
+    spec: ActorSpec,
+    *,
+    uptime_s: float,
+    draining: bool,
+    connections: int,
+    requests: RequestCounts,
+    actors: Iterable[ActorInfo],
+    groups: Iterable[Group],
+) -> dict[str, Any]:
+    """Plain maps, lists, numbers and strings."""
+    engine = spec.engine
+    return {
+        "node": spec.node,
+        "version": __version__,
+        "protocol": PROTOCOL_VERSION,
+        "model": {
+            "id": spec.model.name,
+            "architecture": spec.model.architecture,
+            "parameters": spec.model.num_params,
+            "vocab_size": spec.model.vocab_size,
+            "max_model_len": engine.max_model_len,
+            "device": engine.device,
+            "dtype": engine.dtype,
+        },
+        "uptime_s": round(uptime_s, 1),
+        "draining": draining,
+        "connections": connections,
+        "requests": msgspec.structs.asdict(requests),
+        "actors": [_actor(actor) for actor in actors],
+        "groups": [_group(group, engine.block_size) for group in groups],
+    }
+
+
+def _actor(actor: ActorInfo) -> dict[str, Any]:
+    fields = msgspec.structs.asdict(actor)
+    if actor.group < 0:
+        fields["group"] = None
+    return fields
+
+
+def _group(group: Group, block_size: int) -> dict[str, Any]:
+    """State as the router has it; `scheduler` is null until its first report."""
+    stats = group.stats
+    return {
+        "group": group.number,
+        "state": group.state,
+        "in_flight": len(group.streams),
+        "outstanding_tokens": group.outstanding_tokens,
+        "scheduler": None
+        if stats is None
+        else {
+            "running": stats.running,
+            "waiting": stats.waiting,
+            "kv_blocks_used": stats.kv_blocks_used,
+            "kv_blocks_total": stats.kv_blocks_total,
+            "kv_tokens_total": stats.kv_blocks_total * block_size,
+            "kv_usage": round(stats.kv_blocks_used / max(1, stats.kv_blocks_total), 4),
+            "preemptions": stats.preemptions,
+            "steps": stats.steps,
+            "prompt_tokens": stats.prompt_tokens,
+            "generated_tokens": stats.generated_tokens,
+            "requests_finished": stats.finished,
+            "step_ms_mean": round(stats.step_ms_mean, 3),
+            "forward_ms_mean": round(stats.forward_ms_mean, 3),
+        },
+    }

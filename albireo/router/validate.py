@@ -1,0 +1,202 @@
+"""From what a client asked to what a group is given: every value checked and resolved.
+
+The router is the authority: nothing behind it checks a request again.  All
+functions raise Refusal, with the numbers.
+"""
+
+from __future__ import annotations
+
+import secrets
+
+import msgspec
+
+from albireo.ipc.config import ActorSpec
+from albireo.ipc.messages import Submit
+from albireo.ipc.params import ParameterError, SamplingParams
+from albireo.ipc.protocol import Chat, Generate, Tokenize
+
+from .requests import Refusal
+
+DEFAULT_MAX_TOKENS = 16
+MAX_DETOKENIZE_IDS = 262_144
+
+
+class RequestLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """What a request has to fit: the model's vocabulary and context, a group's KV blocks."""
+
+    vocab_size: int
+    max_model_len: int
+    block_size: int
+    num_blocks: int
+    eos_token_ids: tuple[int, ...]
+
+    @classmethod
+    def of(cls, spec: ActorSpec) -> RequestLimits:
+        return cls(
+            vocab_size=spec.model.vocab_size,
+            max_model_len=spec.engine.max_model_len,
+            block_size=spec.engine.block_size,
+            num_blocks=spec.engine.num_blocks,
+            eos_token_ids=spec.model.eos_token_ids,
+        )
+
+
+def check_generate(limits: RequestLimits, message: Generate) -> None:
+    """Everything about a generate request that can be said before its text is tokenized."""
+    if (message.prompt is None) == (message.prompt_ids is None):
+        raise Refusal(
+            "invalid_request",
+            "give exactly one of prompt (text) and prompt_ids (token ids)",
+            param="prompt",
+        )
+    if message.prompt == "":
+        raise Refusal("invalid_request", "the prompt is empty", param="prompt")
+    if message.prompt_ids is not None:
+        check_prompt_ids(limits, message.prompt_ids)
+    check_params(limits, message.params)
+
+
+def check_chat(limits: RequestLimits, message: Chat) -> None:
+    """Everything about a chat request that can be said before its text is tokenized."""
+    if not message.messages:
+        raise Refusal("invalid_request", "the conversation has no message", param="messages")
+    check_params(limits, message.params)
+
+
+def check_tokenize(message: Tokenize) -> None:
+    if (message.text is None) == (message.messages is None):
+        raise Refusal("invalid_request", "give exactly one of text and messages", param="text")
+    if message.messages == []:
+        raise Refusal("invalid_request", "the conversation has no message", param="messages")
+
+
+def check_detokenize(limits: RequestLimits, token_ids: list[int]) -> None:
+    if len(token_ids) > MAX_DETOKENIZE_IDS:
+        raise Refusal(
+            "invalid_request",
+            f"{len(token_ids)} token ids are too many at once; at most {MAX_DETOKENIZE_IDS} "
+            "are allowed: split them",
+            param="token_ids",
+        )
+    _check_range(limits, token_ids, "token_ids")
+
+
+def check_params(limits: RequestLimits, params: SamplingParams) -> None:
+    """Checks the values that do not depend on the prompt."""
+    try:
+        params.validate()
+    except ParameterError as error:
+        raise Refusal("invalid_request", str(error), param=error.param) from None
+    _check_range(limits, params.stop_token_ids, "stop_token_ids")
+
+
+def check_prompt_ids(limits: RequestLimits, prompt_ids: list[int]) -> None:
+    """Checks that a prompt has ids, that they exist, and that the context has room for more."""
+    count = len(prompt_ids)
+    if not count:
+        raise Refusal("invalid_request", "the prompt is empty", param="prompt_ids")
+    over = count + 1 - limits.max_model_len
+    if over > 0:
+        raise Refusal(
+            "too_long",
+            f"the prompt has {count} tokens; the context holds {limits.max_model_len}, and 1 at "
+            f"least must be left to generate: shorten the prompt by {over} tokens or more",
+            param="prompt",
+        )
+    blocks = _blocks(limits, count + 1)
+    if blocks > limits.num_blocks:
+        raise Refusal(
+            "too_long",
+            f"the prompt's {count} tokens and 1 new one need {blocks} KV blocks of "
+            f"{limits.block_size} tokens; a group has {limits.num_blocks}: shorten the prompt",
+            param="prompt",
+        )
+    _check_range(limits, prompt_ids, "prompt_ids")
+
+
+def resolve(
+    limits: RequestLimits, request: int, prompt_ids: list[int], params: SamplingParams, chat: bool
+) -> Submit:
+    """The message for a group.  `prompt_ids` and `params` have been checked by the functions
+    above."""
+    max_tokens = _resolve_max_tokens(limits, len(prompt_ids), params, chat)
+    stop_token_ids = params.stop_token_ids
+    if not params.ignore_eos:
+        stop_token_ids = tuple(dict.fromkeys((*stop_token_ids, *limits.eos_token_ids)))
+    return Submit(
+        request=request,
+        prompt_ids=prompt_ids,
+        max_tokens=max_tokens,
+        min_tokens=params.min_tokens,
+        temperature=params.temperature,
+        top_k=params.top_k if params.top_k < limits.vocab_size else 0,
+        top_p=params.top_p,
+        min_p=params.min_p,
+        seed=_signed(secrets.randbits(64) if params.seed is None else params.seed),
+        stop=params.stop,
+        stop_token_ids=stop_token_ids,
+        include_stop=params.include_stop_str_in_output,
+        skip_special_tokens=params.skip_special_tokens,
+    )
+
+
+def _resolve_max_tokens(
+    limits: RequestLimits, prompt_tokens: int, params: SamplingParams, chat: bool
+) -> int:
+    """What was asked if it fits, else a Refusal; what was not asked is cut to fit."""
+    kv_tokens = limits.num_blocks * limits.block_size
+    if params.max_tokens is None:
+        left = min(limits.max_model_len, kv_tokens) - prompt_tokens
+        max_tokens = left if chat else min(DEFAULT_MAX_TOKENS, left)
+        if params.min_tokens > max_tokens:
+            raise Refusal(
+                "invalid_request",
+                f"min_tokens is {params.min_tokens}, but max_tokens, which is not given, "
+                f"is {max_tokens} here: give max_tokens, or a smaller min_tokens",
+                param="min_tokens",
+            )
+        return max_tokens
+    total = prompt_tokens + params.max_tokens
+    if total > limits.max_model_len:
+        raise Refusal(
+            "too_long",
+            f"{prompt_tokens} prompt tokens + max_tokens {params.max_tokens} = {total}; the "
+            f"context holds {limits.max_model_len}: max_tokens can be at most "
+            f"{limits.max_model_len - prompt_tokens} for this prompt",
+            param="max_tokens",
+        )
+    if _blocks(limits, total) > limits.num_blocks:
+        raise Refusal(
+            "too_long",
+            f"{prompt_tokens} prompt tokens + max_tokens {params.max_tokens} = {total} need "
+            f"{_blocks(limits, total)} KV blocks of {limits.block_size} tokens; a group has "
+            f"{limits.num_blocks}: max_tokens can be at most {kv_tokens - prompt_tokens} "
+            "for this prompt",
+            param="max_tokens",
+        )
+    return params.max_tokens
+
+
+def _blocks(limits: RequestLimits, tokens: int) -> int:
+    return -(-tokens // limits.block_size)
+
+
+def _check_range(limits: RequestLimits, token_ids: list[int] | tuple[int, ...], param: str) -> None:
+    if not token_ids or (min(token_ids) >= 0 and max(token_ids) < limits.vocab_size):
+        return
+    place, token = next(
+        (place, token)
+        for place, token in enumerate(token_ids)
+        if not 0 <= token < limits.vocab_size
+    )
+    raise Refusal(
+        "invalid_request",
+        f"{param}[{place}] is {token}; token ids of this model are 0 to {limits.vocab_size - 1}",
+        param=param,
+    )
+
+
+def _signed(seed: int) -> int:
+    """64 bits as the signed number that has them."""
+    seed &= 2**64 - 1
+    return seed - 2**64 if seed >= 2**63 else seed

@@ -1,0 +1,81 @@
+"""Limits that protect a node from a client without manners; numbers that must not repeat."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from albireo.ipc import protocol
+from albireo.ipc.messages import Decoded, DecodeIds, Submit
+from albireo.router import router as router_module
+from albireo.router import session as session_module
+from albireo.router.requests import NUMBERS_PER_ROUTER, RequestNumbers
+
+from .conftest import Neighbourhood
+
+Start = Callable[..., Neighbourhood]
+
+
+def test_requests_in_flight_on_a_connection_are_limited(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_module, "MAX_IN_FLIGHT", 3)
+    near = start()
+    client = near.client()
+    for number in range(3):
+        client.send(type="tokenize", id=number, text="a")
+    client.send(type="generate", id=3, prompt_ids=[5])
+    error = client.expect_error("queue_full", 3)
+    assert error["retry"] and "3 requests" in error["message"]
+    near.client().send(type="generate", id=3, prompt_ids=[5])
+    assert isinstance(near.group().next(), Submit)
+
+
+def test_connections_are_limited(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(router_module, "MAX_CONNECTIONS", 2)
+    near = start()
+    first = near.client()
+    near.client()
+    third = near.client(hello=False)
+    assert third.expect_error("unavailable", None)["retry"]
+    third.expect_close()
+    first.close()
+    for _ in range(100):
+        again = near.client(hello=False)
+        again.send(type="hello", protocol=1)
+        if again.receive()["type"] == "welcome":
+            return
+    raise AssertionError("the place of a client that left is not given away")
+
+
+def test_a_client_that_never_says_hello_is_sent_away(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_module, "HELLO_TIMEOUT_S", 0.05)
+    client = start().client(hello=False)
+    assert "no hello" in client.expect_error("protocol", None)["message"]
+    client.expect_close()
+
+
+def test_an_answer_that_is_too_large_for_a_frame_becomes_an_error(start: Start) -> None:
+    near = start()
+    tokenizer = near.tokenizer()
+    client = near.client()
+    client.send(type="detokenize", id=1, token_ids=[5] * 100_000)
+    key = tokenizer.expect(DecodeIds).key
+    tokenizer.send(Decoded(key, "x" * (protocol.MAX_FRAME_BYTES + 1)))
+    assert "split" in client.expect_error("invalid_request", 1)["message"]
+    client.send(type="detokenize", id=2, token_ids=[5] * 300_000)
+    assert "300000 token ids" in client.expect_error("invalid_request", 2)["message"]
+
+
+def test_numbers_differ_from_those_of_the_router_before_and_skip_what_is_in_use() -> None:
+    numbers = RequestNumbers(incarnation=5)
+    used = {(5 << 24) + 2: None}
+    assert [numbers.take(used) for _ in range(3)] == [(5 << 24) + each for each in (1, 3, 4)]  # type: ignore[arg-type]
+    assert RequestNumbers(incarnation=128 + 5).take({}) == (5 << 24) + 1
+    last = RequestNumbers(incarnation=127)
+    last._next = NUMBERS_PER_ROUTER - 1
+    assert last.take({}) == 2**31 - 1
+    assert last.take({}) == (127 << 24) + 1

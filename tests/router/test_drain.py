@@ -1,0 +1,89 @@
+"""Draining and stopping: what is in flight may finish, and everybody gets a last word."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from albireo.ipc.messages import Abort, Credit, Drain, Drained, EncodeText, Submit
+
+from .conftest import Neighbourhood
+from .fakes import RawClient, RouterThread, make_spec, piece
+
+Start = Callable[..., Neighbourhood]
+
+
+def test_draining_refuses_the_new_and_lets_the_old_finish(start: Start) -> None:
+    near = start()
+    group = near.group()
+    supervisor = near.supervisor()
+    client = near.client()
+    client.send(type="generate", id=1, prompt_ids=[5])
+    request = group.expect(Submit).request
+    supervisor.send(Drain(30.0))
+    draining = False
+    while not draining:
+        client.send(type="status", id=3)
+        draining = client.receive()["status"]["draining"]
+    client.send(type="generate", id=2, prompt_ids=[5])
+    error = client.expect_error("unavailable", 2)
+    assert error["retry"] and "shutting down" in error["message"]
+    assert supervisor.silent()
+    group.output(piece(request, 0, [1], "a", "stop"))
+    assert client.receive()["items"][0][0] == 1
+    assert supervisor.expect(Drained) == Drained(0)
+    assert isinstance(group.next(), Credit)
+
+
+def test_when_the_time_is_over_the_rest_is_ended(start: Start) -> None:
+    near = start()
+    group = near.group()
+    tokenizer = near.tokenizer()
+    supervisor = near.supervisor()
+    client = near.client()
+    client.send(type="generate", id=1, prompt_ids=[5])
+    client.send(type="tokenize", id=2, text="a")
+    request = group.expect(Submit).request
+    tokenizer.expect(EncodeText)
+    supervisor.send(Drain(0.05))
+    assert supervisor.expect(Drained) == Drained(2)
+    assert group.expect(Abort).request == request
+    client.expect_error("unavailable", 1)
+    client.expect_error("unavailable", 2)
+
+
+def test_an_idle_router_is_drained_at_once(start: Start) -> None:
+    near = start()
+    supervisor = near.supervisor()
+    began = time.monotonic()
+    supervisor.send(Drain(30.0))
+    assert supervisor.expect(Drained) == Drained(0)
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_stopped_router_ends_requests_and_leaves_no_socket(runtime_dir: Path, times: int) -> None:
+    for _ in range(times):
+        router = RouterThread(make_spec(runtime_dir))
+        client = RawClient(router)
+        client.send(type="generate", id=1, prompt_ids=[5])
+        client.send(type="models", id=2)
+        client.receive()
+        router.stop()
+        assert client.expect_error("unavailable", 1)["retry"]
+        client.expect_close()
+        client.close()
+        assert not Path(router.path).exists()
+
+
+def test_the_socket_of_a_dead_router_is_replaced_and_only_the_owner_may_connect(
+    runtime_dir: Path,
+) -> None:
+    (runtime_dir / "api.sock").write_text("left behind")
+    router = RouterThread(make_spec(runtime_dir))
+    assert Path(router.path).stat().st_mode & 0o777 == 0o600
+    RawClient(router).close()
+    router.stop()

@@ -1,0 +1,227 @@
+"""Which group a request goes to, and what happens when groups come and go."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from albireo.ipc.messages import (
+    Credit,
+    GroupDown,
+    GroupStats,
+    Reset,
+    SchedulerStats,
+    Submit,
+)
+
+from .conftest import Neighbourhood
+from .fakes import RawClient, piece
+
+Start = Callable[..., Neighbourhood]
+
+
+def generate(client: RawClient, number: int, max_tokens: int = 16) -> None:
+    client.send(type="generate", id=number, prompt_ids=[5], params={"max_tokens": max_tokens})
+
+
+def in_flight(client: RawClient) -> list[tuple[str, int, int]]:
+    """State, requests and outstanding tokens of each group."""
+    client.send(type="status", id=10_000)
+    groups = client.receive()["status"]["groups"]
+    return [(each["state"], each["in_flight"], each["outstanding_tokens"]) for each in groups]
+
+
+def test_the_group_with_the_fewest_outstanding_tokens_is_chosen(start: Start) -> None:
+    near = start(num_groups=2)
+    groups = [near.group(0), near.group(1)]
+    client = near.client()
+    wait_for_states(client, "ready", "ready")
+    generate(client, 1, max_tokens=99)
+    first = groups[0].expect(Submit).request
+    generate(client, 2, max_tokens=9)
+    generate(client, 3, max_tokens=9)
+    assert [groups[1].expect(Submit).max_tokens for _ in range(2)] == [9, 9]
+    assert in_flight(client) == [("ready", 1, 100), ("ready", 2, 20)]
+    groups[0].output(piece(first, 0, [1] * 90, ""))
+    client.receive()
+    assert in_flight(client)[0] == ("ready", 1, 10)
+    generate(client, 4)
+    assert groups[0].expect(Credit) and groups[0].expect(Submit).max_tokens == 16
+    groups[0].output(piece(first, 90, [1], "", "stop"))
+    client.receive()
+    assert in_flight(client) == [("ready", 1, 17), ("ready", 2, 20)]
+
+
+def test_a_full_node_says_so_with_the_numbers(start: Start) -> None:
+    near = start(num_groups=2, max_num_seqs=2, max_num_queued_reqs=1)
+    groups = [near.group(0), near.group(1)]
+    client = near.client()
+    wait_for_states(client, "ready", "ready")
+    for number in range(7):
+        generate(client, number)
+    error = client.expect_error("queue_full", 6)
+    assert error["retry"]
+    assert (
+        "6 requests" in error["message"] and "2 groups x (2 running + 1 queued)" in error["message"]
+    )
+    request = groups[0].expect(Submit).request
+    groups[0].output(piece(request, 0, [1], "a", "stop"))
+    client.receive()
+    generate(client, 8)
+    client.send(type="models", id=9)
+    assert client.receive()["type"] == "model_list"
+
+
+def test_requests_wait_for_a_group_that_is_starting(start: Start) -> None:
+    near = start(max_num_queued_reqs=3)
+    client = near.client()
+    for number in range(4):
+        generate(client, number)
+    error = client.expect_error("queue_full", 3)
+    assert error["retry"] and "no group is ready yet" in error["message"]
+    group = near.group()
+    requests = [group.expect(Submit).request for _ in range(3)]
+    assert requests == sorted(requests)
+    group.output(*(piece(request, 0, [1], "a", "stop") for request in requests))
+    assert [item[0] for item in client.receive()["items"]] == [0, 1, 2]
+
+
+def test_a_dead_group_fails_its_requests_and_no_others(start: Start) -> None:
+    near = start(num_groups=2)
+    groups = [near.group(0), near.group(1)]
+    supervisor = near.supervisor()
+    client = near.client()
+    wait_for_states(client, "ready", "ready")
+    generate(client, 1)
+    generate(client, 2)
+    groups[0].expect(Submit)
+    survivor = groups[1].expect(Submit).request
+    supervisor.send(GroupDown(0, 0, "g0.worker0 was killed by signal 9"))
+    error = client.expect_error("group_failed", 1)
+    assert error["retry"] and "signal 9" in error["message"]
+    groups[1].output(piece(survivor, 0, [3], "a", "stop"))
+    assert client.receive()["items"][0][0] == 2
+    assert [state for state, _, _ in in_flight(client)] == ["restarting", "ready"]
+    generate(client, 3)
+    assert groups[1].expect(Credit) and groups[1].expect(Submit)
+
+
+def test_what_an_old_incarnation_says_is_ignored(start: Start) -> None:
+    near = start()
+    old = near.group()
+    supervisor = near.supervisor()
+    client = near.client()
+    wait_for_states(client, "ready")
+    generate(client, 1)
+    dead = old.expect(Submit).request
+    supervisor.send(GroupDown(0, 0, "it hung"))
+    client.expect_error("group_failed", 1)
+    new = near.group(incarnation=1)
+    wait_for_states(client, "ready")
+    generate(client, 2)
+    request = new.expect(Submit).request
+    assert request != dead
+    old.output(piece(request, 0, [9], "wrong"), piece(dead, 0, [9], "wrong"))
+    old.join()
+    supervisor.send(GroupDown(0, 0, "said twice"))
+    assert old.silent()
+    new.output(piece(request, 0, [3], "right", "stop"))
+    assert client.receive()["items"][0][3] == "right"
+
+
+def test_an_incarnation_that_died_before_it_joined_is_not_used(start: Start) -> None:
+    near = start()
+    supervisor = near.supervisor()
+    client = near.client()
+    supervisor.send(GroupDown(0, 4, "gone already"))
+    wait_for_states(client, "restarting")
+    generate(client, 1)
+    assert near.group(incarnation=4).silent()
+    assert near.group(incarnation=5).expect(Submit).max_tokens == 16
+
+
+def test_a_new_incarnation_means_that_the_old_one_is_dead(start: Start) -> None:
+    near = start()
+    old = near.group()
+    client = near.client()
+    generate(client, 1)
+    old.expect(Submit)
+    new = near.group(incarnation=1)
+    client.expect_error("group_failed", 1)
+    generate(client, 2)
+    assert new.expect(Submit)
+
+
+def test_without_any_group_requests_are_refused_at_once(start: Start) -> None:
+    near = start(num_groups=2)
+    supervisor = near.supervisor()
+    client = near.client()
+    generate(client, 1)
+    supervisor.topology("failed", "restarting")
+    supervisor.topology("failed", "failed")
+    error = client.expect_error("unavailable", 1)
+    assert error["retry"] and "2 groups" in error["message"]
+    generate(client, 2)
+    client.expect_error("unavailable", 2)
+
+
+def test_a_group_that_cannot_be_reached_is_passed_over(start: Start) -> None:
+    near = start(num_groups=2)
+    client = near.client()
+    gone, there = near.group(0), near.group(1)
+    wait_for_states(client, "ready", "ready")
+    gone.close()
+    time.sleep(0.2)  # What ZeroMQ needs to notice; until then the supervisor's word counts.
+    for number in range(4):
+        generate(client, number)
+    for _ in range(4):
+        there.expect(Submit)
+    assert in_flight(client)[0][:2] == ("restarting", 0)
+
+
+def test_a_restarted_router_resets_the_groups_that_were_there_before(start: Start) -> None:
+    near = start(num_groups=2, incarnation=3)
+    groups = [near.group(0, incarnation=2, join=False), near.group(1, incarnation=7)]
+    supervisor = near.supervisor()
+    client = near.client()
+    generate(client, 1)
+    request = groups[1].expect(Submit).request
+    assert request == (3 << 24) + 1
+    # What the group still sends for requests of the router before is nobody's.
+    groups[0].output(piece((2 << 24) + 5, 0, [9], "wrong"), piece(request, 0, [9], "wrong"))
+    supervisor.topology("ready", "ready", incarnations=[2, 7])
+    assert isinstance(groups[0].next(), Reset)
+    groups[0].join()
+    wait_for_states(client, "ready", "ready")
+    generate(client, 2)
+    while isinstance(message := groups[0].next(), Reset):
+        pass
+    assert isinstance(message, Submit)
+    assert groups[1].silent()
+
+
+def test_group_stats_are_in_the_status(start: Start) -> None:
+    near = start()
+    group = near.group()
+    client = near.client()
+    stats = SchedulerStats(3, 1, 8, 64, 0, 500, 1000, 4000, 12, 5.25, 4.5)
+    group.send(GroupStats(0, stats))
+    near.supervisor().topology("ready")
+    wait_for_states(client, "ready")
+    while True:
+        client.send(type="status", id=1)
+        status = client.receive()["status"]
+        if status["actors"] and status["groups"][0]["scheduler"]:
+            break
+    scheduler = status["groups"][0]["scheduler"]
+    assert scheduler["running"] == 3 and scheduler["kv_usage"] == 0.125
+    assert scheduler["step_ms_mean"] == 5.25 and scheduler["generated_tokens"] == 4000
+    assert status["node"] == "test" and status["model"]["id"] == "fake-model"
+    assert status["actors"][0]["name"] == "tokenizer" and status["actors"][0]["group"] is None
+    assert status["requests"]["in_flight"] == 0 and status["connections"] == 1
+
+
+def wait_for_states(client: RawClient, *states: str) -> None:
+    """Until the router sees the groups so; messages of different peers have no order."""
+    while [state for state, _, _ in in_flight(client)] != list(states):
+        pass

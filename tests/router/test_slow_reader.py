@@ -1,0 +1,123 @@
+"""A client that does not read costs a bounded amount of memory, and nobody else anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from albireo.ipc.messages import Abort, Credit, GroupDown, Submit
+
+from .conftest import Neighbourhood
+from .fakes import FakeGroup, RawClient, piece
+
+Start = Callable[..., Neighbourhood]
+STREAMS = 16
+LONG = 60_000
+
+
+def begin(near: Neighbourhood, group: FakeGroup, client: RawClient) -> list[int]:
+    """Starts the streams, with ids from 1."""
+    for number in range(1, STREAMS + 1):
+        client.send(type="generate", id=number, prompt_ids=[5], params={"max_tokens": LONG - 10})
+    return [group.expect(Submit).request for _ in range(STREAMS)]
+
+
+def feed(group: FakeGroup, requests: list[int], start: int, batches: int, text: str) -> None:
+    """That many batches, with one credit after the other."""
+    for index in range(start, start + batches):
+        group.output(*(piece(request, index, [index % 500], text) for request in requests))
+        assert isinstance(group.next(), Credit)
+
+
+def test_waiting_deltas_are_merged_and_nothing_is_lost(start: Start) -> None:
+    near = start(max_model_len=LONG, num_blocks=LONG)
+    group = near.group()
+    slow, quick = near.client(), near.client()
+    requests = begin(near, group, slow)
+    quick.send(type="generate", id=1, prompt_ids=[5])
+    other = group.expect(Submit).request
+    batches = 3000
+    feed(group, requests, 0, batches, "some text ")
+    # Meanwhile somebody else is served.
+    group.output(piece(other, 0, [1], "a", "stop"))
+    assert quick.receive_deltas(1)[0][3] == "a"
+    assert isinstance(group.next(), Credit)
+    group.output(*(piece(request, batches, [499], "!", "stop") for request in requests))
+    deltas: dict[int, list[list[object]]] = {number: [] for number in range(1, STREAMS + 1)}
+    frames = 0
+    while any(not found or found[-1][4] is None for found in deltas.values()):
+        frames += 1
+        for item in slow.receive()["items"]:
+            deltas[item[0]].append(item)
+    for found in deltas.values():
+        ids = [token for item in found for token in item[2]]  # type: ignore[attr-defined]
+        assert ids == [index % 500 for index in range(batches)] + [499]
+        assert "".join(str(item[3]) for item in found) == "some text " * batches + "!"
+        expected = 0
+        for item in found:
+            assert item[1] == expected
+            expected += len(item[2])  # type: ignore[arg-type]
+    assert frames < batches, "nothing was merged"
+
+
+def test_an_error_comes_behind_the_tokens_that_wait(start: Start) -> None:
+    near = start(max_model_len=LONG, num_blocks=LONG)
+    group = near.group()
+    supervisor = near.supervisor()
+    client = near.client()
+    requests = begin(near, group, client)
+    feed(group, requests, 0, 1500, "some more text ")
+    client.send(type="cancel", id=1)
+    assert isinstance(group.next(), Abort)
+    supervisor.send(GroupDown(0, 0, "it died"))
+    tokens = dict.fromkeys(range(1, STREAMS + 1), 0)
+    ended = {}
+    while len(ended) < STREAMS:
+        message = client.receive()
+        for item in message.get("items", ()):
+            assert item[0] not in ended and item[1] == tokens[item[0]]
+            tokens[item[0]] += len(item[2])
+            if item[4] is not None:
+                ended[item[0]] = item[4][0]
+        if message["type"] == "error":
+            ended[message["id"]] = message["code"]
+    assert set(tokens.values()) == {1500}
+    assert ended == {1: "cancelled"} | dict.fromkeys(range(2, STREAMS + 1), "group_failed")
+
+
+def test_an_id_whose_end_waits_is_still_in_use(start: Start) -> None:
+    near = start(max_model_len=LONG, num_blocks=LONG)
+    group = near.group()
+    client = near.client()
+    requests = begin(near, group, client)
+    feed(group, requests, 0, 1500, "some more text ")
+    group.output(*(piece(request, 1500, [1], "", "stop") for request in requests))
+    assert isinstance(group.next(), Credit)
+    client.send(type="generate", id=3, prompt_ids=[5])
+    assert group.silent()
+    seen = []
+    while len(seen) < STREAMS + 1:
+        message = client.receive()
+        if message["type"] == "error":
+            assert message["id"] is None and "id 3 is in use" in message["message"]
+            seen.append("error")
+        else:
+            seen += [item[0] for item in message["items"] if item[4] is not None]
+    client.send(type="generate", id=3, prompt_ids=[5])
+    assert isinstance(group.next(), Submit)
+
+
+def test_a_client_that_asks_and_never_reads_is_not_read_any_more(start: Start) -> None:
+    near = start()
+    client = near.client()
+    client.socket.settimeout(0.5)
+    sent = 0
+    try:
+        while sent < 200_000:
+            client.send(type="status", id=1)
+            sent += 1
+    except TimeoutError:
+        pass
+    assert sent < 200_000, "the router goes on reading and holds the answers"
+    other = near.client()
+    other.send(type="models", id=1)
+    assert other.receive()["type"] == "model_list"

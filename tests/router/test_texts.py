@@ -1,0 +1,190 @@
+"""Work for the tokenizer: bounded, in order, and it survives the tokenizer's death."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from albireo.ipc.messages import (
+    Decoded,
+    DecodeIds,
+    EncodeChat,
+    Encoded,
+    EncodeText,
+    TextFailed,
+    TokenizerDown,
+)
+from albireo.router.requests import Refusal
+from albireo.router.texts import ANSWER_TIMEOUT_S, MAX_BYTES, MAX_OUTSTANDING, MAX_TRIES, TextQueue
+
+from .conftest import Neighbourhood
+
+Start = Callable[..., Neighbourhood]
+
+
+def test_tokenize_and_detokenize_are_answered(start: Start) -> None:
+    near = start()
+    tokenizer = near.tokenizer()
+    client = near.client()
+    client.send(type="tokenize", id=1, text="hi", add_special_tokens=False)
+    message = tokenizer.expect(EncodeText)
+    assert message.text == "hi" and not message.add_special_tokens
+    tokenizer.send(Encoded(message.key, [1, 2]))
+    assert client.receive() == {"type": "tokens", "id": 1, "token_ids": [1, 2]}
+    client.send(type="tokenize", id=2, messages=[{"role": "user", "content": "x"}])
+    tokenizer.send(Encoded(tokenizer.expect(EncodeChat).key, [3]))
+    assert client.receive()["token_ids"] == [3]
+    client.send(type="detokenize", id=3, token_ids=[4, 5], skip_special_tokens=True)
+    message = tokenizer.expect(DecodeIds)
+    assert message.token_ids == [4, 5] and message.skip_special_tokens
+    tokenizer.send(Decoded(message.key, "four five"))
+    assert client.receive() == {"type": "text", "id": 3, "text": "four five"}
+
+
+def test_at_most_64_texts_are_with_the_tokenizer(start: Start) -> None:
+    near = start()
+    tokenizer = near.tokenizer()
+    client = near.client()
+    for number in range(100):
+        client.send(type="tokenize", id=number, text=f"text {number}")
+    messages = [tokenizer.expect(EncodeText) for _ in range(MAX_OUTSTANDING)]
+    assert [each.text for each in messages] == [f"text {n}" for n in range(MAX_OUTSTANDING)]
+    assert tokenizer.silent()
+    tokenizer.send(Encoded(messages[0].key, [1]))
+    assert tokenizer.expect(EncodeText).text == f"text {MAX_OUTSTANDING}"
+    assert tokenizer.silent()
+
+
+def test_a_new_tokenizer_gets_what_the_dead_one_had(start: Start) -> None:
+    near = start()
+    tokenizer = near.tokenizer()
+    supervisor = near.supervisor()
+    client = near.client()
+    for number in range(3):
+        client.send(type="tokenize", id=number, text=f"text {number}")
+    first = tokenizer.expect(EncodeText)
+    tokenizer.expect(EncodeText)
+    tokenizer.send(Encoded(first.key, [0]))
+    assert client.receive()["id"] == 0
+    tokenizer.close()
+    supervisor.send(TokenizerDown(0))
+    client.send(type="tokenize", id=3, text="text 3")
+    successor = near.tokenizer(incarnation=1)
+    for number in (1, 2, 3):
+        message = successor.expect(EncodeText)
+        assert message.text == f"text {number}"
+        # Those that were with the dead one go one at a time: one of them may have killed it.
+        assert number > 1 or successor.silent()
+        successor.send(Encoded(message.key, [number]))
+        assert client.receive()["token_ids"] == [number]
+
+
+def test_a_tokenizer_that_joins_replaces_the_one_before(start: Start) -> None:
+    near = start()
+    client = near.client()
+    old = near.tokenizer()
+    client.send(type="tokenize", id=1, text="a")
+    key = old.expect(EncodeText).key
+    new = near.tokenizer(incarnation=1)
+    assert new.expect(EncodeText).key == key
+
+
+def test_a_restarted_router_finds_the_tokenizer_that_was_there_before(start: Start) -> None:
+    near = start(incarnation=1)
+    tokenizer = near.tokenizer(incarnation=5, join=False)
+    client = near.client()
+    client.send(type="tokenize", id=1, text="a")
+    near.supervisor().topology("ready", tokenizer=5)
+    message = tokenizer.expect(EncodeText)
+    tokenizer.send(Encoded(message.key, [7]))
+    assert client.receive()["token_ids"] == [7]
+
+
+class Recorder:
+    """A tokenizer's mailbox, and the answers of jobs by name."""
+
+    def __init__(self) -> None:
+        self.there = True
+        self.sent: list[Any] = []
+        self.answers: dict[str, Any] = {}
+        self.now = 0.0
+        self.queue = TextQueue(self.send, lambda: self.now, first_key=0)
+
+    def send(self, peer: bytes, message: Any) -> bool:
+        if self.there:
+            self.sent.append(message)
+        return self.there
+
+    def ask(self, text: str) -> Any:
+        return self.queue.encode_text(
+            text, True, lambda answer: self.answers.update({text: answer})
+        )
+
+
+def test_a_text_that_kills_every_tokenizer_is_given_up_and_the_others_are_not() -> None:
+    recorder = Recorder()
+    queue = recorder.queue
+    queue.joined(b"tokenizer.0", 0)
+    for text in ("poison", "good", "better"):
+        recorder.ask(text)
+    assert [each.text for each in recorder.sent] == ["poison", "good", "better"]
+    for death in range(1, MAX_TRIES):
+        queue.down(death - 1)
+        recorder.sent.clear()
+        queue.joined(b"tokenizer", death)
+        assert [each.text for each in recorder.sent] == ["poison"]
+    queue.down(MAX_TRIES - 1)
+    assert isinstance(recorder.answers["poison"], TextFailed)
+    recorder.sent.clear()
+    queue.joined(b"tokenizer", MAX_TRIES)
+    for text in ("good", "better"):
+        queue.answer(Encoded(recorder.sent[-1].key, [1]))
+        assert isinstance(recorder.answers[text], Encoded)
+    recorder.ask("a")
+    recorder.ask("b")
+    assert [each.text for each in recorder.sent] == ["good", "better", "a", "b"]
+
+
+def test_a_hanging_tokenizer_is_not_waited_for_for_ever() -> None:
+    recorder = Recorder()
+    recorder.queue.joined(b"tokenizer.0", 0)
+    for number in range(MAX_OUTSTANDING + 1):
+        recorder.ask(f"{number}")
+    recorder.now = 10.0
+    recorder.ask("later")
+    recorder.now = ANSWER_TIMEOUT_S - 0.1
+    recorder.queue.expire()
+    assert not recorder.answers
+    recorder.now = ANSWER_TIMEOUT_S
+    recorder.queue.expire()
+    assert len(recorder.answers) == MAX_OUTSTANDING + 1
+    assert {answer.code for answer in recorder.answers.values()} == {"unavailable"}
+    # An answer that comes after all makes room for those that wait.
+    recorder.queue.answer(Encoded(recorder.sent[0].key, [1]))
+    assert recorder.sent[-1].text == "later"
+    assert recorder.answers["0"].code == "unavailable"
+
+
+def test_what_waits_is_bounded_in_bytes_and_cancelling_frees_it() -> None:
+    recorder = Recorder()
+    half = "x" * (MAX_BYTES // 2 - 50)
+    job = recorder.ask(half)
+    recorder.ask(half)
+    with pytest.raises(Refusal, match="2 texts with 671088") as refusal:
+        recorder.ask("y" * 100)
+    assert refusal.value.code == "queue_full" and refusal.value.retry
+    recorder.queue.cancel(job)
+    recorder.ask("y")
+    assert len(recorder.queue) == 2
+
+
+def test_a_tokenizer_that_cannot_be_reached_is_tried_again() -> None:
+    recorder = Recorder()
+    recorder.there = False
+    recorder.queue.joined(b"tokenizer.0", 0)
+    recorder.ask("a")
+    recorder.there = True
+    recorder.queue.retry()
+    assert [each.text for each in recorder.sent] == ["a"]
