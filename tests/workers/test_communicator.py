@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+
 from albireo.ipc.shared_memory import create
 from albireo.workers.parallel.communicator import Communicator, SingleRank
 from albireo.workers.parallel.shared import SharedMemoryCommunicator, shared_bytes, slab_bytes

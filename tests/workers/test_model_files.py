@@ -167,3 +167,11 @@ def test_a_gguf_type_that_is_unknown(tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(ModelError, match=r"tensor blk.0.ffn_up.weight: 250 is not a valid"):
         load(path)
+
+
+@pytest.mark.parametrize("length", [2**32, 2**63, 2**64 - 1])
+def test_a_gguf_string_of_absurd_length(tmp_path: Path, length: int) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, length) + b"key" + bytes(64))
+    with pytest.raises(ModelError, match="past the end of the file"):
+        read_config(path)

@@ -75,7 +75,7 @@ class GGUFFile:
         self.tensors: dict[str, GGUFTensor] = {}
         try:
             self._read_header()
-        except (struct.error, UnicodeDecodeError, IndexError) as error:
+        except (struct.error, UnicodeDecodeError, IndexError, OverflowError) as error:
             raise ModelError(
                 f"{path}: the header runs past the end of the file, {self.size} bytes ({error}); "
                 "the download was cut short: fetch the file again"
@@ -97,7 +97,7 @@ class GGUFFile:
             return default
         try:
             return self._value(*self._fields[key])
-        except (struct.error, UnicodeDecodeError) as error:
+        except (struct.error, UnicodeDecodeError, OverflowError) as error:
             raise ModelError(f"{self.path}: field {key} is damaged: {error}") from error
 
     def data(self, tensor: GGUFTensor, nbytes: int) -> npt.NDArray[np.uint8]:

@@ -18,7 +18,7 @@ import math
 import numpy as np
 from numba import njit
 
-from .compiled import kernel
+from ..machine_code import native
 from .filters import BLOCK, first_best, keep_threshold, scan_row
 from .philox import token_words
 
@@ -66,7 +66,7 @@ def draw_token(row, block_max, best_token, threshold, temperature, seed, positio
     return winner
 
 
-@kernel
+@native()
 def sample_rows(  # type: ignore[no-untyped-def]
     logits,
     first,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from .machine_code import ItemFunction
+from ...machine_code import ItemFunction
 from .rows import read_row, write_row
 from .simd import VEC_BYTES, exp2, load_i64
 from .threads import Parameters, Team, item_rows

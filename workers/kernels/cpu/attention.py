@@ -26,8 +26,8 @@ import torch
 from numba import njit
 
 from ...engine.batch import StepBatch
+from ...machine_code import ItemFunction
 from ..interface import KVLayer
-from .machine_code import ItemFunction
 from .paging import MAX_HEAD_DIM
 from .products import (
     MAX_ROWS,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .machine_code import ItemFunction
+from ...machine_code import ItemFunction
 from .simd import load_i64, pointer_i32, pointer_u16
 from .threads import Parameters, Team
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from numba import njit
 
-from .machine_code import ItemFunction
+from ...machine_code import ItemFunction
 from .products import MAX_ROWS, WIDE, wide_bf16, wide_f32
 from .simd import (
     LANES,

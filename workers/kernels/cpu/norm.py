@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numba import njit
 
-from .machine_code import ItemFunction
+from ...machine_code import ItemFunction
 from .rows import read_row, write_row
 from .simd import load_f64, load_i64, pointer_f32
 from .threads import Parameters, Team, item_rows

@@ -11,8 +11,8 @@ import torch
 from numba import njit
 
 from ...engine.batch import StepBatch
+from ...machine_code import ItemFunction
 from ..interface import KVLayer
-from .machine_code import ItemFunction
 from .norm import normalise
 from .rows import read_row, write_row
 from .simd import LANES, load_f64, load_i64, narrow, pointer_f32, pointer_i32, pointer_u16

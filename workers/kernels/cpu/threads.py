@@ -30,6 +30,7 @@ import threading
 import numpy as np
 from numba import njit
 
+from ...machine_code import ItemFunction, native
 from .atomics import (
     atomic_add,
     atomic_load,
@@ -40,7 +41,6 @@ from .atomics import (
     relax,
     yield_core,
 )
-from .machine_code import ItemFunction, native
 from .simd import load_i64, store_i64
 
 _LINE = 64

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from .machine_code import native
+from ...machine_code import native
 from .products import WIDE
 from .simd import LANES, load_i64, pointer_i32, pointer_u16, store_i64
 from .threads import Parameters

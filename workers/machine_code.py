@@ -1,0 +1,81 @@
+"""numba's machine code, cached on disk for as long as it is current.
+
+numba's own cache looks at the file of the cached function alone, and would run
+old code after a change in a file that it calls into.  Here code is valid for
+one state of all source files of the function's folder, across which the
+kernels of this project are written.  Used by kernels/cpu and sampling.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+from numba import njit, types
+from numba.core import caching as _caching
+from numba.core.ccallback import CFunc
+
+caching: Any = _caching
+
+
+class FolderCache(caching.FunctionCache):  # type: ignore[misc]
+    """numba's cache of a function; the digest of its folder stands for its file's date."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)
+        self._cache_file = caching.IndexDataCacheFile(
+            cache_path=self._cache_path,
+            filename_base=self._impl.filename_base,
+            source_stamp=_digest(Path(function.__code__.co_filename).parent),
+        )
+
+
+def native(signature: str | None = None) -> Callable[[Callable[..., Any]], Any]:
+    """Decorates a function that Python calls; it runs without the GIL.
+
+    Compiled, or loaded, at once for `signature`; without one, at its first call.
+    """
+
+    def compiled(function: Callable[..., Any]) -> Any:
+        dispatcher: Any = njit(nogil=True)(function)
+        dispatcher._cache = FolderCache(function)
+        if signature is not None:
+            dispatcher.compile(signature)
+            dispatcher.disable_compile()
+        return dispatcher
+
+    return compiled
+
+
+class ItemFunction:
+    """Machine code `void(params, item, scratch)`, compiled (or loaded) when first needed.
+
+    Native code calls it by its address.  Without fast-math: numba would pass
+    its flags on to everything called, and exp2 rounds by adding and
+    subtracting a constant.
+    """
+
+    def __init__(self, function: Callable[[int, int, int], None]) -> None:
+        self._function = function
+
+    @cached_property
+    def address(self) -> int:
+        """Where the code is; valid while this object lives."""
+        signature = types.void(types.int64, types.int64, types.int64)
+        code: Any = CFunc(self._function, (signature.args, signature.return_type), {}, {})
+        code._cache = FolderCache(self._function)
+        code.compile()
+        self._code = code
+        return int(code.address)
+
+
+@cache
+def _digest(folder: Path) -> str:
+    """Of the source files in a folder."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.py")):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
