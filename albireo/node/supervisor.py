@@ -19,6 +19,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import albireo
+from albireo.client import AsyncClient
 from albireo.ipc.config import ActorSpec
 from albireo.ipc.link import Spoke
 from albireo.ipc.messages import (
@@ -45,6 +46,7 @@ log = logging.getLogger(__name__)
 _PR_SET_CHILD_SUBREAPER = 36
 _STOP_GRACE_S = 2.0
 _LINK_POLL_S = 0.02
+_OWN = ("supervisor", "forkserver", "janitor")
 
 
 class Supervisor:
@@ -133,11 +135,24 @@ class Supervisor:
             if all(group.state == "ready" for group in self._groups) and all(
                 actor is not None and actor.ready.done() for actor in singles
             ):
-                return
+                break
             for task in self._tasks:
                 if task.done():
                     task.result()
             await asyncio.sleep(0.005)
+        await self._seen_by_a_client()
+
+    async def _seen_by_a_client(self) -> None:
+        """Waits until the router, asked as a client asks, knows every process and group."""
+        expected = self._count_processes() + len(_OWN)
+        async with await AsyncClient.connect(str(self._runtime.path / "api.sock")) as client:
+            while True:
+                tree = await client.status()
+                if len(tree["actors"]) == expected and all(
+                    group["state"] == "ready" for group in tree["groups"]
+                ):
+                    return
+                await asyncio.sleep(0.005)
 
     async def _until_stopped(self, work: Coroutine[Any, Any, None]) -> None:
         """Runs the coroutine until it fails or the node is asked to stop, then drains."""
@@ -266,11 +281,9 @@ class Supervisor:
     def _send_topology(self) -> None:
         singles = [self._actor_info(self._singles[role]) for role in self._singles]
         members = [self._actor_info(actor) for group in self._groups for actor in group.actors]
-        own = [
-            self._own_info("supervisor", os.getpid(), alive=True),
-            self._own_info("forkserver", self._fork_server.pid, self._fork_server.alive),
-            self._own_info("janitor", self._janitor.pid, self._janitor.alive),
-        ]
+        helpers = (self._fork_server, self._janitor)
+        known = [(os.getpid(), True), *((each.pid, each.alive) for each in helpers)]
+        own = [self._own_info(role, *fact) for role, fact in zip(_OWN, known, strict=True)]
         self._link.send(
             Topology(
                 actors=[*own, *singles, *members],

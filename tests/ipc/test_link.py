@@ -11,12 +11,13 @@ from typing import Any
 import msgspec
 import pytest
 import zmq
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from albireo.ipc.framing import FrameEncoder, FrameSplitter, FrameTooLarge
 from albireo.ipc.link import Hub, PeerGone, Spoke
 from albireo.ipc.messages import Abort, Credit, Joined
 from albireo.ipc.protocol import ClientMessage, Detokenize, Generate, Hello, Tokenize
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 DEADLINE_S = 10.0
 ToHub = Joined | Abort

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
 from albireo.ipc.plan import (
     APPEND_WORDS,
     CHUNK_WORDS,
@@ -25,9 +29,6 @@ from albireo.ipc.plan import (
     write_plan,
     write_result,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as arrays
 
 MAX_SEQS, MAX_TOKENS, BLOCK = 4, 64, 16
 GARBAGE = 0xA5

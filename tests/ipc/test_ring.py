@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+
 from albireo.ipc import shared_memory
 from albireo.ipc.config import EngineConfig
 from albireo.ipc.plan import plan_bytes, result_bytes

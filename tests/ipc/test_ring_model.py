@@ -7,6 +7,10 @@ import re
 from collections import deque
 
 import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
 from albireo.ipc import shared_memory
 from albireo.ipc.ring import (
     FrameTooLarge,
@@ -17,9 +21,6 @@ from albireo.ipc.ring import (
     RingWriter,
     create_ring,
 )
-from hypothesis import HealthCheck, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 FRAME_BYTES = 100
 NAMES = ("fast", "slow", "third")
