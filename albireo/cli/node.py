@@ -94,6 +94,21 @@ name_option = click.option(
     help="KV cache of each group, in GiB.",
 )
 @click.option(
+    "--gpu-memory-utilization",
+    type=click.FloatRange(min=0, max=1, min_open=True),
+    default=0.9,
+    show_default=True,
+    help="Share of a GPU's free memory that its worker may take.",
+)
+@click.option(
+    "--cuda-graphs/--no-cuda-graphs",
+    " /--enforce-eager",
+    "cuda_graphs",
+    default=True,
+    show_default=True,
+    help="Capture the decode step on a GPU.",
+)
+@click.option(
     "--async-scheduling/--no-async-scheduling",
     default=True,
     show_default=True,

@@ -51,8 +51,8 @@ def _show_node(console: Console, tree: dict[str, Any]) -> None:
 
 def _groups(groups: list[dict[str, Any]]) -> Table:
     table = Table(box=None, header_style="dim", pad_edge=False)
-    for column in ("group", "state", "running", "waiting", "KV used", "steps", "prompt tokens",
-                   "new tokens", "requests", "ms a step"):  # fmt: skip
+    columns = "group state running waiting KV steps prompt new requests ms/step"
+    for column in columns.split():
         table.add_column(column, justify="left" if column in ("group", "state") else "right")
     for group in groups:
         stats = group["scheduler"]

@@ -6,6 +6,7 @@ from albireo.ipc.config import ActorSpec, EngineConfig
 
 from .core_plan import CorePlan, make_core_plan
 from .fork_protocol import Load, Loaded
+from .gpus import Gpu, assign, visible_gpus
 from .options import NodeOptions
 from .sizing import comm_bytes, size_engine
 
@@ -36,12 +37,16 @@ class Blueprint:
         self._runtime_dir = runtime_dir
         self._model = loaded.model
         self.cores: CorePlan = make_core_plan(options.groups, loaded.device, options.threads)
+        self._gpus: list[tuple[Gpu, ...]] = [()] * len(options.groups)
+        if loaded.device == "cuda":
+            self._gpus = assign(options.groups, visible_gpus())
         self.engines: list[EngineConfig] = [
             size_engine(
-                options, load.model_path, loaded.device, loaded.dtype, loaded.model, tp, self.cores
+                options, load.model_path, loaded.device, loaded.dtype, loaded.model, tp,
+                self.cores, gpus,
             )
-            for tp in options.groups
-        ]
+            for tp, gpus in zip(options.groups, self._gpus, strict=True)
+        ]  # fmt: skip
 
     def comm_bytes(self, group: int) -> int:
         """Shared memory for the collectives of a group's ranks; 0 where it needs none."""
@@ -64,6 +69,7 @@ class Blueprint:
             rank=rank,
             num_groups=len(self.engines),
             max_num_queued_reqs=self._options.max_num_queued_reqs,
+            gpus=tuple(gpu.uuid for gpu in self._gpus[group]) if role == "worker" else (),
         )
 
     def facts(self) -> dict[str, object]:

@@ -12,11 +12,15 @@ def child_environment(device: str) -> dict[str, str]:
 
     Workers set PyTorch's number of threads themselves, from the core plan.
     Waiting is passive: a spinning OpenMP thread takes the core that another
-    worker, or an actor, needs.  An explicit setting by the user wins for the
-    wait policy alone; the other values are what forking safely relies on.
+    worker, or an actor, needs.  An explicit setting by the user wins where
+    nothing depends on it; the other values are what forking safely relies on.
     """
     environment = dict(os.environ)
     environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    environment.setdefault("TRITON_CACHE_DIR", str(cache_dir() / "triton"))
+    # NVLink multicast needs a fabric that not every machine has in order: on only if asked for.
+    environment.setdefault("NCCL_NVLS_ENABLE", "0")
+    environment.setdefault("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")
     environment.update(
         OMP_DYNAMIC="FALSE",
         OPENBLAS_NUM_THREADS="1",

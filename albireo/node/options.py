@@ -19,6 +19,7 @@ class NodeOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     groups: TP degree of each group, e.g. (4, 4) for "2x4".
     kv_cache_gib: memory for the KV cache of one group.
+    gpu_memory_utilization: share of a GPU's free memory that its worker may take.
     """
 
     name: str = "default"
@@ -36,6 +37,8 @@ class NodeOptions(msgspec.Struct, frozen=True, kw_only=True):
     max_num_queued_reqs: int = 1024
     block_size: int = 16
     kv_cache_gib: float | None = None
+    gpu_memory_utilization: float = 0.9
+    cuda_graphs: bool = True
     async_scheduling: bool = True
     batch_invariant: bool = False
     threads: int | None = None

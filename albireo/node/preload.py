@@ -11,10 +11,14 @@ from typing import Any
 from albireo.ipc.config import ModelInfo
 
 from .fork_protocol import Load, Loaded
+from .options import OptionError
 
 
 def load_everything(load: Load, phase: Callable[[str], Any]) -> tuple[Loaded, Any, Any]:
-    """Returns (Loaded, TextModel, LoadedModel or None for the sim device).
+    """Returns (Loaded, TextModel, and what a worker inherits of the model).
+
+    That is a LoadedModel on the CPU, the ModelConfig on cuda, where each worker
+    loads its own share, and None on sim.
 
     Raises the loaders' errors, which are made for the user.
     """
@@ -30,7 +34,7 @@ def load_everything(load: Load, phase: Callable[[str], Any]) -> tuple[Loaded, An
     for tp in load.tp_degrees:
         check_degree(config, tp)
     device, dtype = load.device, load.dtype
-    model = None
+    model: Any = None
     if device != "sim":
         phase("importing PyTorch")
         import torch
@@ -39,19 +43,31 @@ def load_everything(load: Load, phase: Callable[[str], Any]) -> tuple[Loaded, An
         torch.set_grad_enabled(False)
         device = resolve_device(device)
         dtype = resolve_dtype(dtype, device)
-        model = _load_weights(load, config, device, dtype, phase)
+        if device == "cuda":
+            _import_for_cuda()
+            model = config
+        else:
+            model = _load_weights(load, config, device, dtype, phase)
     elif dtype == "auto":
         dtype = "bfloat16"
     return Loaded(_model_info(load, config, dtype), device, dtype), text, model
 
 
 def resolve_device(device: str) -> str:
-    """ "auto" -> "cuda" where there is one, else "cpu"."""
+    """ "auto" -> "cuda" where there is one, else "cpu".  Raises OptionError.
+
+    NVML counts the GPUs: PyTorch's other ways would make a CUDA process of this one.
+    """
     import torch
 
+    if device == "cuda" and torch.version.cuda is None:
+        raise OptionError(
+            f"--device cuda: this PyTorch ({torch.__version__}) is built without CUDA; install a "
+            "CUDA build of it, or use --device cpu"
+        )
     if device != "auto":
         return device
-    return "cuda" if torch.version.cuda and torch.cuda.device_count() > 0 else "cpu"
+    return "cuda" if torch.version.cuda and torch.cuda._device_count_nvml() > 0 else "cpu"
 
 
 def resolve_dtype(dtype: str, device: str) -> str:
@@ -63,6 +79,11 @@ def resolve_dtype(dtype: str, device: str) -> str:
     if device == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return "bfloat16"
     return "float32"
+
+
+def _import_for_cuda() -> None:
+    """Triton and the engine, for the workers to inherit; makes no CUDA context."""
+    import albireo.workers.engine.cuda.worker  # noqa: F401
 
 
 def _load_weights(
@@ -91,6 +112,10 @@ def _model_info(load: Load, config: Any, dtype: str) -> ModelInfo:
     element = 2 if dtype == "bfloat16" else 4
     params = config.num_params()
     kv_bytes = 2 * config.num_layers * config.num_kv_heads * config.head_dim * element
+    # Residual stream and its norms; beside them what the widest layer reads and makes.
+    attention = (2 * config.num_heads + 2 * config.num_kv_heads) * config.head_dim
+    widest = 4 * config.hidden_size + max(2 * attention, 3 * config.intermediate_size)
+    head = config.vocab_size * config.hidden_size if config.tie_embeddings else 0
     return ModelInfo(
         name=load.model_name,
         architecture=config.architecture,
@@ -103,4 +128,6 @@ def _model_info(load: Load, config: Any, dtype: str) -> ModelInfo:
         weight_bytes=params * element,
         kv_bytes_per_token=kv_bytes,
         tp_degrees=config.tp_degrees(),
+        activation_bytes_per_token=widest * element,
+        loaded_bytes=(params + head) * element,
     )

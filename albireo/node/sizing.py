@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import psutil
 
 from albireo.ipc.config import EngineConfig, ModelInfo
 from albireo.workers.parallel.slabs import shared_bytes
 
 from .core_plan import CorePlan
+from .gpu_memory import estimate
+from .gpus import Gpu
 from .options import NodeOptions, OptionError
 
 _GIB = 1 << 30
@@ -17,9 +21,9 @@ _KV_SHARE_OF_MEMORY = 0.25
 
 def size_engine(
     options: NodeOptions, model_path: str, device: str, dtype: str, model: ModelInfo, tp: int,
-    cores: CorePlan,
+    cores: CorePlan, gpus: Sequence[Gpu] = (),
 ) -> EngineConfig:  # fmt: skip
-    """Decides everything the actors of one group agree on.
+    """Decides everything the actors of one group agree on; gpus: of its ranks, on `cuda`.
 
     Raises OptionError, with the arithmetic, when the KV cache cannot hold one
     request of the longest length.
@@ -29,26 +33,8 @@ def size_engine(
         raise OptionError(
             f"--max-model-len {max_model_len} exceeds the model's context of {model.context_len}"
         )
-    block_bytes = model.kv_bytes_per_token * options.block_size
-    budget = _kv_budget_bytes(options, device)
-    useful = options.max_num_seqs * -(-max_model_len // options.block_size)
-    num_blocks = useful if device == "sim" else min(useful, budget // block_bytes)
-    needed = -(-max_model_len // options.block_size)
-    if num_blocks < needed:
-        raise OptionError(
-            f"the KV cache of a group, {budget / _GIB:.2f} GiB, holds {num_blocks} blocks of "
-            f"{options.block_size} tokens ({block_bytes / 1024:.0f} KiB each), but one request of "
-            f"{max_model_len} tokens needs {needed}: raise --kv-cache-gib to "
-            f"{needed * block_bytes / _GIB:.2f} or lower --max-model-len to "
-            f"{num_blocks * options.block_size}"
-        )
-    default_tokens = 512 if device == "cpu" else 2048
-    batched = options.max_num_batched_tokens or max(default_tokens, options.max_num_seqs)
-    if batched < options.max_num_seqs:
-        raise OptionError(
-            f"--max-num-batched-tokens {batched} is less than --max-num-seqs "
-            f"{options.max_num_seqs}: every running sequence needs a token in each step"
-        )
+    batched = _batched_tokens(options, device)
+    num_blocks = _num_blocks(options, device, model, tp, max_model_len, batched, gpus)
     return EngineConfig(
         model_path=model_path,
         device=device,
@@ -57,7 +43,7 @@ def size_engine(
         tp=tp,
         max_model_len=max_model_len,
         block_size=options.block_size,
-        num_blocks=int(num_blocks),
+        num_blocks=num_blocks,
         max_num_seqs=options.max_num_seqs,
         max_num_batched_tokens=batched,
         lookahead=1 if options.async_scheduling else 0,
@@ -65,16 +51,61 @@ def size_engine(
         step_timeout_s=options.step_timeout_s,
         spin_us=cores.spin_us,
         sim_step_ms=options.sim_step_ms,
+        cuda_graphs=options.cuda_graphs,
     )
 
 
-def _kv_budget_bytes(options: NodeOptions, device: str) -> int:
-    if options.kv_cache_gib is not None:
-        return int(options.kv_cache_gib * _GIB)
+def _batched_tokens(options: NodeOptions, device: str) -> int:
+    default = 512 if device == "cpu" else 2048
+    batched = options.max_num_batched_tokens or max(default, options.max_num_seqs)
+    if batched < options.max_num_seqs:
+        raise OptionError(
+            f"--max-num-batched-tokens {batched} is less than --max-num-seqs "
+            f"{options.max_num_seqs}: every running sequence needs a token in each step"
+        )
+    return batched
+
+
+def _num_blocks(
+    options: NodeOptions, device: str, model: ModelInfo, tp: int, max_model_len: int, batched: int,
+    gpus: Sequence[Gpu],
+) -> int:  # fmt: skip
+    """As many as all slots could fill, or as the budget holds."""
+    block_bytes = model.kv_bytes_per_token * options.block_size
+    needed = -(-max_model_len // options.block_size)
+    useful = options.max_num_seqs * needed
     if device == "sim":
-        return 0
-    share = psutil.virtual_memory().available * _KV_SHARE_OF_MEMORY / len(options.groups)
-    return min(_DEFAULT_KV_BYTES, int(share))
+        return useful
+    memory = None
+    if options.kv_cache_gib is not None:
+        budget = int(options.kv_cache_gib * _GIB)
+    elif device == "cuda":
+        memory = estimate(
+            model, tp, options.max_num_seqs, batched, options.gpu_memory_utilization,
+            options.cuda_graphs, gpus,
+        )  # fmt: skip
+        budget = memory.kv_bytes * tp
+    else:
+        share = psutil.virtual_memory().available * _KV_SHARE_OF_MEMORY / len(options.groups)
+        budget = min(_DEFAULT_KV_BYTES, int(share))
+    num_blocks = min(useful, budget // block_bytes)
+    if num_blocks >= needed:
+        return num_blocks
+    room = num_blocks * options.block_size
+    if memory is not None:
+        shorter = f"lower --max-model-len to {room}, " if room else ""
+        raise OptionError(
+            f"{memory.describe()}, {num_blocks} blocks of {options.block_size} tokens "
+            f"({block_bytes / tp / 1024:.0f} KiB each), but one request of {max_model_len} tokens "
+            f"needs {needed}: {shorter}raise --gpu-memory-utilization, lower --max-num-seqs or "
+            "--max-num-batched-tokens, or spread the model over more GPUs with --groups"
+        )
+    raise OptionError(
+        f"the KV cache of a group, {budget / _GIB:.2f} GiB, holds {num_blocks} blocks of "
+        f"{options.block_size} tokens ({block_bytes / 1024:.0f} KiB each), but one request of "
+        f"{max_model_len} tokens needs {needed}: raise --kv-cache-gib to "
+        f"{needed * block_bytes / _GIB:.2f} or lower --max-model-len to {room}"
+    )
 
 
 def comm_bytes(engine: EngineConfig, model: ModelInfo) -> int:

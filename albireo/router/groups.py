@@ -25,33 +25,43 @@ class Group:
     """
 
     __slots__ = (
+        "announced",
         "ended",
         "incarnation",
         "lost_at",
         "number",
         "outstanding_tokens",
         "peer",
-        "state",
+        "served",
         "stats",
         "streams",
     )
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self.state = "starting"
+        self.announced: str | None = None
         self.peer: bytes | None = None
         self.incarnation = -1
         self.ended = -1
         self.lost_at: float | None = None
         self.streams: dict[int, Stream] = {}
         self.outstanding_tokens = 0
+        self.served = 0
         self.stats: SchedulerStats | None = None
+
+    @property
+    def state(self) -> str:
+        """As the supervisor announced it; "ready" only where requests can be sent there too."""
+        if self.announced is None or self.announced == "ready":
+            return "starting" if self.peer is None else "ready"
+        return self.announced
 
     def add(self, stream: Stream) -> None:
         assert stream.submit is not None
         stream.group = self
         self.streams[stream.request] = stream
         self.outstanding_tokens += stream.prompt_tokens + stream.submit.max_tokens
+        self.served += 1
 
     def remove(self, stream: Stream) -> None:
         assert stream.submit is not None
@@ -83,10 +93,17 @@ class GroupTable:
         return self._by_peer.get(peer)
 
     def choose(self) -> Group | None:
-        """The ready group with the fewest outstanding tokens that has room."""
+        """The group with the fewest outstanding tokens that has room; ready ones first.
+
+        Between equals, the one that has served less.
+        """
         room = self._max_num_seqs + self._max_num_queued_reqs
         usable = [group for group in self._by_peer.values() if len(group.streams) < room]
-        return min(usable, key=lambda group: (group.outstanding_tokens, group.number), default=None)
+        return min(
+            usable,
+            key=lambda group: (group.state != "ready", group.outstanding_tokens, group.served),
+            default=None,
+        )
 
     def hopeless(self) -> Refusal | None:
         """Why no group can be waited for, or None."""
@@ -135,7 +152,6 @@ class GroupTable:
         lost = self._close(group)
         group.peer = peer
         group.incarnation = incarnation
-        group.state = "ready"
         self._by_peer[peer] = group
         return lost
 
@@ -147,23 +163,22 @@ class GroupTable:
         group.ended = max(group.ended, incarnation)
         if incarnation < group.incarnation:
             return []
-        if group.state != "failed":
-            group.state = "restarting"
+        if group.announced != "failed":
+            group.announced = "restarting"
         return self._close(group)
 
     def lose(self, group: Group, now: float) -> None:
         """A group cannot be reached: it gets no more; why, the supervisor is about to say."""
         if group.peer is not None:
             self._by_peer.pop(group.peer, None)
-        group.state = "restarting"
+        group.announced = "restarting"
         if group.lost_at is None:
             group.lost_at = now
 
     def set_states(self, states: Sequence[str]) -> None:
-        """What the supervisor says of the groups; of one that has joined we know better."""
+        """What the supervisor says of the groups."""
         for group, state in zip(self._groups, states, strict=False):
-            if group.peer not in self._by_peer:
-                group.state = state
+            group.announced = state
 
     def _close(self, group: Group) -> list[Stream]:
         lost = list(group.streams.values())

@@ -117,6 +117,7 @@ def test_what_an_old_incarnation_says_is_ignored(start: Start) -> None:
     supervisor.send(GroupDown(0, 0, "it hung"))
     client.expect_error("group_failed", 1)
     new = near.group(incarnation=1)
+    supervisor.topology("ready")
     wait_for_states(client, "ready")
     generate(client, 2)
     request = new.expect(Submit).request

@@ -18,6 +18,7 @@ from albireo.workers.kernels.interface import KVLayer
 class ReferenceKernels:
     """keys and values of a KVLayer: [num_blocks, block_size, kv_heads, head_dim]."""
 
+    device = torch.device("cpu")
     batch_invariant = False
 
     def pack_linear(

@@ -71,3 +71,6 @@ class Engine:
         forward_us = (time.perf_counter_ns() - start_ns) // 1000
         tokens = self._sampler.sample(logits, self._slots.rows, self._slots.params)
         return StepResult(rows=self._slots.commit(tokens), forward_us=forward_us)
+
+    def finish(self) -> None:
+        """Every step has returned its result."""

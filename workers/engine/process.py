@@ -12,25 +12,30 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from ...ipc.actor import Actor
 from ...ipc.config import ActorSpec
-from ...ipc.plan import FLAG_STOP, PlanView, write_result
-from ...ipc.ring import RingReader, RingTimeout, RingWriter
-from ...ipc.rings import plan_ring, result_ring
+from ...ipc.plan import FLAG_STOP, PlanView
+from ...ipc.ring import RingReader, RingTimeout
+from ...ipc.rings import plan_ring
+from .results import ResultWriter
 from .sim import SimEngine
 from .step import StepEngine
 
 if TYPE_CHECKING:
+    from ..models.config import ModelConfig
     from ..parallel.communicator import Communicator
     from .loaded import LoadedModel
 
 _IDLE_SLICE_S = 0.25
 
 
-def main(actor: Actor, fds: Mapping[str, int], model: LoadedModel | None) -> None:
-    """Runs the worker until it is asked to stop; model: None for the `sim` device."""
+def main(actor: Actor, fds: Mapping[str, int], model: LoadedModel | ModelConfig | None) -> None:
+    """Runs the worker until it is asked to stop.
+
+    model: what the fork server has of it; on `cuda` the config, on `sim` nothing.
+    """
     spec = actor.spec
     plans = RingReader(
         plan_ring(spec.group, spec.engine),
@@ -38,16 +43,15 @@ def main(actor: Actor, fds: Mapping[str, int], model: LoadedModel | None) -> Non
         f"worker{spec.rank}",
         spin_us=spec.engine.spin_us,
     )
-    results = _open_results(spec, fds)
-    actor.phase("making the KV cache")
-    engine = _create_engine(spec, fds, model)
+    results = ResultWriter(spec, fds)
+    engine = _create_engine(actor, fds, model, results)
     actor.phase("warming up")
     engine.warm_up()
     actor.ready()
     _serve(actor, engine, plans, results)
 
 
-def _serve(actor: Actor, engine: StepEngine, plans: RingReader, results: RingWriter | None) -> None:
+def _serve(actor: Actor, engine: StepEngine, plans: RingReader, results: ResultWriter) -> None:
     """The main loop; leaves after the last plan, or when the actor is stopping."""
     flags = 0
     while not flags & FLAG_STOP:
@@ -62,10 +66,9 @@ def _serve(actor: Actor, engine: StepEngine, plans: RingReader, results: RingWri
         step, flags = plan.step, plan.flags
         result = engine.step(plan, idle)
         plans.release()
-        if results is not None:
-            step_us = (time.perf_counter_ns() - start_ns) // 1000
-            out = results.reserve(actor.spec.engine.step_timeout_s)
-            results.publish(write_result(out, step, result.rows, step_us, result.forward_us))
+        if result is not None:
+            results.deliver(step, result, (time.perf_counter_ns() - start_ns) // 1000)
+    engine.finish()
 
 
 def _wait_for_plan(plans: RingReader) -> memoryview | None:
@@ -76,30 +79,29 @@ def _wait_for_plan(plans: RingReader) -> memoryview | None:
         return None
 
 
-def _open_results(spec: ActorSpec, fds: Mapping[str, int]) -> RingWriter | None:
-    """Rank 0's end of the result ring."""
-    if spec.rank != 0:
-        return None
-    events = (fds["result.event.scheduler"], fds["result.event.detokenizer"])
-    return RingWriter(
-        result_ring(spec.group, spec.engine), fds["result.memory"], events, spec.engine.spin_us
-    )
-
-
 def _create_engine(
-    spec: ActorSpec, fds: Mapping[str, int], model: LoadedModel | None
+    actor: Actor,
+    fds: Mapping[str, int],
+    model: LoadedModel | ModelConfig | None,
+    results: ResultWriter,
 ) -> StepEngine:
-    engine = spec.engine
-    if model is None:
+    spec, engine = actor.spec, actor.spec.engine
+    if engine.device == "sim":
         return SimEngine(engine.max_num_seqs, spec.model.vocab_size, engine.sim_step_ms)
     # The `sim` device gets here without torch.
     import torch
 
+    torch.set_num_threads(spec.threads)
+    if engine.device == "cuda":
+        from .cuda.worker import create_engine
+
+        return create_engine(actor, fds, cast("ModelConfig", model), results.deliver)
     from .engine import Engine
 
-    torch.set_num_threads(spec.threads)
+    loaded = cast("LoadedModel", model)
+    actor.phase("making the KV cache")
     communicator = _create_communicator(spec, fds)
-    return Engine(model.ranks[engine.tp][spec.rank], model.kernels, engine, communicator)
+    return Engine(loaded.ranks[engine.tp][spec.rank], loaded.kernels, engine, communicator)
 
 
 def _create_communicator(spec: ActorSpec, fds: Mapping[str, int]) -> Communicator:

@@ -44,6 +44,9 @@ class SimEngine:
         self._sleep_through_step(idle)
         return StepResult(rows=rows, forward_us=round(self._step_ms * 1000))
 
+    def finish(self) -> None:
+        """Every step has returned its result."""
+
     def _sleep_through_step(self, idle: bool) -> None:
         now_s = time.monotonic()
         step_s = self._step_ms / 1000

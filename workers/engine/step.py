@@ -29,9 +29,15 @@ class StepEngine(Protocol):
         """Does once whatever would make the first steps slow; before any plan."""
         ...
 
-    def step(self, plan: PlanView, idle: bool) -> StepResult:
+    def step(self, plan: PlanView, idle: bool) -> StepResult | None:
         """Carries out a plan; keeps no view of it.
 
-        idle: the engine had nothing to do before this plan came.
+        idle: the engine had nothing to do before this plan came.  None: the
+        step is only begun, and the engine delivers the result itself when it is
+        there, in the order of the plans.
         """
+        ...
+
+    def finish(self) -> None:
+        """After the last plan: returns when every result has been delivered."""
         ...

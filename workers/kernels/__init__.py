@@ -1,8 +1,8 @@
 """Kernels: what layers compute with, one implementation for each device.
 
 `create` is all the rest of the worker imports from here; the interface is in
-interface.py, the CPU's implementation in cpu/.  Importing this package loads
-neither torch nor numba.
+interface.py, the implementations in cpu/ and cuda/.  Importing this package
+loads neither torch nor numba nor Triton.
 """
 
 from __future__ import annotations
@@ -18,11 +18,28 @@ if TYPE_CHECKING:
 def create(device: str, dtype: torch.dtype, batch_invariant: bool) -> Kernels:
     """The kernels of `device` for activations, weights and KV cache of `dtype`.
 
-    Starts no threads and compiles nothing yet: see Kernels.warm_up.
+    Starts no threads, touches no GPU and compiles nothing yet: see Kernels.warm_up.
     Raises ValueError for a device or a dtype without kernels.
     """
-    if device != "cpu":
-        raise ValueError(f"no kernels for device {device!r}: this build has them for 'cpu'")
-    from .cpu.kernels import CpuKernels
+    if device == "cpu":
+        from .cpu.kernels import CpuKernels
 
-    return CpuKernels(dtype, batch_invariant)
+        return CpuKernels(dtype, batch_invariant)
+    if device == "cuda":
+        return _create_cuda(dtype, batch_invariant)
+    raise ValueError(f"no kernels for device {device!r}: there are some for 'cpu' and 'cuda'")
+
+
+def _create_cuda(dtype: torch.dtype, batch_invariant: bool) -> Kernels:
+    import torch
+
+    try:
+        from .cuda.kernels import CudaKernels
+    except ModuleNotFoundError as error:
+        if error.name != "triton":
+            raise
+        raise ValueError(
+            "device 'cuda' needs Triton, which comes with PyTorch's CUDA builds: "
+            "pip install 'albireo[cuda]'"
+        ) from None
+    return CudaKernels(dtype, batch_invariant, torch.device("cuda"))

@@ -1,8 +1,8 @@
 """What a device has to offer: the operations that layers are written with.
 
 One object a worker process, made by `kernels.create`.  `cpu/` implements it
-with machine code from numba; a CUDA implementation has the same methods.
-Tensors are on the device, activations in the model's dtype (bfloat16 or
+with machine code from numba, `cuda/` with Triton and cuBLAS.  Tensors are on
+`device`, activations in the model's dtype (bfloat16 or
 float32), row-major and contiguous; T is the number of rows.
 """
 
@@ -31,6 +31,8 @@ class KVLayer:
 class Kernels(Protocol):
     """See the module; every method is free of side effects unless it says otherwise."""
 
+    device: torch.device
+    """Where weights, caches and activations are: pack_linear and new_kv_layer put them there."""
     batch_invariant: bool
     """A row's result does not depend on the other rows of the call."""
 

@@ -43,8 +43,8 @@ class Attention:
         self._qkv = ColumnParallelLinear(weights, ("q_proj", "k_proj", "v_proj"), rank)
         self._out = RowParallelLinear(weights, "o_proj", rank)
         q_norm, k_norm = weights.find("q_norm.weight"), weights.find("k_norm.weight")
-        self._q_norm = None if q_norm is None else q_norm.clone()
-        self._k_norm = None if k_norm is None else k_norm.clone()
+        self._q_norm = None if q_norm is None else rank.keep(q_norm)
+        self._k_norm = None if k_norm is None else rank.keep(k_norm)
 
     def __call__(self, x: torch.Tensor, batch: StepBatch, kv: KVLayer) -> torch.Tensor:
         q = self._kernels.rope_and_cache(

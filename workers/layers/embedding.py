@@ -17,7 +17,7 @@ class VocabParallelEmbedding:
 
     def __init__(self, weights: Weights, rank: Rank) -> None:
         self._rank = rank
-        self._table = rank.share(weights["weight"], 0).clone()
+        self._table = rank.keep(rank.share(weights["weight"], 0))
         self._first_id = rank.index * len(self._table)
 
     def __call__(self, tokens: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ class RMSNorm:
 
     def __init__(self, weights: Weights, eps: float, rank: Rank) -> None:
         self._kernels = rank.kernels
-        self._weight = weights["weight"].clone()
+        self._weight = rank.keep(weights["weight"])
         self._eps = eps
 
     def add(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:

@@ -46,6 +46,13 @@ class Rank:
         return x
 
     def share(self, weight: torch.Tensor, dim: int) -> torch.Tensor:
-        """This rank's part of `weight`, a view; the shape divides (ModelConfig.tp_degrees)."""
+        """This rank's part of `weight`, on the kernels' device: a view where it is there already.
+
+        The shape divides (ModelConfig.tp_degrees).
+        """
         length = weight.shape[dim] // self.size
-        return weight.narrow(dim, self.index * length, length)
+        return weight.narrow(dim, self.index * length, length).to(self.kernels.device)
+
+    def keep(self, weight: torch.Tensor) -> torch.Tensor:
+        """A copy on the kernels' device: `weight` may be a view of a mapped file."""
+        return weight.to(self.kernels.device, copy=True)

@@ -19,13 +19,18 @@ _STD = 0.02
 
 
 class DummyWeights:
-    """Norms are 1; everything else is normal with a standard deviation of 0.02."""
+    """Norms are 1; everything else is normal with a standard deviation of 0.02.
 
-    def __init__(self, config: ModelConfig, seed: int = 0) -> None:
+    device: where the tensors are made; their values do not depend on it.
+    """
+
+    def __init__(
+        self, config: ModelConfig, seed: int = 0, device: torch.device | None = None
+    ) -> None:
         self._shapes = config.tensor_shapes()
         self._seed = seed
         generator = torch.Generator().manual_seed(seed)
-        self._pool = torch.randn(_POOL, generator=generator) * _STD
+        self._pool = (torch.randn(_POOL, generator=generator) * _STD).to(device)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return self._shapes
@@ -36,9 +41,9 @@ class DummyWeights:
     def tensor(self, name: str, dtype: torch.dtype) -> torch.Tensor:
         shape = self._shapes[name]
         if name.endswith("norm.weight"):
-            return torch.ones(shape, dtype=dtype)
+            return torch.ones(shape, dtype=dtype, device=self._pool.device)
         pool = self._pool = self._pool.to(dtype)
-        out = torch.empty(shape, dtype=dtype)
+        out = torch.empty(shape, dtype=dtype, device=pool.device)
         flat = out.view(-1)
         start = zlib.crc32(f"{self._seed} {name}".encode()) % _POOL
         at = 0

@@ -101,5 +101,6 @@ class Model:
         rows = batch.sample_rows
         if not len(rows):
             return x.new_empty((0, self.config.vocab_size // self.tp), dtype=torch.float32)
-        x, residual = x.index_select(0, rows), residual.index_select(0, rows)
+        if len(rows) < len(x):  # Else all of them, in their order.
+            x, residual = x.index_select(0, rows), residual.index_select(0, rows)
         return self._head(self._norm.add(x, residual))

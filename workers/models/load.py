@@ -1,14 +1,15 @@
-"""The two entrances to models: `read_config`, and `load_model` for weights.
+"""The entrances to models: `read_config`, and `load_model` or `load_rank` for weights.
 
 Called by the fork server, which has one thread and keeps it: nothing here
-starts any.  PyTorch is imported only by `load_model`, because the `sim` device
-needs a model's config and no more.
+starts any.  On a GPU each worker calls `load_rank` for itself.  PyTorch is
+imported with the weights only, because the `sim` device needs a model's config
+and no more.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,18 +60,47 @@ def load_model(
     need their communicators set before they run.  Raises ModelError when files
     are missing, damaged or do not fit `config`, or `tp` does not divide it.
     """
+    return _load(Path(path), config, dtype, load_format, tp, range(tp), kernels, progress)
+
+
+def load_rank(
+    path: str | Path,
+    config: ModelConfig,
+    dtype: torch.dtype,
+    load_format: str,
+    tp: int,
+    rank: int,
+    kernels: Kernels,
+    progress: Callable[[str], object],
+) -> Model:
+    """As load_model, but one rank's Model alone: on a GPU each rank loads its own share."""
+    ranks = range(rank, rank + 1)
+    (model,) = _load(Path(path), config, dtype, load_format, tp, ranks, kernels, progress)
+    return model
+
+
+def _load(
+    path: Path,
+    config: ModelConfig,
+    dtype: torch.dtype,
+    load_format: str,
+    tp: int,
+    ranks: Sequence[int],
+    kernels: Kernels,
+    progress: Callable[[str], object],
+) -> list[Model]:
     from ..layers.rank import Rank
     from ..layers.rope import rope_table
     from .llama import Model
     from .weights import LoadingWeights, check_source
 
     check_degree(config, tp)
-    source = _source(Path(path), config, load_format)
+    source = _source(path, config, load_format, kernels.device)
     names = config.tensor_shapes()
     check_source(source, names)
     weights = LoadingWeights(source, names, dtype)
-    rope = rope_table(config.rope, config.head_dim, config.context_len)
-    models = [Model(config, weights, rope, Rank(index, tp, kernels)) for index in range(tp)]
+    rope = rope_table(config.rope, config.head_dim, config.context_len).to(kernels.device)
+    models = [Model(config, weights, rope, Rank(index, tp, kernels)) for index in ranks]
     weights.forget()
     said = time.monotonic()
     for layer in range(config.num_layers):
@@ -94,11 +124,13 @@ def check_degree(config: ModelConfig, tp: int) -> None:
         )
 
 
-def _source(path: Path, config: ModelConfig, load_format: str) -> WeightSource:
+def _source(
+    path: Path, config: ModelConfig, load_format: str, device: torch.device
+) -> WeightSource:
     if load_format == "dummy":
         from .dummy_weights import DummyWeights
 
-        return DummyWeights(config)
+        return DummyWeights(config, device=device)
     if load_format != "auto":
         raise ModelError(f"load_format {load_format!r} is unknown; it is 'auto' or 'dummy'")
     if path.is_file():

@@ -261,5 +261,5 @@ def keep_threshold(  # type: ignore[no-untyped-def]
         target = max(np.int64(math.ceil(np.float64(top_p) * total)), np.int64(1))
         threshold = max(threshold, np.float64(_reach(values, weights, count, target, histogram)))
     if min_p > 0.0:
-        threshold = max(threshold, best + temperature * math.log(min_p))
+        threshold = max(threshold, best + temperature * math.log(np.float64(min_p)))
     return threshold

@@ -35,6 +35,7 @@ class CpuKernels:
             names = " and ".join(str(d).removeprefix("torch.") for d in _DTYPES)
             raise ValueError(f"no CPU kernels for {dtype}: there are some for {names}")
         self.dtype = dtype
+        self.device = torch.device("cpu")
         self.batch_invariant = batch_invariant
         self._attention = Attention()
         self._made: Team | None = None

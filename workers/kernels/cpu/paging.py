@@ -14,6 +14,7 @@ weighted sum takes values with head_dim as columns and tokens as steps.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from ..interface import KVLayer
@@ -48,9 +49,15 @@ def new_kv_layer(
     lead = (num_blocks, kv_heads, block_size // LANES)
     width = padded_head_dim(head_dim)
     if dtype == torch.bfloat16:
-        keys = torch.zeros(*lead, head_dim // 2, LANES, 2, dtype=dtype)
-        values = torch.zeros(*lead, LANES // 2, width, 2, dtype=dtype)
+        keys = _untouched((*lead, head_dim // 2, LANES, 2), dtype)
+        values = _untouched((*lead, LANES // 2, width, 2), dtype)
     else:
-        keys = torch.zeros(*lead, head_dim, LANES, dtype=dtype)
-        values = torch.zeros(*lead, LANES, width, dtype=dtype)
+        keys = _untouched((*lead, head_dim, LANES), dtype)
+        values = _untouched((*lead, LANES, width), dtype)
     return KVLayer(keys, values)
+
+
+def _untouched(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """Zeros that take no memory yet: numpy's come from the system's zero page, torch's do not."""
+    width = np.int16 if dtype == torch.bfloat16 else np.int32
+    return torch.from_numpy(np.zeros(shape, width)).view(dtype)
