@@ -25,6 +25,7 @@ from .fork_protocol import (
     MAX_MESSAGE_BYTES,
     Fork,
     Forked,
+    ForkUnderstudy,
     Load,
     Loaded,
     encode,
@@ -124,11 +125,10 @@ class ActorProcess(Watched):
 
 
 class ForkServer(Watched):
-    """The running fork server; start() makes one."""
+    """A running fork server; start() makes one, fork_understudy() another of its kind."""
 
-    def __init__(self, process: subprocess.Popen[bytes], control: socket.socket) -> None:
-        super().__init__("the fork server", process.pid)
-        self._process = process
+    def __init__(self, name: str, pid: int, control: socket.socket) -> None:
+        super().__init__(name, pid)
         self._control = control
         self._turn = asyncio.Lock()
 
@@ -149,7 +149,8 @@ class ForkServer(Watched):
             env=child_environment(load.device),
         )  # fmt: skip
         theirs.close()
-        server = cls(process, ours)
+        process.returncode = 0  # its end is waited for as that of any child here
+        server = cls("the fork server", process.pid, ours)
         loop = asyncio.get_running_loop()
         await loop.sock_sendall(ours, encode(load))
         while True:
@@ -172,23 +173,33 @@ class ForkServer(Watched):
         """
         ours, theirs = seqpacket_pair()
         named = {"control": theirs.fileno(), **fds}
+        pid = await self._ask(Fork(spec, tuple(named)), list(named.values()), theirs, spec.name)
+        return ActorProcess(spec, pid, ours)
+
+    async def fork_understudy(self) -> ForkServer:
+        """A second fork server with the same in memory.  Raises StartError as fork() does."""
+        ours, theirs = seqpacket_pair()
+        pid = await self._ask(ForkUnderstudy(), [theirs.fileno()], theirs, "the understudy")
+        return ForkServer("the understudy", pid, ours)
+
+    async def _ask(
+        self, order: Fork | ForkUnderstudy, fds: list[int], theirs: socket.socket, name: str
+    ) -> int:
+        """Sends an order with its descriptors; the pid of the process that was forked."""
         async with self._turn:
             loop = asyncio.get_running_loop()
-            try:
-                message = encode(Fork(spec, tuple(named)))
-                socket.send_fds(self._control, [message], list(named.values()))
-                payload = await _receive(loop, self._control)
-            except OSError:
-                payload = b""
-            finally:
-                theirs.close()
+            with theirs:
+                try:
+                    socket.send_fds(self._control, [encode(order)], fds)
+                    payload = await _receive(loop, self._control)
+                except OSError:
+                    payload = b""
         if not payload:
-            ours.close()
-            raise StartError(f"{spec.name} could not be forked: the fork server has died")
+            raise StartError(f"{name} could not be forked: the fork server has died")
         forked = from_fork_server.decode(payload)
         if not isinstance(forked, Forked):
-            raise StartError(f"{spec.name} could not be forked: {forked}")
-        return ActorProcess(spec, forked.pid, ours)
+            raise StartError(f"{name} could not be forked: {forked}")
+        return forked.pid
 
 
 class Janitor(Watched):

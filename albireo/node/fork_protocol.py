@@ -40,13 +40,20 @@ class Fork(msgspec.Struct, frozen=True, tag=True, array_like=True):
     fd_names: tuple[str, ...]
 
 
+class ForkUnderstudy(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """Fork a second fork server, everything in memory; the descriptor that comes along is its
+    control socket."""
+
+
 class Forked(msgspec.Struct, frozen=True, tag=True, array_like=True):
     name: str
     pid: int
 
 
 encode = msgspec.msgpack.Encoder().encode
-to_fork_server: msgspec.msgpack.Decoder[Load | Fork] = msgspec.msgpack.Decoder(Load | Fork)
+to_fork_server: msgspec.msgpack.Decoder[Load | Fork | ForkUnderstudy] = msgspec.msgpack.Decoder(
+    Load | Fork | ForkUnderstudy
+)
 from_fork_server: msgspec.msgpack.Decoder[Phase | Fatal | Loaded | Forked] = (
     msgspec.msgpack.Decoder(Phase | Fatal | Loaded | Forked)
 )

@@ -8,9 +8,10 @@ nothing it imports or loads, may start a thread or (on CUDA) make a context.
 
 An actor is forked twice, so that it becomes a child of the supervisor (a
 subreaper): the supervisor can wait for it, and the actor lives on when the
-fork server dies.
+fork server dies.  Its understudy, a fork of itself, then takes its place with
+everything in memory.
 
-    supervisor -> fork server   Load, then Fork + descriptors (SCM_RIGHTS)
+    supervisor -> fork server   Load, then Fork | ForkUnderstudy + descriptors (SCM_RIGHTS)
     fork server -> supervisor   Phase..., Loaded | Fatal, then Forked
 """
 
@@ -24,6 +25,7 @@ import socket
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 from albireo.ipc.actor import Actor, Fatal, Phase, die_with_parent, name_process
@@ -33,6 +35,7 @@ from .fork_protocol import (
     MAX_MESSAGE_BYTES,
     Fork,
     Forked,
+    ForkUnderstudy,
     Load,
     Loaded,
     encode,
@@ -92,11 +95,27 @@ def _serve(control: socket.socket, supervisor: int, inheritance: _Inheritance) -
             gc.collect()
             gc.freeze()
             control.send(encode(loaded))
-        else:
-            pid = _fork_actor(message, fds, control, supervisor, inheritance)
-            for fd in fds:
-                os.close(fd)
-            control.send(encode(Forked(message.spec.name, pid)))
+            continue
+        name, life = _next_life(message, fds, supervisor, inheritance)
+        pid = _fork_twice(life, control, supervisor)
+        for fd in fds:
+            os.close(fd)
+        control.send(encode(Forked(name, pid)))
+
+
+def _next_life(
+    message: Fork | ForkUnderstudy, fds: list[int], supervisor: int, inheritance: _Inheritance
+) -> tuple[str, Callable[[], None]]:
+    """What a forked process is called, and what it is to do."""
+    if isinstance(message, Fork):
+        named = dict(zip(message.fd_names, fds, strict=True))
+        return message.spec.name, lambda: _run_actor(message, named, inheritance)
+
+    def understudy() -> None:
+        name_process("alb understudy")
+        _serve(socket.socket(fileno=fds[0]), supervisor, inheritance)
+
+    return "understudy", understudy
 
 
 def _load(load: Load, inheritance: _Inheritance, phase: Any) -> Loaded:
@@ -110,25 +129,19 @@ def _load(load: Load, inheritance: _Inheritance, phase: Any) -> Loaded:
     return loaded
 
 
-def _fork_actor(
-    fork: Fork,
-    fds: list[int],
-    control: socket.socket,
-    supervisor: int,
-    inheritance: _Inheritance,
-) -> int:
-    """Forks twice and returns the actor's pid."""
+def _fork_twice(life: Callable[[], None], control: socket.socket, supervisor: int) -> int:
+    """Forks a child of the supervisor that lives `life`; returns its pid."""
     read_end, write_end = os.pipe()
     middle = os.fork()
     if middle == 0:
-        actor = os.fork()
-        if actor != 0:
-            os.write(write_end, actor.to_bytes(4, "little"))
+        child = os.fork()
+        if child != 0:
+            os.write(write_end, child.to_bytes(4, "little"))
             os._exit(0)
         os.close(read_end)
         os.close(write_end)
         control.close()
-        _run_actor(fork, dict(zip(fork.fd_names, fds, strict=True)), supervisor, inheritance)
+        _live(life, supervisor)
     os.close(write_end)
     pid = int.from_bytes(os.read(read_end, 4), "little")
     os.close(read_end)
@@ -136,26 +149,31 @@ def _fork_actor(
     return pid
 
 
-def _run_actor(fork: Fork, fds: dict[str, int], supervisor: int, inheritance: _Inheritance) -> None:
-    """The whole life of an actor's process; does not return."""
+def _live(life: Callable[[], None], supervisor: int) -> None:
+    """The whole life of a forked process; does not return."""
     status = 1
     try:
         _wait_for_parent(supervisor)
         die_with_parent(supervisor)
-        actor = Actor(fork.spec, fds)
-        try:
-            entry = importlib.import_module(_ENTRY_POINTS[fork.spec.role])
-            entry.main(actor, fds, *inheritance.arguments(fork.spec.role))
-            status = 0
-        except Exception as error:
-            traceback.print_exc()
-            actor.fatal(_for_user(error))
+        life()
+        status = 0
     except BaseException:
         traceback.print_exc()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
+
+
+def _run_actor(fork: Fork, fds: dict[str, int], inheritance: _Inheritance) -> None:
+    """An actor's main function; whatever leaves it is reported as the actor's last words."""
+    actor = Actor(fork.spec, fds)
+    try:
+        entry = importlib.import_module(_ENTRY_POINTS[fork.spec.role])
+        entry.main(actor, fds, *inheritance.arguments(fork.spec.role))
+    except Exception as error:
+        traceback.print_exc()
+        actor.fatal(_for_user(error))
 
 
 def _wait_for_parent(supervisor: int) -> None:

@@ -10,6 +10,7 @@ kill, remove the runtime directory.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import logging
 import os
@@ -46,7 +47,7 @@ log = logging.getLogger(__name__)
 _PR_SET_CHILD_SUBREAPER = 36
 _STOP_GRACE_S = 2.0
 _LINK_POLL_S = 0.02
-_OWN = ("supervisor", "forkserver", "janitor")
+_OWN = ("supervisor", "forkserver", "understudy", "janitor")
 
 
 class Supervisor:
@@ -105,13 +106,14 @@ class Supervisor:
         self._runtime.write_facts(self._facts("starting"))
         self._fork_server, loaded = await ForkServer.start(self._load, self._phase)
         self._plan_groups(loaded)
+        self._understudy = await self._fork_server.fork_understudy()
         self._phase(f"starting {self._count_processes()} processes")
         self._link: Spoke[Drained] = Spoke(
             str(self._runtime.path / "router.zmq"), "supervisor", ToSupervisor
         )
         self._link.send(Joined("supervisor", -1, 0, os.getpid()))
         self._spawn_task(self._keep_janitor())
-        self._spawn_task(self._keep_fork_server())
+        self._spawn_task(self._keep_fork_servers())
         self._spawn_task(self._keep_single("router"))
         self._spawn_task(self._keep_single("tokenizer"))
         self._spawn_task(self._listen())
@@ -196,8 +198,9 @@ class Supervisor:
         processes: list[Watched] = [actor for actor in actors if actor.alive]
         if processes:
             await asyncio.wait([each.exited for each in processes], timeout=_STOP_GRACE_S)
-        if hasattr(self, "_fork_server"):
-            processes.append(self._fork_server)
+        processes += [
+            getattr(self, name) for name in ("_fork_server", "_understudy") if hasattr(self, name)
+        ]
         for each in processes:
             each.kill()
         if processes:
@@ -236,15 +239,25 @@ class Supervisor:
             self._count_restart("janitor")
             self._note(f"{how}; there is a new one")
 
-    async def _keep_fork_server(self) -> None:
-        """A new fork server when it has died; the actors live on meanwhile."""
+    async def _keep_fork_servers(self) -> None:
+        """The understudy takes a dead fork server's place; a dead understudy is replaced."""
         while True:
-            how = await self._fork_server.gone()
-            self._note(f"{how}; the groups serve on, a new one is being loaded")
-            self._send_topology()
-            self._fork_server, _ = await ForkServer.start(self._load, lambda text: None)
-            self._count_restart("forkserver")
-            self._note("the fork server is back")
+            await asyncio.wait(
+                (self._fork_server.exited, self._understudy.exited),
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            if self._fork_server.alive:
+                role, how = "understudy", await self._understudy.gone()
+            else:
+                role, how = "forkserver", await self._fork_server.gone()
+                if self._understudy.alive:
+                    self._fork_server = self._understudy
+                else:
+                    self._fork_server, _ = await ForkServer.start(self._load, lambda text: None)
+            self._note(f"{how}; it is replaced, the groups serve on")
+            with contextlib.suppress(StartError):
+                self._understudy = await self._fork_server.fork_understudy()
+            self._count_restart(role)
 
     async def _keep_single(self, role: str) -> None:
         """Router or tokenizer: forked again, at once, whenever it has died."""
@@ -281,7 +294,7 @@ class Supervisor:
     def _send_topology(self) -> None:
         singles = [self._actor_info(self._singles[role]) for role in self._singles]
         members = [self._actor_info(actor) for group in self._groups for actor in group.actors]
-        helpers = (self._fork_server, self._janitor)
+        helpers = (self._fork_server, self._understudy, self._janitor)
         known = [(os.getpid(), True), *((each.pid, each.alive) for each in helpers)]
         own = [self._own_info(role, *fact) for role, fact in zip(_OWN, known, strict=True)]
         self._link.send(

@@ -67,7 +67,7 @@ def node(start_node: Callable[..., str], tiny_model_dir: Path) -> str:
 
 @pytest.mark.parametrize(
     "victim",
-    ["router", "tokenizer", "g0.detokenizer", "g0.scheduler", "g0.worker0", "janitor",
+    ["router", "tokenizer", "g0.detokenizer", "g0.scheduler", "g0.worker0", "janitor", "understudy",
      "forkserver"],
 )  # fmt: skip
 def test_an_actor_is_killed(node: str, victim: str) -> None:

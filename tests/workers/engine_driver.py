@@ -49,9 +49,10 @@ class Request:
 
 @dataclass
 class Driver:
-    """Steps of one engine; `step` is Engine.step, or calls it on every rank."""
+    """Steps of one engine; `step` is Engine.step, or calls it on every rank; `engine` its sizes."""
 
     step: Step
+    engine: EngineConfig = ENGINE
     requests: dict[int, Request] = field(default_factory=dict)
 
     def run(
@@ -70,11 +71,11 @@ class Driver:
             start, end = request.cached, request.cached + length
             chunks.append([request.slot, start, length, int(end == len(request.tokens))])
             tokens += request.tokens[start:end]
-            appends += _new_blocks(request, end)
+            appends += self._new_blocks(request, end)
         for request in decode:
             assert request.cached == len(request.tokens) - 1
-            appends += _new_blocks(request, request.cached + 1)
-        plan = _plan(takes, appends, chunks, tokens, [request.slot for request in decode])
+            appends += self._new_blocks(request, request.cached + 1)
+        plan = self._plan(takes, appends, chunks, tokens, [request.slot for request in decode])
         rows = self.step(plan, False).rows.tolist()
         for request, length in [*chunk, *((request, 1) for request in decode)]:
             request.cached += length
@@ -95,6 +96,41 @@ class Driver:
             self.run(decode=[request])
         return request.tokens[prompt_len:]
 
+    def _new_blocks(self, request: Request, length: int) -> list[list[int]]:
+        needed = -(-length // self.engine.block_size)
+        new = [[request.slot, i, request.blocks[i]] for i in range(request.appended, needed)]
+        request.appended = max(request.appended, needed)
+        return new
+
+    def _plan(
+        self,
+        take: list[list[int]],
+        append: list[list[int]],
+        chunk: list[list[int]],
+        chunk_token: list[int],
+        decode: list[int],
+    ) -> PlanView:
+        frame = memoryview(
+            bytearray(
+                plan_bytes(
+                    self.engine.max_num_seqs,
+                    self.engine.max_num_batched_tokens,
+                    self.engine.block_size,
+                )
+            )
+        )
+        write_plan(
+            frame,
+            0,
+            0,
+            np.array(take, np.int32).reshape(-1, 10),
+            np.array(append, np.int32).reshape(-1, 3),
+            np.array(chunk, np.int32).reshape(-1, 4),
+            np.array(chunk_token, np.int32),
+            np.array(decode, np.int32),
+        )
+        return PlanView(frame)
+
 
 def _take_words(request: Request) -> list[int]:
     bits = [int(np.float32(value).view(np.int32)) for value in (request.temperature, request.top_p)]
@@ -109,33 +145,3 @@ def _take_words(request: Request) -> list[int]:
         len(request.tokens),
         0,
     ]
-
-
-def _new_blocks(request: Request, length: int) -> list[list[int]]:
-    needed = -(-length // ENGINE.block_size)
-    new = [[request.slot, i, request.blocks[i]] for i in range(request.appended, needed)]
-    request.appended = max(request.appended, needed)
-    return new
-
-
-def _plan(
-    take: list[list[int]],
-    append: list[list[int]],
-    chunk: list[list[int]],
-    chunk_token: list[int],
-    decode: list[int],
-) -> PlanView:
-    frame = memoryview(
-        bytearray(plan_bytes(ENGINE.max_num_seqs, ENGINE.max_num_batched_tokens, ENGINE.block_size))
-    )
-    write_plan(
-        frame,
-        0,
-        0,
-        np.array(take, np.int32).reshape(-1, 10),
-        np.array(append, np.int32).reshape(-1, 3),
-        np.array(chunk, np.int32).reshape(-1, 4),
-        np.array(chunk_token, np.int32),
-        np.array(decode, np.int32),
-    )
-    return PlanView(frame)

@@ -1,0 +1,82 @@
+"""How much of a GPU is left for the KV cache: an estimate before any worker has run.
+
+    free x utilization              what NVML says is free on the group's fullest GPU
+    - weights / tp                  a tied LM head is a table of its own
+    - activations                   max_num_batched_tokens x bytes of a token in its widest layer
+    - logits                        max_num_seqs x vocabulary / tp, float32: themselves, and what
+                                    sampling makes of them
+    - context                       CUDA context, kernels, cuBLAS; with tp > 1 the communicators
+    - graphs                        what CUDA graphs keep besides the memory of a step
+
+The worker then runs the worst step there can be and captures its graphs; where
+that does not fit it says what each part has really taken
+(workers/engine/cuda/memory.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from albireo.ipc.config import ModelInfo
+
+from .gpus import Gpu
+
+_GIB = 1 << 30
+_CONTEXT_BYTES = 768 << 20
+_COMMUNICATOR_BYTES = 512 << 20
+_GRAPH_BYTES = 512 << 20
+_LOGITS_COPIES = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuMemory:
+    """Bytes on one GPU of the group."""
+
+    gpu: str
+    free: int
+    utilization: float
+    weights: int
+    activations: int
+    logits: int
+    context: int
+    graphs: int
+
+    @property
+    def kv_bytes(self) -> int:
+        """For the KV cache of one rank; not below 0."""
+        taken = self.weights + self.activations + self.logits + self.context + self.graphs
+        return max(0, int(self.free * self.utilization) - taken)
+
+    def describe(self) -> str:
+        """The sum, for an error."""
+        return (
+            f"{self.gpu}: {self.free / _GIB:.2f} GiB free x {self.utilization:g} - weights "
+            f"{self.weights / _GIB:.2f} - activations {self.activations / _GIB:.2f} - logits "
+            f"{self.logits / _GIB:.2f} - context {self.context / _GIB:.2f} - graphs "
+            f"{self.graphs / _GIB:.2f} leaves {self.kv_bytes / _GIB:.2f} GiB for the KV cache"
+        )
+
+
+def estimate(
+    model: ModelInfo,
+    tp: int,
+    max_num_seqs: int,
+    max_num_batched_tokens: int,
+    utilization: float,
+    graphs: bool,
+    gpus: Sequence[Gpu],
+) -> GpuMemory:
+    """The sum of the module's table, for the group's GPU with the least free memory."""
+    fullest = min(gpus, key=lambda gpu: gpu.free)
+    shard = -(-model.vocab_size // tp)
+    return GpuMemory(
+        gpu=fullest.name,
+        free=fullest.free,
+        utilization=utilization,
+        weights=(model.loaded_bytes or model.weight_bytes) // tp,
+        activations=max_num_batched_tokens * model.activation_bytes_per_token,
+        logits=_LOGITS_COPIES * max_num_seqs * shard * 4,
+        context=_CONTEXT_BYTES + (_COMMUNICATOR_BYTES if tp > 1 else 0),
+        graphs=_GRAPH_BYTES if graphs else 0,
+    )

@@ -1,0 +1,92 @@
+"""The GPUs of this machine as NVML reports them, and which group gets which.
+
+The supervisor asks NVML, never CUDA: a CUDA context takes memory and must not
+exist before a fork.  GPUs are named by their UUIDs, which CUDA_VISIBLE_DEVICES
+takes too, so that no numbering can be mistaken for another.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import msgspec
+
+from .options import OptionError
+
+
+class Gpu(msgspec.Struct, frozen=True):
+    """Memory in bytes; free: at the time of asking."""
+
+    uuid: str
+    name: str
+    total: int
+    free: int
+
+
+def visible_gpus() -> list[Gpu]:
+    """Those that CUDA_VISIBLE_DEVICES leaves, in its order; without it all, in NVML's order.
+
+    Raises OptionError when NVML cannot be asked.
+    """
+    try:
+        import pynvml
+    except ModuleNotFoundError:
+        raise OptionError(
+            "--device cuda needs nvidia-ml-py to see the GPUs' memory: pip install 'albireo[cuda]'"
+        ) from None
+    try:
+        pynvml.nvmlInit()
+        try:
+            found = [_describe(pynvml, index) for index in range(pynvml.nvmlDeviceGetCount())]
+        finally:
+            pynvml.nvmlShutdown()
+    except pynvml.NVMLError as error:
+        raise OptionError(
+            f"--device cuda: NVML finds no usable GPU ({error}); use --device cpu, or check the "
+            "driver with nvidia-smi"
+        ) from None
+    return chosen(found, os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+
+def chosen(found: Sequence[Gpu], visible: str | None) -> list[Gpu]:
+    """The GPUs that `visible` (as CUDA_VISIBLE_DEVICES) names by number or (part of a) UUID."""
+    if visible is None:
+        return list(found)
+    gpus: list[Gpu] = []
+    for part in filter(None, (part.strip() for part in visible.split(","))):
+        if part.lstrip("-").isdigit():
+            index = int(part)
+            matching = list(found[index : index + 1]) if index >= 0 else []
+        else:
+            matching = [gpu for gpu in found if gpu.uuid.startswith(part)]
+        if not matching:
+            break  # As CUDA does: what follows an unknown entry is invisible too.
+        gpus.append(matching[0])
+    return gpus
+
+
+def assign(groups: Sequence[int], gpus: Sequence[Gpu]) -> list[tuple[Gpu, ...]]:
+    """Consecutive GPUs for the groups' ranks.  Raises OptionError when there are too few."""
+    needed = sum(groups)
+    if needed > len(gpus):
+        names = ", ".join(sorted({gpu.name for gpu in gpus})) or "none"
+        raise OptionError(
+            f"--groups asks for {needed} ranks with a GPU each, but {len(gpus)} are visible "
+            f"({names}); lower --groups or look at CUDA_VISIBLE_DEVICES"
+        )
+    ends = [sum(groups[: number + 1]) for number in range(len(groups))]
+    return [tuple(gpus[end - tp : end]) for end, tp in zip(ends, groups, strict=True)]
+
+
+def _describe(nvml: object, index: int) -> Gpu:
+    handle = nvml.nvmlDeviceGetHandleByIndex(index)  # type: ignore[attr-defined]
+    memory = nvml.nvmlDeviceGetMemoryInfo(handle)  # type: ignore[attr-defined]
+    texts = [
+        value.decode() if isinstance(value, bytes) else str(value)
+        for value in (
+            nvml.nvmlDeviceGetUUID(handle),  # type: ignore[attr-defined]
+            nvml.nvmlDeviceGetName(handle),  # type: ignore[attr-defined]
+        )
+    ]
+    return Gpu(texts[0], texts[1], int(memory.total), int(memory.free))

@@ -1,0 +1,219 @@
+"""What must hold of CudaKernels, on a GPU as in Triton's interpreter.
+
+Each check draws its data from a seed and compares with ReferenceKernels on the
+CPU.  Caches are full of NaN before they are written, as reused blocks may be.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Sequence
+
+import torch
+
+from albireo.workers.engine.batch import StepBatch
+from albireo.workers.kernels.interface import Kernels, KVLayer
+
+from .paged import PagedSequences, ints
+from .reference_kernels import ReferenceKernels
+
+EPS = 1e-6
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
+
+Chunk = tuple[int, int, int]
+"""(sequence, first position, tokens)"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """Heads of a rank and where they look."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    block_size: int = 16
+    window: int = 0
+
+    @property
+    def qkv_width(self) -> int:
+        return (self.heads + 2 * self.kv_heads) * self.head_dim
+
+
+def close(got: torch.Tensor, expected: torch.Tensor, scale: float = 1.0) -> None:
+    """Within the rounding of the result's dtype, for values of about `scale`."""
+    relative = TOLERANCE[got.dtype]
+    torch.testing.assert_close(
+        got.cpu().float(), expected.float(), rtol=relative, atol=relative * scale
+    )
+
+
+def rope_table(head_dim: int, length: int) -> torch.Tensor:
+    angle = torch.outer(
+        torch.arange(length), 10000.0 ** -(torch.arange(head_dim // 2) * 2 / head_dim)
+    )
+    return torch.cat([angle.cos(), angle.sin()], -1).float()
+
+
+def on_device(batch: StepBatch, device: torch.device) -> StepBatch:
+    """The same batch with its tensors on `device`."""
+    fields = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
+    moved = {n: v.to(device) if isinstance(v, torch.Tensor) else v for n, v in fields.items()}
+    return StepBatch(**moved)
+
+
+def empty_cache(k: Kernels, paged: PagedSequences, shape: Shape, dtype: torch.dtype) -> KVLayer:
+    kv = k.new_kv_layer(
+        paged.num_blocks, shape.block_size, shape.kv_heads, shape.head_dim, dtype
+    )
+    kv.keys.fill_(float("nan"))
+    kv.values.fill_(float("nan"))
+    return kv
+
+
+def check_norm(k: Kernels, dtype: torch.dtype, rows: int, hidden: int) -> None:
+    torch.manual_seed(hidden)
+    reference = ReferenceKernels()
+    x, residual = ((2 * torch.randn(rows, hidden)).to(dtype) for _ in range(2))
+    weight = torch.rand(hidden).to(dtype) + 0.5
+    there = [t.to(k.device, copy=True) for t in (x, residual, weight)]
+    close(k.rms_norm(there[0], there[2], EPS), reference.rms_norm(x, weight, EPS))
+    got = k.add_rms_norm(there[0], there[1], there[2], EPS)
+    expected = reference.add_rms_norm(x, residual, weight, EPS)
+    assert torch.equal(there[1].cpu(), residual)
+    close(got, expected)
+    assert torch.equal(k.rms_norm(there[1][-1:], there[2], EPS)[0], got[-1])
+
+
+def check_silu_mul(k: Kernels, dtype: torch.dtype, rows: int, width: int) -> None:
+    torch.manual_seed(width)
+    gate_up = (8 * torch.randn(rows, 2 * width)).to(dtype)
+    extremes = torch.tensor([-float("inf"), -200.0, 0.0, 200.0, float("inf"), float("nan")])
+    gate_up[0, :6] = extremes.to(dtype)
+    got = k.silu_mul(gate_up.to(k.device)).cpu()
+    gate, up = gate_up.double().chunk(2, 1)
+    expected = gate * gate.sigmoid() * up
+    assert torch.equal(got.isnan(), expected.isnan())
+    finite = expected.isfinite()
+    close(got[finite], expected[finite])
+    assert torch.equal(got.isfinite(), finite)
+
+
+def check_embed(k: Kernels, dtype: torch.dtype, hidden: int) -> None:
+    table = torch.randn(10, hidden).to(dtype)
+    got = k.embed(ints([100, 109, 99, 110, 0, 105]).to(k.device), table.to(k.device), 100)
+    expected = torch.zeros(6, hidden, dtype=dtype)
+    expected[[0, 1, 5]] = table[[0, 9, 5]]
+    assert torch.equal(got.cpu(), expected)
+
+
+def check_linear(
+    k: Kernels, dtype: torch.dtype, n: int, width: int, out: torch.dtype | None = None
+) -> None:
+    """Also that a row alone gives the same bits, where the kernels say so."""
+    torch.manual_seed(n)
+    weight, bias = torch.randn(n, width).to(dtype), torch.randn(n).to(dtype)
+    for with_bias in (False, True):
+        for rows in (1, 5, 70):
+            x = torch.randn(rows, width).to(dtype)
+            packed = k.pack_linear(weight, bias if with_bias else None, out)
+            got = k.linear(x.to(k.device), packed)
+            assert got.dtype == (out or dtype)
+            wide = x.double() @ weight.double().T + (bias.double() if with_bias else 0)
+            error = (got.cpu().double() - wide).norm() / wide.norm()
+            assert error < (1e-5 if got.dtype == torch.float32 else 5e-3)
+            if k.batch_invariant:
+                alone = k.linear(x[-1:].to(k.device), packed)
+                assert torch.equal(alone[0], got[-1])
+
+
+class Conversation:
+    """Sequences that advance in random steps through one layer's cache write and attention.
+
+    qkv of every token is drawn once, so any cut into steps must give the same.
+    """
+
+    def __init__(self, shape: Shape, dtype: torch.dtype, lengths: Sequence[int], seed: int) -> None:
+        torch.manual_seed(seed)
+        self.shape, self.dtype, self.lengths, self.seed = shape, dtype, lengths, seed
+        self.paged = PagedSequences(lengths, shape.block_size, seed)
+        self.qkv = torch.randn(sum(lengths), shape.qkv_width).to(dtype)
+        self.norms = [torch.rand(shape.head_dim).to(dtype) + 0.5 for _ in range(2)]
+        self.rope = rope_table(shape.head_dim, max(lengths))
+        self.first_row = [sum(lengths[:s]) for s in range(len(lengths))]
+
+    def run(
+        self, k: Kernels, steps: Sequence[tuple[Sequence[Chunk], int]], normed: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(queries, outputs) of all tokens; a step is (chunks, number of them that are prefill)."""
+        shape, device = self.shape, k.device
+        kv = empty_cache(k, self.paged, shape, self.dtype)
+        q_norm, k_norm = (n.to(device) for n in self.norms) if normed else (None, None)
+        qkv, rope = self.qkv.to(device), self.rope.to(device)
+        queries = torch.empty(len(qkv), shape.heads, shape.head_dim, dtype=self.dtype)
+        outputs = torch.empty(len(qkv), shape.heads * shape.head_dim, dtype=self.dtype)
+        for chunks, num_chunks in steps:
+            rows = torch.cat([torch.arange(n) + self.first_row[s] + at for s, at, n in chunks])
+            batch = on_device(self.paged.batch(chunks), device)
+            batch.num_chunks = num_chunks
+            q = k.rope_and_cache(
+                qkv[rows.to(device)], shape.heads, shape.kv_heads, shape.head_dim,
+                q_norm, k_norm, EPS, rope, batch, kv,
+            )  # fmt: skip
+            queries[rows] = q.cpu()
+            outputs[rows] = k.attention(q, kv, batch, shape.head_dim**-0.5, shape.window).cpu()
+        return queries, outputs
+
+    def whole(self) -> list[tuple[list[Chunk], int]]:
+        """All at once."""
+        chunks = [(s, 0, n) for s, n in enumerate(self.lengths)]
+        return [(chunks, len(chunks))]
+
+    def cut(self, sizes: Sequence[int]) -> list[tuple[list[Chunk], int]]:
+        """Random steps of chunks of some of `sizes`; single tokens are mostly decodes."""
+        chance = random.Random(self.seed)
+        done, steps = [0] * len(self.lengths), []
+        while any(d < n for d, n in zip(done, self.lengths, strict=True)):
+            chunks, decodes = [], []
+            for s, n in enumerate(self.lengths):
+                take = min(n - done[s], chance.choice([0, *sizes]))
+                if take:
+                    is_decode = take == 1 and chance.random() < 0.8
+                    (decodes if is_decode else chunks).append((s, done[s], take))
+                    done[s] += take
+            if chunks or decodes:
+                chance.shuffle(chunks)
+                steps.append(([*chunks, *decodes], len(chunks)))
+        return steps
+
+    def decode_last(self) -> list[tuple[list[Chunk], int]]:
+        """Everything but the last token at once, then all last tokens as decodes."""
+        first = [(s, 0, n - 1) for s, n in enumerate(self.lengths) if n > 1]
+        last = [(s, n - 1, 1) for s, n in enumerate(self.lengths)]
+        return [(first, len(first)), (last, 0)] if first else [(last, 0)]
+
+
+def check_attention(
+    k: Kernels, conversation: Conversation, steps: Sequence, normed: bool = False
+) -> torch.Tensor:
+    """Against the reference; returns the outputs."""
+    queries, outputs = conversation.run(k, steps, normed)
+    expected = conversation.run(ReferenceKernels(), conversation.whole(), normed)
+    close(queries, expected[0], scale=2)
+    close(outputs, expected[1])
+    return outputs
+
+
+def check_nan_stays_in_its_row(k: Kernels, dtype: torch.dtype) -> None:
+    """A broken query shows as NaN in its own row and nowhere else."""
+    shape = Shape(2, 1, 64)
+    conversation = Conversation(shape, dtype, [30, 30, 30], 0)
+    for steps in (conversation.whole(), conversation.decode_last()):
+        _, expected = conversation.run(k, steps)
+        kept = conversation.qkv[59].clone()
+        conversation.qkv[59, : 2 * 64] = float("nan")
+        _, got = conversation.run(k, steps)
+        conversation.qkv[59] = kept
+        assert got[59].isnan().all()
+        others = torch.arange(90) != 59
+        assert torch.equal(got[others], expected[others])

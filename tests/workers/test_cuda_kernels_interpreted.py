@@ -1,0 +1,134 @@
+"""The CUDA kernels in Triton's interpreter, on CPU tensors; tests/gpu runs them for real."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+
+from .interpreted import use_interpreter
+
+use_interpreter()
+
+from albireo.workers.kernels.cuda.attention import num_splits  # noqa: E402
+from albireo.workers.kernels.cuda.kernels import CudaKernels  # noqa: E402
+
+from . import cuda_kernel_checks as checks  # noqa: E402
+from .cuda_kernel_checks import Conversation, Shape  # noqa: E402
+
+DTYPES = [
+    pytest.param(torch.float32, id="float32"),
+    pytest.param(torch.bfloat16, id="bfloat16"),
+]
+
+
+@functools.cache
+def kernels(dtype: torch.dtype, batch_invariant: bool = False) -> CudaKernels:
+    return CudaKernels(dtype, batch_invariant, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("hidden", [16, 576, 1027])
+def test_norm(dtype: torch.dtype, hidden: int) -> None:
+    checks.check_norm(kernels(dtype), dtype, 3, hidden)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [16, 100, 1536])
+def test_silu_mul(dtype: torch.dtype, width: int) -> None:
+    checks.check_silu_mul(kernels(dtype), dtype, 2, width)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("hidden", [24, 2100])
+def test_embed(dtype: torch.dtype, hidden: int) -> None:
+    checks.check_embed(kernels(dtype), dtype, hidden)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("invariant", [False, True])
+def test_linear(dtype: torch.dtype, invariant: bool) -> None:
+    checks.check_linear(kernels(dtype, invariant), dtype, 72, 90)
+    checks.check_linear(kernels(dtype, invariant), dtype, 33, 64, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("shape", "lengths"),
+    [
+        (Shape(4, 2, 16), [1, 16, 17, 33]),
+        (Shape(8, 1, 64), [40, 3]),
+        (Shape(9, 3, 64, window=13), [50, 1, 20]),
+        (Shape(7, 1, 32), [65, 64, 63]),
+        (Shape(2, 2, 128, block_size=32), [70, 5]),
+        (Shape(5, 1, 16, block_size=48), [100, 49]),
+    ],
+    ids=str,
+)
+def test_steps_of_chunks_and_decodes(
+    dtype: torch.dtype, shape: Shape, lengths: list[int]
+) -> None:
+    for seed in range(2):
+        conversation = Conversation(shape, dtype, lengths, seed)
+        steps = conversation.cut([1, 1, 5, 16, 40])
+        checks.check_attention(kernels(dtype), conversation, steps, normed=seed == 1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("window", [0, 1, 16, 70])
+def test_prompts_and_their_last_token(dtype: torch.dtype, window: int) -> None:
+    conversation = Conversation(Shape(6, 2, 32, window=window), dtype, [150, 1, 64, 17], 3)
+    checks.check_attention(kernels(dtype), conversation, conversation.whole())
+    checks.check_attention(kernels(dtype), conversation, conversation.decode_last())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_long_row_is_shared_by_many_programs(dtype: torch.dtype) -> None:
+    """More splits than are added up at once, and beside them a row with one."""
+    assert num_splits(2 * 1, 132, 700) > 8
+    k = kernels(dtype)
+    conversation = Conversation(Shape(3, 1, 32), dtype, [700, 2], 0)
+    checks.check_attention(k, conversation, conversation.decode_last())
+    checks.check_attention(k, conversation, conversation.decode_last())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_any_chunking_gives_the_same_bits_when_asked(dtype: torch.dtype) -> None:
+    conversation = Conversation(Shape(4, 2, 32, window=20), dtype, [60, 33, 5], 1)
+    k = kernels(dtype, batch_invariant=True)
+    whole = checks.check_attention(k, conversation, conversation.whole())
+    cut = checks.check_attention(k, conversation, conversation.cut([1, 5, 16, 30]))
+    assert torch.equal(cut, whole)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_nan_stays_in_its_row(dtype: torch.dtype) -> None:
+    checks.check_nan_stays_in_its_row(kernels(dtype), dtype)
+
+
+def test_splits_fill_the_gpu_and_no_more() -> None:
+    assert num_splits(8, 132, 4096) == 64
+    assert num_splits(64 * 8, 132, 4096) == 1
+    assert num_splits(16 * 8, 132, 4096) == 4
+    assert num_splits(1, 132, 40) == 2
+
+
+def test_an_empty_step_launches_nothing() -> None:
+    k = kernels(torch.float32)
+    empty, weight = torch.empty(0, 32), torch.ones(32)
+    assert k.rms_norm(empty, weight, 1e-6).shape == (0, 32)
+    assert k.silu_mul(empty).shape == (0, 16)
+    assert k.embed(torch.empty(0, dtype=torch.int32), torch.ones(4, 8), 0).shape == (0, 8)
+
+
+def test_what_cannot_be_computed_is_refused() -> None:
+    k = kernels(torch.bfloat16)
+    with pytest.raises(ValueError, match=r"blocks of 8 tokens.*multiple of 16"):
+        k.new_kv_layer(4, 8, 1, 64, torch.bfloat16)
+    with pytest.raises(ValueError, match="head size 80"):
+        k.new_kv_layer(4, 16, 1, 80, torch.bfloat16)
+    with pytest.raises(ValueError, match=r"float32 for kernels of torch\.bfloat16"):
+        k.new_kv_layer(4, 16, 1, 64, torch.float32)
+    with pytest.raises(ValueError, match=r"no CUDA kernels for torch\.float16"):
+        CudaKernels(torch.float16, False, torch.device("cpu"))

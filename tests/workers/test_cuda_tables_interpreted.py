@@ -1,0 +1,164 @@
+"""The GPU's slot tables against the CPU's, over random plans, in Triton's interpreter."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from albireo.ipc.plan import PlanView, plan_bytes, split64, write_plan
+from albireo.workers.engine.batch import StepBatch
+from albireo.workers.engine.slots import SlotTable
+
+from .interpreted import use_interpreter
+
+use_interpreter()
+
+from albireo.workers.engine.cuda import apply_plan  # noqa: E402
+from albireo.workers.engine.cuda.graphs import captured_sizes  # noqa: E402
+from albireo.workers.engine.cuda.slot_tables import SlotTables  # noqa: E402
+
+SLOTS, BLOCK_SIZE, MAX_BLOCKS, BATCHED, BLOCKS = 11, 4, 9, 48, 200
+MAX_LEN = BLOCK_SIZE * MAX_BLOCKS
+
+
+class RandomPlans:
+    """Plans as a scheduler could make them: prompts in chunks, decodes, slots used again."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)
+        self._position = [0] * SLOTS
+        self._prompt = [0] * SLOTS
+        self._appended = [0] * SLOTS
+        self._numbers = 0
+
+    def next(self) -> PlanView:
+        pick = self._random
+        take, append, chunk, tokens, decode = [], [], [], [], []
+        for slot in range(SLOTS):
+            action = pick.choice(("rest", "take", "go on", "go on"))
+            if action == "take":
+                self._numbers += 1
+                self._position[slot], self._appended[slot] = 0, 0
+                self._prompt[slot] = pick.randint(1, MAX_LEN - 2)
+                take.append(self._take_words(slot))
+            if action == "rest" or not self._prompt[slot]:
+                continue
+            at, prompt = self._position[slot], self._prompt[slot]
+            if at < prompt:
+                length = min(pick.randint(1, 20), prompt - at, BATCHED - len(tokens))
+                if length:
+                    chunk.append([slot, at, length, int(at + length == prompt)])
+                    tokens += [pick.randrange(1000) for _ in range(length)]
+            else:
+                length = int(at < MAX_LEN - 1)
+                decode += [slot] * length
+            append += self._new_blocks(slot, at + length)
+            self._position[slot] += length
+        pick.shuffle(decode)
+        return _plan(take, append, chunk, tokens, decode)
+
+    def _take_words(self, slot: int) -> list[int]:
+        pick = self._random
+        floats = [pick.choice((0.0, 0.7)), pick.random(), pick.random()]
+        heat, nucleus, least = (int(np.float32(each).view(np.int32)) for each in floats)
+        seed = split64(pick.randrange(2**64))
+        return [slot, self._numbers, *seed, heat, pick.randrange(9), nucleus, least, 0, 0]
+
+    def _new_blocks(self, slot: int, length: int) -> list[list[int]]:
+        needed = -(-length // BLOCK_SIZE)
+        new = range(self._appended[slot], needed)
+        self._appended[slot] = max(needed, self._appended[slot])
+        return [[slot, index, self._random.randrange(BLOCKS)] for index in new]
+
+
+def _plan(*sections: list) -> PlanView:
+    frame = memoryview(bytearray(plan_bytes(SLOTS, BATCHED, BLOCK_SIZE)))
+    widths = ((-1, 10), (-1, 3), (-1, 4), (-1,), (-1,))
+    arrays = [np.array(s, np.int32).reshape(w) for s, w in zip(sections, widths, strict=True)]
+    write_plan(frame, 1, 0, *arrays)
+    return PlanView(frame)
+
+
+def gpu_tables() -> SlotTables:
+    return SlotTables(SLOTS, MAX_BLOCKS, BATCHED, BLOCK_SIZE, BLOCKS, torch.device("cpu"))
+
+
+def gather(tables: SlotTables, plan: PlanView) -> StepBatch:
+    """As CudaEngine._launch_eagerly."""
+    chunks, decodes, rows = len(plan.chunk), len(plan.decode), len(plan.chunk_token)
+    sampled = int((plan.chunk[:, 3] != 0).sum()) + decodes
+    tables.words[: len(plan.words)] = torch.from_numpy(plan.words.copy())
+    apply_plan.apply(tables)
+    if chunks:
+        apply_plan.gather_chunks(tables, chunks)
+    if decodes:
+        apply_plan.gather_decodes(tables, decodes, rows, chunks, sampled - decodes)
+    return tables.batch(rows + decodes, chunks + decodes, sampled, chunks)
+
+
+FIELDS = ("tokens", "positions", "kv_index", "query_start", "context_len", "slots", "sample_rows")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_tables_agree_with_those_of_the_cpu(seed: int) -> None:
+    plans = RandomPlans(seed)
+    numbers = np.random.default_rng(seed)
+    cpu = SlotTable(SLOTS, MAX_BLOCKS, BATCHED, BLOCK_SIZE)
+    gpu = gpu_tables()
+    for _ in range(40):
+        plan = plans.next()
+        if not len(plan.chunk) and not len(plan.decode):
+            continue
+        expected, batch = cpu.apply(plan), gather(gpu, plan)
+        for field in FIELDS:
+            assert torch.equal(getattr(batch, field), getattr(expected, field)), field
+        assert batch.num_chunks == expected.num_chunks
+        rows = len(cpu.rows)
+        assert np.array_equal(gpu.sample_slots[:rows].numpy(), cpu.rows.slots)
+        assert np.array_equal(gpu.draw_position[:rows].numpy(), cpu.rows.positions)
+        used = np.unique(plan.take[:, 0])
+        for name in ("temperature", "top_k", "top_p", "min_p"):
+            there, here = getattr(gpu, name)[used].numpy(), getattr(cpu.params, name)[used]
+            assert np.array_equal(there, here), name
+        assert np.array_equal(gpu.seed[used].numpy().view(np.uint64), cpu.params.seed[used])
+        tokens = numbers.integers(-1, 1000, rows).astype(np.int32)
+        cpu.commit(tokens)
+        gpu.sampled[:rows] = torch.from_numpy(tokens)
+        apply_plan.advance(gpu, len(batch.slots), rows)
+        assert np.array_equal(gpu.position[:SLOTS].numpy(), cpu.state.position)
+        assert np.array_equal(gpu.last_token[:SLOTS].numpy(), cpu.state.last_token)
+
+
+def test_padding_rows_are_the_dummy_slot_and_leave_nothing() -> None:
+    tables = gpu_tables()
+    tables.position[:] = torch.arange(SLOTS + 1, dtype=torch.int32) % 8
+    tables.position[SLOTS] = 0
+    before = tables.position.clone()
+    plan = _plan([], [], [], [], [3, 1])
+    tables.words[: len(plan.words)] = torch.from_numpy(plan.words.copy())
+    apply_plan.apply(tables)
+    apply_plan.gather_decodes(tables, 8)
+    assert tables.slots[:8].tolist() == [3, 1] + [SLOTS] * 6
+    assert tables.positions[2:8].tolist() == [0] * 6
+    assert tables.kv_index[2:8].tolist() == [BLOCKS * BLOCK_SIZE] * 6
+    assert tables.query_start[:9].tolist() == list(range(9))
+    assert tables.context_len[:8].tolist() == [4, 2] + [1] * 6
+    tables.sampled[:8] = torch.arange(8, dtype=torch.int32) + 20
+    apply_plan.advance(tables, 8, 8)
+    before[3] += 1
+    before[1] += 1
+    assert torch.equal(tables.position, before)
+    assert (int(tables.last_token[3]), int(tables.last_token[1])) == (20, 21)
+    assert int(tables.last_token[SLOTS]) == 0
+
+
+@pytest.mark.parametrize("most", [1, 2, 7, 8, 64, 100, 256, 1000])
+def test_captured_sizes(most: int) -> None:
+    sizes = captured_sizes(most)
+    assert sizes == sorted(set(sizes))
+    assert sizes[0] == 1 and sizes[-1] == most
+    assert all(b <= max(2 * a, a + 32) for a, b in itertools.pairwise(sizes))
