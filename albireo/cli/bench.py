@@ -7,11 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.table import Table
 
-from albireo.bench.nodes import BenchError
-from albireo.client import AlbireoError
 from albireo.node.options import DTYPES, NodeOptions, OptionError, parse_groups
 
 
@@ -128,6 +124,9 @@ def throughput(
 
 def _measured(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Runs a measurement; what goes wrong becomes the command's error."""
+    from albireo.bench.nodes import BenchError
+    from albireo.client import AlbireoError
+
     try:
         return measure()
     except (BenchError, AlbireoError, OptionError, ValueError) as error:

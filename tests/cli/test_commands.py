@@ -1,0 +1,100 @@
+"""The command line as a user types it, on a node of the tiny model."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from albireo.node.runtime_dir import is_running
+
+ALBIREO = str(Path(sys.executable).with_name("albireo"))
+
+
+def albireo(*words: str, status: int = 0, text: str | None = None) -> subprocess.CompletedProcess:
+    """Runs a command; its output, after checking its exit status."""
+    done = subprocess.run(
+        [ALBIREO, *words], input=text, capture_output=True, text=True, timeout=90, check=False
+    )
+    assert done.returncode == status, f"{words}: {done.stdout}\n{done.stderr}"
+    return done
+
+
+@pytest.mark.parametrize("words", [(), ("node",), ("node", "start"), ("bench",), ("chat",)])
+def test_help_is_quick(words: tuple[str, ...]) -> None:
+    took = []
+    for _ in range(3):
+        began = time.monotonic()
+        assert "Usage: albireo" in albireo(*words, "--help").stdout
+        took.append(time.monotonic() - began)
+    assert min(took) < 0.3
+
+
+def test_version() -> None:
+    assert albireo("--version").stdout.strip() == "albireo, version 0.1.0"
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (("node", "start", "--groups", "2y"), "expected GROUPSxTP"),
+        (("node", "start", "--name", "a/b"), "cannot name a node"),
+        (("node", "start", "--model", "/no/such"), "no such file or directory"),
+        (("node", "stop",), "no node named 'default' is running"),
+        (("node", "status",), "no node named 'default' is running"),
+        (("node", "logs",), "there is no log"),
+        (("generate", "x"), "no node named 'default' is running"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_said(node_home: Path, words: tuple[str, ...], reason: str) -> None:
+    done = albireo(*words, status=1)
+    assert reason in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+@pytest.mark.node
+def test_a_node_from_start_to_stop(node_home: Path, tiny_model_dir: Path) -> None:
+    begun = albireo(
+        "node", "start", "--model", str(tiny_model_dir), "--load-format", "dummy", "--device",
+        "cpu", "--groups", "2x1", "--detach",
+    )  # fmt: skip
+    assert "ready in" in begun.stderr and "api.sock" in begun.stderr
+    try:
+        greedy = ("--max-tokens", "5", "--temperature", "0", "--ignore-eos")
+        first = albireo("generate", "abc", *greedy).stdout
+        assert first.startswith("abc") and first == albireo("generate", *greedy, text="abc").stdout
+        assert albireo("chat", "--message", "hello", *greedy).stdout.strip() != ""
+        assert "temperature must be" in albireo("generate", "a", "--temperature", "-1",
+                                                status=1).stderr  # fmt: skip
+        shown = albireo("node", "status").stdout
+        assert "g1.worker0" in shown and "ready" in shown
+        tree = json.loads(albireo("node", "status", "--json").stdout)
+        assert [group["state"] for group in tree["groups"]] == ["ready", "ready"]
+        assert "g0.worker0" in albireo("node", "logs").stdout
+    finally:
+        assert "has stopped" in albireo("node", "stop").stdout
+    assert not is_running("default")
+
+
+@pytest.mark.node
+def test_bench_runtime(node_home: Path, tiny_model_dir: Path) -> None:
+    words = ("bench", "runtime", "--model", str(tiny_model_dir), "--batch", "16", "--tokens", "60",
+             "--step-ms", "4", "--json")  # fmt: skip
+    result = json.loads(albireo(*words).stdout)
+    assert result["tokens_checked"] == 16 * 60
+    assert 0 < result["tokens_per_s"] <= 16 / 4e-3 * 1.05
+    assert set(result["cpu_ms_per_step"]) >= {"router", "g0.scheduler", "g0.worker0", "(client)"}
+
+
+@pytest.mark.node
+def test_bench_throughput(node_home: Path, tiny_model_dir: Path) -> None:
+    words = ("bench", "throughput", "--model", str(tiny_model_dir), "--load-format", "dummy",
+             "--device", "cpu", "--batch", "1,4", "--input-len", "8", "--output-len", "8",
+             "--repeats", "1", "--json")  # fmt: skip
+    result = json.loads(albireo(*words).stdout)
+    assert [row["batch"] for row in result["results"]] == [1, 4]
+    assert all(row["tokens_per_s"] > 0 for row in result["results"])
