@@ -16,6 +16,8 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     eos_token_ids: the model's own end tokens (generation config included).
     kv_bytes_per_token: keys and values of one token over all layers and heads.
     tp_degrees: the degrees of tensor parallelism its shapes divide by.
+    activation_bytes_per_token: most that a token needs at once within a forward pass.
+    loaded_bytes: of the weights as layers keep them: a tied LM head is a table of its own.
     """
 
     name: str
@@ -29,6 +31,8 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     weight_bytes: int
     kv_bytes_per_token: int
     tp_degrees: tuple[int, ...]
+    activation_bytes_per_token: int = 0
+    loaded_bytes: int = 0
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,6 +43,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     num_blocks: KV blocks of `block_size` tokens on every rank.
     step_timeout_s: a step that takes longer is a fault.
     sim_step_ms: step time of the `sim` device.
+    cuda_graphs: decode steps on a GPU run as captured graphs.
     """
 
     model_path: str
@@ -56,6 +61,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     step_timeout_s: float
     spin_us: int
     sim_step_ms: float
+    cuda_graphs: bool = True
 
 
 class ActorSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,6 +71,7 @@ class ActorSpec(msgspec.Struct, frozen=True, kw_only=True):
     name: unique in the node, e.g. "router", "g0.scheduler", "g1.worker2".
     group, rank: -1 where they have no meaning.
     engine: of the actor's group; for router and tokenizer, of group 0.
+    gpus: of the actor's group, by rank, as CUDA_VISIBLE_DEVICES names them.
     """
 
     role: str
@@ -82,6 +89,7 @@ class ActorSpec(msgspec.Struct, frozen=True, kw_only=True):
     max_num_queued_reqs: int = 0
     chat_template: str | None = None
     tokenizer_path: str = ""
+    gpus: tuple[str, ...] = ()
 
     def socket_path(self, link: str) -> str:
         """Path of the ZeroMQ socket of a link: "router" or "g<group>"."""

@@ -76,10 +76,10 @@ class PlanView:
     """A plan laid over a ring frame; its arrays are views, valid until the frame is released.
 
     take: [n_take, 10], append: [n_append, 3], chunk: [n_chunk, 4],
-    chunk_token: [n_chunk_token], decode: [n_decode]; all int32.
+    chunk_token: [n_chunk_token], decode: [n_decode]; words: the whole plan; all int32.
     """
 
-    __slots__ = ("append", "chunk", "chunk_token", "decode", "flags", "step", "take")
+    __slots__ = ("append", "chunk", "chunk_token", "decode", "flags", "step", "take", "words")
 
     def __init__(self, frame: memoryview) -> None:
         words = np.frombuffer(frame, dtype=np.int32)
@@ -99,6 +99,7 @@ class PlanView:
         self.chunk_token: Int32Array = words[at : at + n_token]
         at += n_token
         self.decode: Int32Array = words[at : at + n_decode]
+        self.words: Int32Array = words[: at + n_decode]
 
 
 def write_plan(

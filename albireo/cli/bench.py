@@ -67,16 +67,17 @@ def runtime(
     if as_json:
         click.echo(json.dumps(result, indent=2))
         return
-    console = Console(highlight=False)
-    console.print(
+    click.echo(
         f"{result['tokens_per_s']:,} tokens/s to one client · {result['ms_per_step']:.2f} ms a "
-        f"step of {step_ms:g} ms · {result['tokens_checked']:,} tokens checked",
-        soft_wrap=True,
+        f"step of {step_ms:g} ms · {result['tokens_checked']:,} tokens checked"
     )
-    table = Table("actor", "CPU ms a step", "share of a core", box=None, header_style="dim")
-    for name, cpu_ms in result["cpu_ms_per_step"].items():
-        table.add_row(name, f"{cpu_ms:.3f}", f"{result['cpu_share_of_a_core'][name]:.1%}")
-    console.print(table)
+    _show(
+        ("actor", "CPU ms a step", "share of a core"),
+        [
+            (name, f"{cpu_ms:.3f}", f"{result['cpu_share_of_a_core'][name]:.1%}")
+            for name, cpu_ms in result["cpu_ms_per_step"].items()
+        ],
+    )
 
 
 @bench.command()
@@ -113,12 +114,27 @@ def throughput(
     if as_json:
         click.echo(json.dumps(result, indent=2))
         return
-    table = Table("batch", "tokens/s", "min", "max", box=None, header_style="dim")
-    for row in result["results"]:
-        table.add_row(
-            str(row["batch"]), f"{row['tokens_per_s']:,.1f}", f"{row['tokens_per_s_min']:,.1f}",
-            f"{row['tokens_per_s_max']:,.1f}",
-        )  # fmt: skip
+    _show(
+        ("batch", "tokens/s", "min", "max"),
+        [
+            (
+                str(row["batch"]),
+                f"{row['tokens_per_s']:,.1f}",
+                f"{row['tokens_per_s_min']:,.1f}",
+                f"{row['tokens_per_s_max']:,.1f}",
+            )
+            for row in result["results"]
+        ],
+    )
+
+
+def _show(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*columns, box=None, header_style="dim")
+    for row in rows:
+        table.add_row(*row)
     Console(highlight=False).print(table)
 
 

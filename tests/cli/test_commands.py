@@ -26,12 +26,16 @@ def albireo(*words: str, status: int = 0, text: str | None = None) -> subprocess
 
 @pytest.mark.parametrize("words", [(), ("node",), ("node", "start"), ("bench",), ("chat",)])
 def test_help_is_quick(words: tuple[str, ...]) -> None:
-    took = []
-    for _ in range(3):
+    """Under 0.3 s, or on a slow or busy machine under five times what bare Python needs."""
+    took, bare = [], []
+    for _ in range(4):
+        began = time.monotonic()
+        subprocess.run([sys.executable, "-c", "import click"], check=True)
+        bare.append(time.monotonic() - began)
         began = time.monotonic()
         assert "Usage: albireo" in albireo(*words, "--help").stdout
         took.append(time.monotonic() - began)
-    assert min(took) < 0.3
+    assert min(took) < max(0.3, 5 * min(bare))
 
 
 def test_version() -> None:

@@ -30,7 +30,7 @@ def use_interpreter() -> None:
         skip("Triton was imported before: run this file alone, or set TRITON_INTERPRET=1")
     os.environ["TRITON_INTERPRET"] = "1"
     _let_tensors_be_indices()
-    _compute_in_bfloat16()
+    _compute_as_a_gpu_does()
 
 
 def _let_tensors_be_indices() -> None:
@@ -48,14 +48,18 @@ def _let_tensors_be_indices() -> None:
     interpreter._patch_lang_tensor = patch_more
 
 
-def _compute_in_bfloat16() -> None:
-    """The interpreter keeps bfloat16 as its bits: it cuts off where a GPU rounds, and multiplies bits."""
+def _compute_as_a_gpu_does() -> None:
+    """Rounds to bfloat16, and multiplies it; a row of a product does not depend on its place.
+
+    The interpreter keeps bfloat16 as bits, which it cuts off and multiplies as
+    integers; NumPy's own product sums in another order at the edge of a matrix.
+    """
     import numpy as np
     import torch
     import triton.language as tl
     from triton.runtime import interpreter
 
-    convert, dot = interpreter._convert_float, interpreter.InterpreterBuilder.create_dot
+    convert = interpreter._convert_float
     if convert.__module__ != interpreter.__name__:
         return
 
@@ -70,10 +74,11 @@ def _compute_in_bfloat16() -> None:
             return widened(data)
         return convert(data, from_type, to_type, rounding)
 
-    def dot_better(self: Any, a: Any, b: Any, *others: Any) -> Any:
-        if a.dtype.scalar == tl.bfloat16:
-            a, b = (interpreter.TensorHandle(widened(x.data), tl.float32) for x in (a, b))
-        return dot(self, a, b, *others)
+    def dot(self: Any, a: Any, b: Any, total: Any, *_: Any) -> Any:
+        is_bits = a.dtype.scalar == tl.bfloat16
+        left, right = (widened(x.data) if is_bits else x.data for x in (a, b))
+        product = np.einsum("ik,kj->ij", left, right, optimize=False)
+        return interpreter.TensorHandle(product + total.data, total.dtype.scalar)
 
     interpreter._convert_float = convert_better
-    interpreter.InterpreterBuilder.create_dot = dot_better
+    interpreter.InterpreterBuilder.create_dot = dot

@@ -24,14 +24,14 @@ from .warm_up import warm_up_plans
 
 if TYPE_CHECKING:
     from ..models.llama import Model
-    from ..parallel.communicator import Communicator
+    from ..parallel.communicator import HostCommunicator
 
 
 class Engine:
     """One rank of a group: `model` is that rank's; it is given the communicator here."""
 
     def __init__(
-        self, model: Model, kernels: Kernels, engine: EngineConfig, communicator: Communicator
+        self, model: Model, kernels: Kernels, engine: EngineConfig, communicator: HostCommunicator
     ) -> None:
         config = model.config
         model.communicator = communicator

@@ -25,7 +25,7 @@ from .step import StepEngine
 
 if TYPE_CHECKING:
     from ..models.config import ModelConfig
-    from ..parallel.communicator import Communicator
+    from ..parallel.communicator import HostCommunicator
     from .loaded import LoadedModel
 
 _IDLE_SLICE_S = 0.25
@@ -104,7 +104,7 @@ def _create_engine(
     return Engine(loaded.ranks[engine.tp][spec.rank], loaded.kernels, engine, communicator)
 
 
-def _create_communicator(spec: ActorSpec, fds: Mapping[str, int]) -> Communicator:
+def _create_communicator(spec: ActorSpec, fds: Mapping[str, int]) -> HostCommunicator:
     """The ranks' collectives; a peer that is not there within a step's time is a fault."""
     from ..parallel.communicator import SingleRank
     from ..parallel.shared import SharedMemoryCommunicator, slab_bytes

@@ -1,9 +1,10 @@
 """What the ranks of a tensor-parallel group do together, whatever connects them.
 
-Layers sum partial results with all_reduce; the sampler shares logits and
-gathers token ids.  Collectives: every rank makes the same calls in the same
-order, with the same shapes.  SingleRank is the group of one;
-shared.SharedMemoryCommunicator connects processes on CPU.
+Layers sum partial results with all_reduce (Communicator); the samplers share
+logits and gather token ids, which differs by device (Host-, DeviceCommunicator).
+Collectives: every rank makes the same calls in the same order, with the same
+shapes.  SingleRank is the group of one; shared.SharedMemoryCommunicator connects
+processes on CPU, cuda.CudaCommunicator processes with a GPU each.
 """
 
 from __future__ import annotations
@@ -30,10 +31,14 @@ class Communicator(Protocol):
     def all_reduce(self, x: torch.Tensor) -> None:
         """Sums x over all ranks, in place; x is contiguous, bfloat16 or float32.
 
-        Added in float32 in the order of the ranks and rounded once, so every
-        rank ends with the same bits, in every run.
+        Every rank ends with the same bits, in every run: on CPU the sum is
+        made in float32 in the order of the ranks, and rounded once.
         """
         ...
+
+
+class HostCommunicator(Communicator, Protocol):
+    """With what the CPU sampler needs."""
 
     def share_logits(self, shard: torch.Tensor) -> list[Float32Array]:
         """Every rank's shard [R, V / size] float32, in the order of the ranks.
@@ -48,8 +53,20 @@ class Communicator(Protocol):
         ...
 
 
+class DeviceCommunicator(Communicator, Protocol):
+    """With what the GPU sampler needs: into buffers of the caller, in the current stream."""
+
+    def all_gather(self, mine: torch.Tensor, out: torch.Tensor) -> None:
+        """out [size, *mine.shape] = every rank's `mine`, in the order of the ranks."""
+        ...
+
+    def all_to_all(self, mine: torch.Tensor, out: torch.Tensor) -> None:
+        """mine[r] goes to rank r, out[r] comes from rank r; both [size, ...]."""
+        ...
+
+
 class SingleRank:
-    """The communicator of a rank that is alone."""
+    """The communicator of a rank that is alone, on any device."""
 
     rank = 0
     size = 1
@@ -62,3 +79,9 @@ class SingleRank:
 
     def all_gather_int32(self, mine: Int32Array) -> Int32Array:
         return mine[np.newaxis].copy()
+
+    def all_gather(self, mine: torch.Tensor, out: torch.Tensor) -> None:
+        out.copy_(mine.unsqueeze(0))
+
+    def all_to_all(self, mine: torch.Tensor, out: torch.Tensor) -> None:
+        out.copy_(mine)

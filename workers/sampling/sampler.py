@@ -20,7 +20,7 @@ from .filters import BLOCK, BUCKETS
 from .params import SampleRows, SlotParams
 
 if TYPE_CHECKING:
-    from ..parallel.communicator import Communicator
+    from ..parallel.communicator import HostCommunicator
 
 Int32Array = npt.NDArray[np.int32]
 Float32Array = npt.NDArray[np.float32]
@@ -71,7 +71,7 @@ class RowSampler:
 class Sampler:
     """Samples the rows of up to max_num_seqs slots together with the group's other ranks."""
 
-    def __init__(self, vocab_size: int, max_num_seqs: int, communicator: Communicator) -> None:
+    def __init__(self, vocab_size: int, max_num_seqs: int, communicator: HostCommunicator) -> None:
         size = communicator.size
         per_rank = -(-max_num_seqs // size)
         self._communicator = communicator
