@@ -63,9 +63,7 @@ def on_device(batch: StepBatch, device: torch.device) -> StepBatch:
 
 
 def empty_cache(k: Kernels, paged: PagedSequences, shape: Shape, dtype: torch.dtype) -> KVLayer:
-    kv = k.new_kv_layer(
-        paged.num_blocks, shape.block_size, shape.kv_heads, shape.head_dim, dtype
-    )
+    kv = k.new_kv_layer(paged.num_blocks, shape.block_size, shape.kv_heads, shape.head_dim, dtype)
     kv.keys.fill_(float("nan"))
     kv.values.fill_(float("nan"))
     return kv

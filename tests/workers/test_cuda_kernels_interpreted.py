@@ -11,7 +11,7 @@ from .interpreted import use_interpreter
 
 use_interpreter()
 
-from albireo.workers.kernels.cuda.attention import num_splits  # noqa: E402
+from albireo.workers.kernels.cuda.attention import DecodeTiling, num_splits  # noqa: E402
 from albireo.workers.kernels.cuda.kernels import CudaKernels  # noqa: E402
 
 from . import cuda_kernel_checks as checks  # noqa: E402
@@ -66,9 +66,7 @@ def test_linear(dtype: torch.dtype, invariant: bool) -> None:
     ],
     ids=str,
 )
-def test_steps_of_chunks_and_decodes(
-    dtype: torch.dtype, shape: Shape, lengths: list[int]
-) -> None:
+def test_steps_of_chunks_and_decodes(dtype: torch.dtype, shape: Shape, lengths: list[int]) -> None:
     conversation = Conversation(shape, dtype, lengths, seed=1)
     steps = conversation.cut([1, 5, 16, 40])
     normed = shape.heads % 2 == 0
@@ -86,7 +84,6 @@ def test_prompts_and_their_last_token(dtype: torch.dtype, window: int) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_long_row_is_shared_by_many_programs(dtype: torch.dtype) -> None:
     """More splits than are added up at once, and beside them a row with one."""
-    assert num_splits(2 * 1, 132, 300) > 8
     k = kernels(dtype)
     conversation = Conversation(Shape(3, 1, 16), dtype, [300, 2], 0)
     checks.check_attention(k, conversation, conversation.decode_last())
@@ -108,10 +105,12 @@ def test_nan_stays_in_its_row(dtype: torch.dtype) -> None:
 
 
 def test_splits_fill_the_gpu_and_no_more() -> None:
-    assert num_splits(8, 132, 4096) == 64
-    assert num_splits(64 * 8, 132, 4096) == 1
-    assert num_splits(16 * 8, 132, 4096) == 4
-    assert num_splits(1, 132, 40) == 2
+    tiling = DecodeTiling(keys=64, step=32, programs=4, warps=4, stages=2)
+    assert num_splits(8, 132, 4096, tiling) == 64
+    assert num_splits(64 * 8, 132, 4096, tiling) == 1
+    assert num_splits(16 * 8, 132, 4096, tiling) == 4
+    assert num_splits(1, 132, 40, tiling) == 2
+    assert num_splits(10_000, 10_000_000, 4096, tiling) == 1
 
 
 def test_an_empty_step_launches_nothing() -> None:

@@ -1,0 +1,134 @@
+"""The CUDA kernels on a GPU: the checks of the interpreted tests at real shapes, and graphs.
+
+One compilation of a kernel takes a second or so; the shapes are few for that reason.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.gpu
+if importlib.util.find_spec("triton") is None or not torch.cuda.is_available():
+    pytest.skip("needs a CUDA device and Triton", allow_module_level=True)
+
+from albireo.workers.engine.batch import StepBatch  # noqa: E402
+from albireo.workers.kernels import create  # noqa: E402
+from albireo.workers.kernels.interface import Kernels  # noqa: E402
+
+from ..workers import cuda_kernel_checks as checks  # noqa: E402
+from ..workers.cuda_kernel_checks import Conversation, Shape, on_device  # noqa: E402
+
+DTYPES = [
+    pytest.param(torch.float32, id="float32"),
+    pytest.param(torch.bfloat16, id="bfloat16"),
+]
+LLAMA, QWEN, SMOL = Shape(32, 8, 128), Shape(16, 8, 128), Shape(9, 3, 64)
+
+
+@functools.cache
+def kernels(dtype: torch.dtype, batch_invariant: bool = False) -> Kernels:
+    return create("cuda", dtype, batch_invariant)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_row_wise(dtype: torch.dtype) -> None:
+    for hidden in (576, 1024, 4096):
+        checks.check_norm(kernels(dtype), dtype, 70, hidden)
+    for width in (1536, 12288):
+        checks.check_silu_mul(kernels(dtype), dtype, 33, width)
+    for hidden in (576, 4096):
+        checks.check_embed(kernels(dtype), dtype, hidden)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("invariant", [False, True])
+def test_linear(dtype: torch.dtype, invariant: bool) -> None:
+    k = kernels(dtype, invariant)
+    checks.check_linear(k, dtype, 1000, 576)
+    checks.check_linear(k, dtype, 2048, 1024, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "shape",
+    [LLAMA, QWEN, SMOL, Shape(28, 4, 128, window=100), Shape(8, 1, 64), Shape(4, 2, 256)],
+    ids=str,
+)
+def test_steps_of_chunks_and_decodes(dtype: torch.dtype, shape: Shape) -> None:
+    lengths = [1, 15, 16, 17, 63, 64, 65, 150, 320, 700]
+    conversation = Conversation(shape, dtype, lengths, 1)
+    steps = conversation.cut([1, 16, 40, 130, 300])
+    checks.check_attention(kernels(dtype), conversation, steps, normed=shape == QWEN)
+    checks.check_attention(kernels(dtype), conversation, conversation.whole())
+    checks.check_attention(kernels(dtype), conversation, conversation.decode_last())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("sequences", [1, 7, 70])
+def test_decodes_of_any_number(dtype: torch.dtype, sequences: int) -> None:
+    """From many splits a row to one; and the same bits each time, whoever finishes last."""
+    lengths = [3000 if sequences == 1 else 1 + 37 * i % 500 for i in range(sequences)]
+    conversation = Conversation(LLAMA, dtype, lengths, sequences)
+    first = checks.check_attention(kernels(dtype), conversation, conversation.decode_last())
+    for _ in range(5):
+        _, again = conversation.run(kernels(dtype), conversation.decode_last())
+        assert torch.equal(again, first)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_any_chunking_gives_the_same_bits_when_asked(dtype: torch.dtype) -> None:
+    conversation = Conversation(Shape(8, 2, 64, window=90), dtype, [200, 33, 5, 129], 1)
+    k = kernels(dtype, True)
+    whole = checks.check_attention(k, conversation, conversation.whole())
+    cut = checks.check_attention(k, conversation, conversation.cut([1, 5, 16, 70]))
+    assert torch.equal(cut, whole)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_nan_stays_in_its_row(dtype: torch.dtype) -> None:
+    checks.check_nan_stays_in_its_row(kernels(dtype), dtype)
+
+
+@pytest.mark.parametrize("sequences", [2, 80])
+def test_a_captured_step_serves_any_lengths(sequences: int) -> None:
+    """One graph of a layer's kernels, replayed as contexts grow: the bits of eager launches."""
+    shape, dtype, k = LLAMA, torch.bfloat16, kernels(torch.bfloat16)
+    conversation = Conversation(shape, dtype, [400] * sequences, 0)
+    kv = k.new_kv_layer(conversation.paged.num_blocks, 16, shape.kv_heads, shape.head_dim, dtype)
+    kv.keys.normal_()
+    kv.values.normal_()
+    rope = conversation.rope.to(k.device)
+    head = k.pack_linear(
+        torch.randn(64, shape.heads * shape.head_dim).to(dtype), None, torch.float32
+    )
+
+    def inputs(position: int) -> StepBatch:
+        chunks = [(s, (position * (s + 1)) % 399, 1) for s in range(sequences)]
+        batch = on_device(conversation.paged.batch(chunks), k.device)
+        batch.num_chunks = 0
+        return batch
+
+    def layer(batch: StepBatch) -> torch.Tensor:
+        q = k.rope_and_cache(
+            qkv, shape.heads, shape.kv_heads, shape.head_dim, None, None, 1e-6, rope, batch, kv
+        )
+        return k.linear(k.attention(q, kv, batch, 0.1, 0), head)
+
+    qkv = torch.randn(sequences, shape.qkv_width, device=k.device, dtype=dtype)
+    static = inputs(5)
+    layer(static)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = layer(static)
+    for position in (0, 31, 32, 397):
+        batch = inputs(position)
+        expected = layer(batch)
+        for name in ("positions", "kv_index", "context_len"):
+            getattr(static, name).copy_(getattr(batch, name))
+        graph.replay()
+        assert torch.equal(captured, expected)

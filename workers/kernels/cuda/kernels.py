@@ -1,0 +1,103 @@
+"""The Kernels interface on an NVIDIA GPU: nine launches a layer of a decode step.
+
+    add_rms_norm  linear  rope_and_cache  attention  linear
+    add_rms_norm  linear  silu_mul        linear
+
+Nothing here waits for the GPU or reads from it, and temporaries come from
+PyTorch's allocator, so that all of it can be captured in a CUDA graph.  Not
+even the constructor touches the GPU: it runs in the fork server.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ...engine.batch import StepBatch
+from ..interface import KVLayer
+from . import paging
+from .activation import silu_mul
+from .attention import Attention
+from .embedding import embed
+from .linear import PackedLinear, invariant_linear, linear, pack_linear
+from .norm import rms_norm
+from .rope import rope_and_cache
+
+_DTYPES = (torch.bfloat16, torch.float32)
+
+
+class CudaKernels:
+    """See interface.Kernels.
+
+    device: where weights and caches go; "cuda" is the process's current device
+    at the time.  A CPU device works under Triton's interpreter, for tests.
+    """
+
+    def __init__(self, dtype: torch.dtype, batch_invariant: bool, device: torch.device) -> None:
+        if dtype not in _DTYPES:
+            names = " and ".join(str(d).removeprefix("torch.") for d in _DTYPES)
+            raise ValueError(f"no CUDA kernels for {dtype}: there are some for {names}")
+        self.dtype = dtype
+        self.batch_invariant = batch_invariant
+        self.device = device
+        self._attention = Attention(batch_invariant)
+
+    def set_threads(self, threads: int) -> None:
+        """Nothing to do: threads share the work of the CPU's kernels only."""
+
+    def warm_up(self) -> None:
+        """Nothing to do before the fork: kernels compile at a worker's first steps."""
+
+    def pack_linear(
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        out_dtype: torch.dtype | None = None,
+    ) -> PackedLinear:
+        if weight.dtype != self.dtype:
+            raise ValueError(f"a weight of {weight.dtype} for kernels of {self.dtype}")
+        return pack_linear(weight, bias, out_dtype, self.device)
+
+    def linear(self, x: torch.Tensor, packed: PackedLinear) -> torch.Tensor:
+        return invariant_linear(x, packed) if self.batch_invariant else linear(x, packed)
+
+    def embed(self, tokens: torch.Tensor, table: torch.Tensor, first_id: int) -> torch.Tensor:
+        return embed(tokens, table, first_id)
+
+    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        return rms_norm(x, None, weight, eps)
+
+    def add_rms_norm(
+        self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+    ) -> torch.Tensor:
+        return rms_norm(x, residual, weight, eps)
+
+    def rope_and_cache(
+        self,
+        qkv: torch.Tensor,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        q_norm: torch.Tensor | None,
+        k_norm: torch.Tensor | None,
+        eps: float,
+        rope: torch.Tensor,
+        batch: StepBatch,
+        kv: KVLayer,
+    ) -> torch.Tensor:
+        return rope_and_cache(qkv, heads, kv_heads, head_dim, q_norm, k_norm, eps, rope, batch, kv)
+
+    def attention(
+        self, q: torch.Tensor, kv: KVLayer, batch: StepBatch, scale: float, window: int
+    ) -> torch.Tensor:
+        return self._attention(q, kv, batch, scale, window)
+
+    def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
+        return silu_mul(gate_up)
+
+    def new_kv_layer(
+        self, num_blocks: int, block_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype
+    ) -> KVLayer:
+        if dtype != self.dtype:
+            raise ValueError(f"a KV cache of {dtype} for kernels of {self.dtype}")
+        self._attention.prepare(self.device)
+        return paging.new_kv_layer(num_blocks, block_size, kv_heads, head_dim, dtype, self.device)

@@ -1,0 +1,98 @@
+"""Linear layers: cuBLAS, or, where rows must not see each other, one Triton GEMM.
+
+cuBLAS chooses its algorithm by the number of rows, so the bits of a row's
+result depend on the batch.  The Triton GEMM has one tile shape and one order
+of summation for all batches; it is what `--batch-invariant` pays for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+
+
+@dataclass(frozen=True, slots=True)
+class PackedLinear:
+    """weight [n, k] and bias [n] on the device, row-major; out_dtype: of the result."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    out_dtype: torch.dtype
+
+
+def pack_linear(
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    out_dtype: torch.dtype | None,
+    device: torch.device,
+) -> PackedLinear:
+    """A copy on the device."""
+    if weight.stride() != (weight.shape[1], 1):
+        raise ValueError(f"a weight of shape {tuple(weight.shape)} that is not contiguous")
+    return PackedLinear(
+        weight.to(device, copy=True),
+        None if bias is None else bias.to(device, copy=True),
+        out_dtype or weight.dtype,
+    )
+
+
+def linear(x: torch.Tensor, packed: PackedLinear) -> torch.Tensor:
+    """[T, k] -> [T, n] by cuBLAS."""
+    weight, bias = packed.weight, packed.bias
+    if packed.out_dtype == x.dtype:
+        return F.linear(x, weight, bias)
+    if x.is_cuda and packed.out_dtype == torch.float32:
+        y = torch.mm(x, weight.t(), out_dtype=torch.float32)
+        return y if bias is None else y.add_(bias)
+    wide = None if bias is None else bias.float()
+    return F.linear(x.float(), weight.float(), wide).to(packed.out_dtype)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def _linear(
+    x, weight, bias, y, rows, N: tl.constexpr, K: tl.constexpr, WITH_BIAS: tl.constexpr,
+    TILE_M: tl.constexpr, TILE_N: tl.constexpr, TILE_K: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(1) * TILE_M + tl.arange(0, TILE_M)
+    column = tl.program_id(0) * TILE_N + tl.arange(0, TILE_N)
+    i = tl.arange(0, TILE_K)
+    a = x + row.to(tl.int64)[:, None] * K + i[None, :]
+    b = weight + column.to(tl.int64)[None, :] * K + i[:, None]
+    total = tl.zeros([TILE_M, TILE_N], tl.float32)
+    for start in range(0, K, TILE_K):
+        inside = i < K - start
+        some = tl.load(a + start, mask=(row < rows)[:, None] & inside[None, :], other=0.0)
+        other = tl.load(b + start, mask=(column < N)[None, :] & inside[:, None], other=0.0)
+        total = tl.dot(some, other, total, input_precision="ieee")
+    if WITH_BIAS:
+        total += tl.load(bias + column, mask=column < N, other=0.0).to(tl.float32)[None, :]
+    target = y + row.to(tl.int64)[:, None] * N + column[None, :]
+    here = (row < rows)[:, None] & (column < N)[None, :]
+    tl.store(target, total.to(y.dtype.element_ty), mask=here)
+
+
+def invariant_linear(x: torch.Tensor, packed: PackedLinear) -> torch.Tensor:
+    """[T, k] -> [T, n]: a row's result does not depend on T or on the other rows."""
+    rows, (n, k) = x.shape[0], packed.weight.shape
+    y = x.new_empty(rows, n, dtype=packed.out_dtype)
+    tile = 64 if x.dtype == torch.bfloat16 else 32
+    if rows:
+        _linear[(triton.cdiv(n, tile), triton.cdiv(rows, tile))](
+            x,
+            packed.weight,
+            packed.weight if packed.bias is None else packed.bias,
+            y,
+            rows,
+            N=n,
+            K=k,
+            WITH_BIAS=packed.bias is not None,
+            TILE_M=tile,
+            TILE_N=tile,
+            TILE_K=tile,
+            num_warps=4,
+        )
+    return y

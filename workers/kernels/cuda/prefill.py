@@ -1,0 +1,97 @@
+"""Attention of prefill chunks: their own keys are in the cache already, behind the prefix.
+
+    grid  (kv_heads, tiles); a tile is ROWS rows = tokens x query heads of the KV head
+
+Tiles are found in the kernel, for the host knows only the number of rows and
+chunks: with n tokens to a tile, chunk c has the tile numbers from
+query_start[c] // n + c on.  That leaves each chunk enough of them, and at most
+one too many, which returns at once.  The last tiles have the most keys, so
+they start first.
+
+A row adds up the same keys in the same rounds wherever its tile begins, so
+its bits do not depend on how a prompt was cut, nor on other rows.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _chunk_of(query_start, num_chunks, tile, TOKENS: tl.constexpr, AT_ONCE: tl.constexpr):
+    """The last chunk whose first tile number is at most `tile`."""
+    count = 0
+    for first in range(0, num_chunks, AT_ONCE):
+        chunk = first + tl.arange(0, AT_ONCE)
+        start = tl.load(query_start + chunk, mask=chunk < num_chunks, other=0)
+        begun = (chunk < num_chunks) & (start // TOKENS + chunk <= tile)
+        count += tl.sum(begun.to(tl.int32), 0)
+    return count - 1
+
+
+@triton.jit(
+    do_not_specialize=["num_chunks"],
+    do_not_specialize_on_alignment=["query_start", "context_len", "slots", "block_tables"],
+)
+def prefill(
+    q, keys, values, out, query_start, context_len, slots, block_tables, table_width,
+    num_chunks, scale,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, WINDOW: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """scale is for powers of two; TILE: keys of one round."""
+    GROUP: tl.constexpr = HEADS // KV_HEADS
+    TOKENS: tl.constexpr = ROWS // GROUP
+    kv_head = tl.program_id(0)
+    tile = tl.num_programs(1) - 1 - tl.program_id(1)
+    chunk = _chunk_of(query_start, num_chunks, tile, TOKENS, 128)
+    row = tl.load(query_start + chunk)
+    tokens = tl.load(query_start + chunk + 1) - row
+    first = (tile - row // TOKENS - chunk) * TOKENS
+    if first >= tokens:
+        return
+
+    length = tl.load(context_len + chunk)
+    prefix = length - tokens
+    table = block_tables + tl.load(slots + chunk).to(tl.int64) * table_width
+    r, d, j = tl.arange(0, ROWS), tl.arange(0, HEAD_DIM), tl.arange(0, TILE)
+    token = first + r // GROUP
+    position = prefix + token
+    head = (row + token) * HEADS + kv_head * GROUP + r % GROUP
+    place = head.to(tl.int64)[:, None] * HEAD_DIM + d[None, :]
+    is_row = ((r < TOKENS * GROUP) & (token < tokens))[:, None]
+    query = tl.load(q + place, mask=is_row, other=0.0)
+
+    lowest = 0
+    if WINDOW > 0:
+        lowest = tl.maximum(prefix + first - WINDOW + 1, 0)
+    end = tl.minimum(prefix + first + TOKENS, length)
+    top = tl.full([ROWS], -1e30, tl.float32)
+    weight = tl.zeros([ROWS], tl.float32)
+    total = tl.zeros([ROWS, HEAD_DIM], tl.float32)
+    for at in range(lowest // TILE * TILE, end, TILE):
+        n = at + j
+        inside = n < end
+        if WINDOW > 0:
+            inside = inside & (n >= lowest)
+        block = tl.load(table + n // BLOCK_SIZE, mask=inside, other=0).to(tl.int64)
+        at_key = (block * KV_HEADS + kv_head) * (BLOCK_SIZE * HEAD_DIM) + n % BLOCK_SIZE * HEAD_DIM
+        key = tl.load(keys + at_key[:, None] + d[None, :], mask=inside[:, None], other=0.0)
+        value = tl.load(values + at_key[:, None] + d[None, :], mask=inside[:, None], other=0.0)
+        scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scale
+        seen = n[None, :] <= position[:, None]
+        if WINDOW > 0:
+            seen = seen & (n[None, :] > position[:, None] - WINDOW)
+        scores = tl.where(seen, scores, float("-inf"))
+        new_top = tl.maximum(top, tl.max(scores, 1))
+        weights = tl.exp2(scores - new_top[:, None])
+        shrink = tl.exp2(top - new_top)
+        weight = weight * shrink + tl.sum(weights, 1)
+        total = total * shrink[:, None]
+        total = tl.dot(weights.to(value.dtype), value, total, input_precision="ieee")
+        top = new_top
+
+    divisor = tl.where(weight == 0.0, 1.0, weight)
+    result = total / divisor[:, None]
+    tl.store(out + place, result.to(out.dtype.element_ty), mask=is_row)
