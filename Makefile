@@ -35,8 +35,10 @@ unit: venv
 parity: venv
 	$(BIN)/python -m pytest -m parity -s
 
-gpu-test: venv
-	$(BIN)/python -m pytest -m gpu
+# On a machine with a GPU: in .venv where there is one, else in the Python that has
+# PyTorch with CUDA, once `pip install --no-deps -e .` has put the package there.
+gpu-test:
+	$(if $(wildcard $(STAMP)),$(BIN)/python,$(PYTHON)) -m pytest -m gpu tests/gpu --durations=10
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,4 +1,4 @@
-"""`albireo bench runtime | throughput`."""
+"""`albireo bench runtime | throughput | step | sampling`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,17 @@ import click
 
 from albireo.node.options import DTYPES, NodeOptions, OptionError, parse_groups
 
+from .bench_sampling import sampling
+from .bench_step import step
+
 
 @click.group()
 def bench() -> None:
     """Measure, with a node started for the purpose."""
+
+
+bench.add_command(step)
+bench.add_command(sampling)
 
 
 def _node_options(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -83,7 +83,9 @@ def resolve_dtype(dtype: str, device: str) -> str:
 
 def _import_for_cuda() -> None:
     """Triton and the engine, for the workers to inherit; makes no CUDA context."""
-    import albireo.workers.engine.cuda.worker  # noqa: F401
+    import albireo.workers.engine.cuda.worker
+    import albireo.workers.kernels.cuda.kernels
+    import albireo.workers.models.llama  # noqa: F401
 
 
 def _load_weights(

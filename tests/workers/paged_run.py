@@ -81,6 +81,7 @@ class PagedRun:
         block_size: int = 16,
     ) -> None:
         self._models = models
+        self._device = kernels.device
         self._random = random.Random(seed)
         self._sampled = sampled
         self._block_size = block_size
@@ -112,7 +113,7 @@ class PagedRun:
 
     def _forward(self, model: Model, batch: StepBatch, caches: list[KVLayer]) -> torch.Tensor:
         with self._meeting.turn, torch.inference_mode():
-            return model.forward(batch, caches)
+            return model.forward(batch, caches).cpu()
 
     def _scattered_tables(self) -> tuple[torch.Tensor, int]:
         """Block tables, and how many blocks there are."""
@@ -169,14 +170,14 @@ class PagedRun:
             sequence.done += count
         rows = [r for r in range(len(tokens)) if self._random.random() < self._sampled]
         batch = StepBatch(
-            tokens=_int32(tokens),
-            positions=_int32(positions),
-            kv_index=_int32(index),
-            query_start=_int32(starts),
-            context_len=_int32([self._sequences[i].done for i, _ in ordered]),
-            slots=_int32([self._sequences[i].slot for i, _ in ordered]),
-            block_tables=self._block_tables,
-            sample_rows=_int32(rows),
+            tokens=self._int32(tokens),
+            positions=self._int32(positions),
+            kv_index=self._int32(index),
+            query_start=self._int32(starts),
+            context_len=self._int32([self._sequences[i].done for i, _ in ordered]),
+            slots=self._int32([self._sequences[i].slot for i, _ in ordered]),
+            block_tables=self._block_tables.to(self._device),
+            sample_rows=self._int32(rows),
             num_chunks=len(chunks),
         )
         return batch, [owners[row] for row in rows]
@@ -185,6 +186,5 @@ class PagedRun:
         block, offset = divmod(position, self._block_size)
         return int(self._block_tables[slot, block]) * self._block_size + offset
 
-
-def _int32(values: Sequence[int]) -> torch.Tensor:
-    return torch.tensor(list(values), dtype=torch.int32)
+    def _int32(self, values: Sequence[int]) -> torch.Tensor:
+        return torch.tensor(list(values), dtype=torch.int32, device=self._device)

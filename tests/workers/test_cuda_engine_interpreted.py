@@ -7,25 +7,17 @@ steps, sampling, flights and their collector.
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
-from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
 import torch
 
-from albireo.ipc.plan import PlanView
-from albireo.workers.engine.engine import Engine
-from albireo.workers.engine.step import StepResult
-from albireo.workers.kernels.cpu.kernels import CpuKernels
-from albireo.workers.models.config import ModelConfig, RopeConfig
-from albireo.workers.models.load import load_model, load_rank
-from albireo.workers.parallel.communicator import SingleRank
+from albireo.workers.models.load import load_rank
 
-from .engine_driver import ENGINE, Driver, Request
+from .engine_driver import Driver, Request
+from .engine_story import CONFIG, CUDA, Results, cpu_driver, play
 from .interpreted import use_interpreter
 
 use_interpreter()
@@ -35,17 +27,6 @@ from albireo.workers.engine.cuda.engine import CudaEngine  # noqa: E402
 from albireo.workers.engine.cuda.profile_plans import profile_plans  # noqa: E402
 from albireo.workers.kernels.cuda.kernels import CudaKernels  # noqa: E402
 from albireo.workers.sampling.cuda.sampler import CudaSampler  # noqa: E402
-
-CONFIG = ModelConfig(
-    family="qwen3", architecture="Qwen3ForCausalLM", vocab_size=64, hidden_size=32,
-    intermediate_size=48, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=16,
-    rms_norm_eps=1e-6, rope=RopeConfig(), context_len=64, tie_embeddings=True, qk_norm=True,
-)  # fmt: skip
-CUDA = msgspec.structs.replace(
-    ENGINE, device="cuda", block_size=16, num_blocks=32, max_num_seqs=3, max_num_batched_tokens=24,
-    cuda_graphs=False,
-)  # fmt: skip
-CPU_KERNELS = CpuKernels(torch.float32, False)
 
 
 class FakeEvent:
@@ -74,34 +55,6 @@ class Account:
         return ""
 
 
-class Results:
-    """What the engine delivers, and the synchronous step that a Driver wants."""
-
-    def __init__(self, make: Callable[..., CudaEngine]) -> None:
-        self.failures: list[str] = []
-        self.delivered: list[int] = []
-        self._rows: Any = None
-        self._there = threading.Event()
-        self.engine = make(self._deliver, self._fail)
-
-    def step(self, plan: PlanView, idle: bool) -> Any:
-        self._there.clear()
-        assert self.engine.step(plan, idle) is None
-        assert self._there.wait(60)
-        assert not self.failures
-        return SimpleNamespace(rows=self._rows)
-
-    def _deliver(self, step: int, result: StepResult, step_us: int) -> None:
-        assert 0 <= result.forward_us <= step_us
-        self._rows = result.rows.copy()
-        self.delivered.append(step)
-        self._there.set()
-
-    def _fail(self, reason: str) -> None:
-        self.failures.append(reason)
-        self._there.set()
-
-
 @pytest.fixture
 def results(monkeypatch: pytest.MonkeyPatch) -> Results:
     fake = {
@@ -128,29 +81,6 @@ def results(monkeypatch: pytest.MonkeyPatch) -> Results:
             Account(),  # type: ignore[arg-type]
         )
     )
-
-
-def cpu_driver() -> Driver:
-    (model,) = load_model("", CONFIG, torch.float32, "dummy", 1, CPU_KERNELS, print)
-    engine = msgspec.structs.replace(CUDA, device="cpu")
-    return Driver(Engine(model, CPU_KERNELS, engine, SingleRank()).step, CUDA)
-
-
-def play(driver: Driver) -> list[list[int]]:
-    """Chunked prefill beside decodes, a slot used again, greedy and sampled rows."""
-    one = Request(1, [5, 9, 33, 2, 7], slot=0, blocks=[7, 3])
-    two = Request(2, list(range(20)), slot=2, blocks=[11, 4, 9], temperature=0.9, seed=5)
-    three = Request(3, list(range(40, 58)), slot=1, blocks=[1, 8], temperature=1.0, top_p=0.8)
-    driver.run(take=[one], chunk=[(one, 5)])
-    driver.run(take=[two], chunk=[(two, 12)], decode=[one])
-    driver.run(take=[three], chunk=[(two, 8), (three, 10)], decode=[one])
-    driver.run(chunk=[(three, 8)], decode=[two, one])
-    for _ in range(3):
-        driver.run(decode=[three, one, two])
-    again = Request(4, [60, 61, 62], slot=0, blocks=[20])
-    driver.run(take=[again], chunk=[(again, 3)], decode=[two])
-    driver.run(decode=[again, three])
-    return [request.tokens for request in (one, two, three, again)]
 
 
 def test_the_tokens_are_those_of_the_cpu(results: Results) -> None:

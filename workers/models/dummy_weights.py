@@ -25,7 +25,7 @@ class DummyWeights:
     """
 
     def __init__(
-        self, config: ModelConfig, seed: int = 0, device: torch.device | None = None
+        self, config: ModelConfig, seed: int = 0, device: torch.device | str = "cpu"
     ) -> None:
         self._shapes = config.tensor_shapes()
         self._seed = seed

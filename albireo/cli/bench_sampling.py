@@ -1,0 +1,56 @@
+"""`albireo bench sampling`."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from albireo.node.options import OptionError, parse_groups
+
+
+@click.command()
+@click.option("--vocab", type=click.IntRange(min=4), default=151_936, show_default=True)
+@click.option(
+    "--batch", default="64,128,256", show_default=True, metavar="B,B,...", help="Rows of a step."
+)
+@click.option(
+    "--groups",
+    default="1x1",
+    show_default=True,
+    metavar="1xT",
+    help="One group of T ranks, which share the vocabulary.",
+)
+@click.option(
+    "--device", type=click.Choice(("auto", "cpu", "cuda")), default="auto", show_default=True
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(("float32", "bfloat16")),
+    default="float32",
+    show_default=True,
+    help="Of the logits.",
+)
+@click.option("--json", "as_json", is_flag=True, help="The result as JSON.")
+def sampling(vocab: int, batch: str, groups: str, device: str, dtype: str, as_json: bool) -> None:
+    """The time from a step's logits to its tokens, by kind of request."""
+    from albireo.bench.nodes import BenchError
+    from albireo.bench.sampling import bench_sampling
+
+    try:
+        ranks = parse_groups(groups)
+        if len(ranks) != 1:
+            raise BenchError(f"--groups {groups}: one group is measured at a time, 1x{ranks[0]}")
+        batches = [int(part) for part in batch.split(",")]
+        if min(batches) < 1:
+            raise BenchError(f"--batch {batch}: sizes are at least 1")
+        result = bench_sampling(device, vocab, batches, ranks[0], dtype)
+    except (BenchError, OptionError, ValueError) as error:
+        raise click.ClickException(str(error)) from None
+    if as_json:
+        click.echo(json.dumps(result, indent=2))
+        return
+    click.echo(f"{result.get('gpu', result['device'])}, {ranks[0]} rank(s), {vocab} tokens")
+    click.echo("batch  requests            us     us P99")
+    for row in result["results"]:
+        click.echo(f"{row['batch']:5}  {row['kind']:12} {row['us']:9,.1f}  {row['us_p99']:9,.1f}")

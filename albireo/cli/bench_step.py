@@ -1,0 +1,72 @@
+"""`albireo bench step`."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from albireo.bench.shapes import SHAPES
+from albireo.node.options import DTYPES, NodeOptions, OptionError, parse_groups
+
+_HIDDEN = ("tiny",)
+
+
+@click.command()
+@click.option(
+    "--shape",
+    type=click.Choice(tuple(SHAPES)),
+    default="qwen3-0.6b",
+    show_default=True,
+    metavar="|".join(name for name in SHAPES if name not in _HIDDEN),
+    help="Model whose shape runs, with random weights.",
+)
+@click.option("--groups", default="1x1", show_default=True, metavar="1xT", help="Ranks.")
+@click.option(
+    "--batch", default="1,64,128,256", show_default=True, metavar="B,B,...", help="Streams at once."
+)
+@click.option("--input-len", type=click.IntRange(min=1), default=256, show_default=True)
+@click.option("--output-len", type=click.IntRange(min=16), default=128, show_default=True)
+@click.option(
+    "--sampling", type=click.Choice(("greedy", "full")), default="greedy", show_default=True
+)
+@click.option(
+    "--device", type=click.Choice(("auto", "cpu", "cuda")), default="auto", show_default=True
+)
+@click.option("--dtype", type=click.Choice(DTYPES), default="auto", show_default=True)
+@click.option("--async-scheduling/--no-async-scheduling", default=True, show_default=True)
+@click.option("--cuda-graphs/--no-cuda-graphs", default=True, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="The result as JSON.")
+def step(
+    shape: str, groups: str, batch: str, input_len: int, output_len: int, sampling: str,
+    device: str, dtype: str, async_scheduling: bool, cuda_graphs: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """A decode step, every token delivered to a client, against the memory's floor."""
+    from albireo.bench.nodes import BenchError
+    from albireo.bench.step import bench_step
+    from albireo.client import AlbireoError
+
+    try:
+        options = NodeOptions(
+            groups=parse_groups(groups), device=device, dtype=dtype,
+            async_scheduling=async_scheduling, cuda_graphs=cuda_graphs,
+        )  # fmt: skip
+        batches = [int(part) for part in batch.split(",")]
+        if min(batches) < 1:
+            raise BenchError(f"--batch {batch}: sizes are at least 1")
+        result = bench_step(shape, options, batches, input_len, output_len, sampling)
+    except (BenchError, AlbireoError, OptionError, RuntimeError, ValueError) as error:
+        raise click.ClickException(str(error)) from None
+    if as_json:
+        click.echo(json.dumps(result, indent=2))
+        return
+    click.echo(
+        f"{result['shape']} on {result['device']}, {result['dtype']}, {sampling}; ready in "
+        f"{result['ready_s']} s; a copy moves {result['copy_gb_per_s']:,} GB/s"
+    )
+    click.echo("batch   median ms   P99 ms   floor ms   ratio")
+    for row in result["results"]:
+        click.echo(
+            f"{row['batch']:5}  {row['step_ms_median']:10.3f}  {row['step_ms_p99']:7.3f}  "
+            f"{row['floor_ms']:9.3f}  {row['ratio']:6.2f}"
+        )

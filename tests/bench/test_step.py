@@ -1,0 +1,62 @@
+"""`albireo bench step` on a shape that runs anywhere, and the shapes it knows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from albireo.bench.shapes import SHAPES, write_model
+from albireo.bench.step import _add_floor
+from albireo.cli.bench import bench
+from albireo.workers.models.load import read_config
+from albireo.workers.tokenizer.text_model import load_text_model
+
+BILLIONS = {"qwen3-0.6b": 0.596, "qwen3-8b": 8.19, "llama-3.1-8b": 8.03, "qwen2.5-32b": 32.76}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_shapes(shape: str, tmp_path: Path) -> None:
+    write_model(shape, tmp_path)
+    config = read_config(tmp_path)
+    if shape in BILLIONS:
+        assert config.num_params() / 1e9 == pytest.approx(BILLIONS[shape], rel=0.005)
+    assert 2 in config.tp_degrees()
+    text = load_text_model(str(tmp_path))
+    assert text.decode(text.encode("any bytes: é", False), False) == "any bytes: é"
+    assert text.token_bytes is not None
+
+
+def test_the_floor_is_that_of_the_feasibility_study(tmp_path: Path) -> None:
+    """At 3.0 TB/s and a context of 320: 5.06 ms for one sequence, 9.07 for 256."""
+    write_model("qwen3-8b", tmp_path)
+    config = read_config(tmp_path)
+    for batch, floor_ms in ((1, 5.06), (256, 9.07)):
+        row = {"batch": batch, "step_ms_median": 10.0}
+        _add_floor(row, config, 1, "bfloat16", 320, 3.0e12)
+        assert row["floor_ms"] == pytest.approx(floor_ms, rel=0.01)
+        assert row["ratio"] == pytest.approx(10 / floor_ms, rel=0.01)
+
+
+@pytest.mark.node
+@pytest.mark.parametrize("sampling", ["greedy", "full"])
+def test_through_a_real_node(sampling: str, node_home: Path) -> None:
+    arguments = ["step", "--shape", "tiny", "--device", "cpu", "--batch", "1,3", "--input-len", "8"]
+    arguments += ["--output-len", "40", "--sampling", sampling, "--json"]
+    ended = CliRunner().invoke(bench, arguments)
+    assert ended.exit_code == 0, ended.output
+    result = json.loads(ended.output)
+    assert [row["batch"] for row in result["results"]] == [1, 3]
+    assert result["sampling"]["name"] == sampling
+    for row in result["results"]:
+        assert row["steps"] >= 8
+        assert 0 < row["step_ms_median"] <= row["step_ms_p99"]
+        assert row["ratio"] > 0
+
+
+def test_one_group_is_measured(node_home: Path) -> None:
+    ended = CliRunner().invoke(bench, ["step", "--shape", "tiny", "--groups", "2x1"])
+    assert ended.exit_code == 1
+    assert "give 1xT" in ended.output

@@ -1,0 +1,144 @@
+"""Collectives of two real GPUs: sums, gathers, in graphs, and a rank that does not come."""
+
+from __future__ import annotations
+
+import multiprocessing
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("triton")
+import torch
+
+if not torch.cuda.is_available():
+    pytest.skip("needs a GPU", allow_module_level=True)
+
+from albireo.workers.parallel.cuda import (
+    METHODS,
+    SLAB_BYTES,
+    CudaCommunicator,
+    GroupNotFormed,
+)
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs"),
+]
+SIZE = 2
+DEADLINE_S = 90.0
+
+
+def brought(rank: int, length: int, dtype: torch.dtype, turn: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1000 * turn + rank)
+    return torch.randn(length, generator=generator).to(dtype)
+
+
+def summed(length: int, dtype: torch.dtype, turn: int) -> torch.Tensor:
+    return sum(brought(r, length, dtype, turn).float() for r in range(SIZE)).to(dtype)  # type: ignore
+
+
+def sums_of_all_methods(communicator: CudaCommunicator, device: torch.device) -> None:
+    turn = 0
+    for method in METHODS:
+        communicator.method_for = lambda nbytes, method=method: method  # type: ignore
+        for dtype in (torch.bfloat16, torch.float32):
+            for length in (8, 96, 4096, 32 * 4096, 130 * 5120):
+                turn += 1
+                x = brought(communicator.rank, length, dtype, turn).to(device)
+                communicator.all_reduce(x)
+                expected = summed(length, dtype, turn)
+                assert torch.equal(x.cpu(), expected), (method, dtype, length)
+
+
+def sums_in_graphs(communicator: CudaCommunicator, device: torch.device) -> None:
+    """What a decode step does: many sums of changing sizes, replayed with new data."""
+    communicator.tune()
+    lengths = [4096, 64 * 4096, 8, 256 * 4096, SLAB_BYTES, 4096] * 4
+    xs = [torch.zeros(n, dtype=torch.bfloat16, device=device) for n in lengths]
+    mine = torch.zeros(7, 4, dtype=torch.int32, device=device)
+    gathered = torch.zeros(SIZE, 7, 4, dtype=torch.int32, device=device)
+
+    def step() -> None:
+        for x in xs:
+            communicator.all_reduce(x)
+        communicator.all_gather(mine, gathered)
+
+    stream = torch.cuda.Stream(device)
+    with torch.cuda.stream(stream):
+        step()
+        stream.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            step()
+        for replay in range(20):
+            for n, x in enumerate(xs):
+                x.copy_(brought(communicator.rank, len(x), x.dtype, replay * 100 + n))
+            mine.fill_(10 * replay + communicator.rank)
+            graph.replay()
+            for n, x in enumerate(xs):
+                assert torch.equal(x.cpu(), summed(len(x), x.dtype, replay * 100 + n)), (replay, n)
+            assert gathered[:, 0, 0].tolist() == [10 * replay + r for r in range(SIZE)]
+
+
+def transposes(communicator: CudaCommunicator, device: torch.device) -> None:
+    rank = communicator.rank
+    mine = torch.stack([torch.full((3, 5), 10.0 * rank + peer) for peer in range(SIZE)]).to(device)
+    out = torch.empty_like(mine)
+    communicator.all_to_all(mine, out)
+    assert out[:, 0, 0].tolist() == [10.0 * peer + rank for peer in range(SIZE)]
+
+
+def one_is_late(communicator: CudaCommunicator, device: torch.device) -> None:
+    """A rank far ahead of the other must wait before it writes to the same slab again."""
+    x = torch.zeros(64 * 4096, dtype=torch.bfloat16, device=device)
+    for turn in range(50):
+        x.copy_(brought(communicator.rank, len(x), x.dtype, turn))
+        if turn % 2 == communicator.rank:
+            torch.cuda._sleep(2_000_000)
+        communicator.all_reduce(x)
+        assert torch.equal(x.cpu(), summed(len(x), x.dtype, turn)), turn
+
+
+def _run_rank(
+    work: Callable[[CudaCommunicator, torch.device], None], path: str, rank: int, results: Any
+) -> None:
+    try:
+        device = torch.device("cuda", rank)
+        torch.cuda.set_device(device)
+        communicator = CudaCommunicator(path, rank, SIZE, device, 60.0)
+        work(communicator, device)
+        torch.cuda.synchronize(device)
+        results.put((rank, None))
+    except BaseException:
+        results.put((rank, traceback.format_exc()))
+
+
+@pytest.mark.parametrize("work", [sums_of_all_methods, sums_in_graphs, transposes, one_is_late])
+def test_two_gpus(work: Callable[..., None], tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    ranks = [
+        context.Process(
+            target=_run_rank, args=(work, str(tmp_path / "store"), rank, results), daemon=True
+        )
+        for rank in range(SIZE)
+    ]
+    for process in ranks:
+        process.start()
+    try:
+        for _ in ranks:
+            rank, failure = results.get(timeout=DEADLINE_S)
+            assert failure is None, f"rank {rank}:\n{failure}"
+    finally:
+        for process in ranks:
+            process.kill()
+            process.join()
+
+
+def test_a_missing_rank_is_named(tmp_path: Path) -> None:
+    device = torch.device("cuda", 0)
+    with pytest.raises(GroupNotFormed, match=r"for rank 1\b"):
+        CudaCommunicator(str(tmp_path / "store"), 0, SIZE, device, 0.5)

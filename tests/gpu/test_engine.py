@@ -1,0 +1,229 @@
+"""The engine on a GPU: transformers' logits, the CPU's tokens, graphs or not, whole nodes."""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+
+pytestmark = pytest.mark.gpu
+if importlib.util.find_spec("triton") is None or not torch.cuda.is_available():
+    pytest.skip("needs a CUDA device and Triton", allow_module_level=True)
+
+from albireo.bench.shapes import write_model  # noqa: E402
+from albireo.client import Client  # noqa: E402
+from albireo.ipc.config import ActorSpec, EngineConfig  # noqa: E402
+from albireo.ipc.plan import PlanView  # noqa: E402
+from albireo.node.launch import stop_node  # noqa: E402
+from albireo.workers.engine.cuda.engine import CudaEngine  # noqa: E402
+from albireo.workers.engine.cuda.memory import GpuMemoryError  # noqa: E402
+from albireo.workers.engine.cuda.worker import create_engine  # noqa: E402
+from albireo.workers.kernels import create  # noqa: E402
+from albireo.workers.models.load import load_model, read_config  # noqa: E402
+
+from ..node.processes import pids, wait_for, whole  # noqa: E402
+from ..workers.engine_driver import Driver, Request  # noqa: E402
+from ..workers.engine_story import CONFIG, CUDA, Results, cpu_driver, play  # noqa: E402
+from ..workers.paged_run import PagedRun  # noqa: E402
+from ..workers.test_worker_process import MODEL  # noqa: E402
+from ..workers.tiny_models import TINY, expected_logits, prompts, save  # noqa: E402
+
+_TOLERANCE = 5e-4
+_BIG = msgspec.structs.replace(
+    CUDA, num_blocks=400, max_num_seqs=40, max_num_batched_tokens=64, cuda_graphs=True
+)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_logits_equal_transformers(name: str, tmp_path: Path) -> None:
+    """All families; tensor parallelism by threads that share the GPU."""
+    reference = save(name, tmp_path)
+    kernels = create("cuda", torch.float32, batch_invariant=False)
+    expected = [expected_logits(reference, tokens) for tokens in prompts()]
+    for tp in (1, TINY[name].tp):
+        config = read_config(tmp_path)
+        models = load_model(tmp_path, config, torch.float32, "auto", tp, kernels, print)
+        found = PagedRun(models, kernels, torch.float32, prompts(), seed=tp).logits()
+        for some, wanted in zip(found, expected, strict=True):
+            torch.testing.assert_close(some, wanted, rtol=0, atol=_TOLERANCE)
+
+
+@pytest.fixture
+def make_engine() -> Any:
+    """make_engine(EngineConfig) -> Results around a warm CudaEngine of CONFIG's dummy model."""
+    made: list[CudaEngine] = []
+
+    def make(engine: EngineConfig) -> Results:
+        def create_one(deliver: Any, fail: Any) -> CudaEngine:
+            spec = ActorSpec(
+                role="worker", name="g0.worker0", node="test", incarnation=0, runtime_dir="",
+                threads=1, log_level="info", model=MODEL, engine=engine, group=0, rank=0,
+            )  # fmt: skip
+            actor: Any = SimpleNamespace(spec=spec, phase=print, fatal=fail)
+            made.append(create_engine(actor, {}, CONFIG, deliver))
+            return made[-1]
+
+        results = Results(create_one)
+        results.engine.warm_up()
+        return results
+
+    yield make
+    for engine in made:
+        engine.finish()
+    made.clear()
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_the_tokens_are_those_of_the_cpu(
+    graphs: bool, make_engine: Callable[[EngineConfig], Results]
+) -> None:
+    """Chunks beside decodes, slots used again, greedy and sampled rows."""
+    engine = msgspec.structs.replace(CUDA, cuda_graphs=graphs)
+    results = make_engine(engine)
+    assert play(Driver(results.step, engine)) == play(cpu_driver(engine))
+    assert results.delivered
+
+
+def _many(driver: Driver, count: int, tokens: int) -> list[list[int]]:
+    """`count` requests that come one after the other and then all decode."""
+    requests = [
+        Request(
+            i + 1, [(7 * i + j) % 60 for j in range(1 + i % 13)], slot=(i * 3) % 40,
+            blocks=[2 * i, 2 * i + 1], temperature=0.8 * (i % 3 == 0), seed=i,
+        )
+        for i in range(count)
+    ]  # fmt: skip
+    for request in requests:
+        length = len(request.tokens)
+        running = [r for r in requests[: request.number - 1] if len(r.tokens) < 31]
+        driver.run(take=[request], chunk=[(request, length)], decode=running)
+    for _ in range(tokens):
+        driver.run(decode=[r for r in requests if len(r.tokens) < 31])
+    return [request.tokens for request in requests]
+
+
+def test_graphs_change_no_token(make_engine: Callable[[EngineConfig], Results]) -> None:
+    """Batches of every size up to 40, padded to captured sizes, against launches one by one."""
+    eager = msgspec.structs.replace(_BIG, cuda_graphs=False)
+    captured = _many(Driver(make_engine(_BIG).step, _BIG), 40, 12)
+    assert _many(Driver(make_engine(eager).step, eager), 40, 12) == captured
+    assert _many(cpu_driver(_BIG), 40, 12) == captured
+
+
+def test_steps_are_queued_without_waiting(make_engine: Callable[[EngineConfig], Results]) -> None:
+    """The launches of several steps return before the first has ended; results come in order."""
+    results = make_engine(CUDA)
+    plans: list[PlanView] = []
+    driver = Driver(lambda plan, idle: _keep(plans, plan), CUDA)
+    request = Request(1, [3, 4, 5], slot=1, blocks=[0, 1])
+    driver.run(take=[request], chunk=[(request, 3)])
+    for _ in range(2):
+        request.tokens.append(0)
+        driver.run(decode=[request])
+    before = len(results.delivered)
+    torch.cuda._sleep(200_000_000)
+    for plan in plans:
+        results.engine.step(plan, False)
+    assert len(results.delivered) == before
+    torch.cuda.synchronize()
+    results.engine.finish()
+    assert len(results.delivered) == before + 3
+    alone = cpu_driver(CUDA).generate(Request(1, [3, 4, 5], slot=1, blocks=[0, 1]), 3)
+    assert results.rows[-1][0][2] == alone[-1]
+
+
+def _keep(plans: list[PlanView], plan: PlanView) -> Any:
+    plans.append(plan)
+    return SimpleNamespace(rows=torch.empty(0, 3))
+
+
+def test_memory_that_does_not_suffice_is_refused_with_the_sum(
+    make_engine: Callable[[EngineConfig], Results],
+) -> None:
+    free = torch.cuda.mem_get_info()[0]
+    block_bytes = 2 * CONFIG.num_layers * CONFIG.num_kv_heads * CONFIG.head_dim * 16 * 4
+    too_many = msgspec.structs.replace(CUDA, num_blocks=free // block_bytes + 1000)
+    with pytest.raises(GpuMemoryError, match=r"a KV cache of \d+ blocks: of .* GiB, .* were free"):
+        make_engine(too_many)
+    torch.cuda.empty_cache()
+
+
+def _answers(node: str, requests: list[tuple[list[int], float]], tokens: int) -> list[list[int]]:
+    with Client.connect(node=node) as client:
+        streams = [
+            client.stream(
+                prompt, max_tokens=tokens, temperature=temperature, ignore_eos=True, seed=9
+            )
+            for prompt, temperature in requests
+        ]
+        return [[token for delta in stream for token in delta.token_ids] for stream in streams]
+
+
+def test_a_node_on_the_gpu_answers_as_one_on_the_cpu(
+    start_node: Callable[..., str], tiny_model_dir: Path
+) -> None:
+    """float32, batch-invariant: chunked prefill, reused slots, more requests than slots."""
+    requests = [
+        ([(7 * i + j) % 256 for j in range(5 + 11 * i)], 0.0 if i % 4 else 0.7) for i in range(20)
+    ]
+    fields = {
+        "model": str(tiny_model_dir), "load_format": "dummy", "dtype": "float32",
+        "max_num_seqs": 8, "batch_invariant": True,
+    }  # fmt: skip
+    cpu = start_node(name="cpu", device="cpu", **fields)
+    expected = _answers(cpu, requests, 24)
+    stop_node(cpu, now=True)
+    for name, changes in (
+        ("graphs", {}),
+        ("eager", {"cuda_graphs": False, "max_num_batched_tokens": 16}),
+        ("serial", {"async_scheduling": False}),
+    ):
+        node = start_node(name=name, device="cuda", **(fields | changes))
+        found = _answers(node, requests, 24)
+        stop_node(node, now=True)
+        same = sum(a == b for a, b in zip(found, expected, strict=True))
+        assert same >= len(requests) - 1, (name, same)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_ranks_on_two_gpus(start_node: Callable[..., str], tmp_path: Path) -> None:
+    save("qwen3", tmp_path)
+    _add_tokenizer(tmp_path)
+    requests = [([(5 * i + j) % 96 for j in range(3 + 7 * i)], 0.0) for i in range(12)]
+    fields = {"model": str(tmp_path), "dtype": "float32", "max_num_seqs": 16}
+    one = start_node(name="one", device="cuda", **fields)
+    expected = _answers(one, requests, 20)
+    stop_node(one, now=True)
+    for changes in ({}, {"cuda_graphs": False}):
+        two = start_node(name="two", device="cuda", groups=(2,), **(fields | changes))
+        found = _answers(two, requests, 20)
+        stop_node(two, now=True)
+        assert sum(a == b for a, b in zip(found, expected, strict=True)) >= len(requests) - 1
+
+
+def _add_tokenizer(directory: Path) -> None:
+    """The bytes' tokenizer of the benches; the model has fewer ids, which is fine."""
+    config = (directory / "config.json").read_text()
+    write_model("tiny", directory)
+    (directory / "config.json").write_text(config)
+
+
+def test_a_group_that_dies_comes_back(start_node: Callable[..., str], tiny_model_dir: Path) -> None:
+    """The worker's GPU memory is given back with it, and the next one takes it."""
+    node = start_node(
+        name="dies", model=str(tiny_model_dir), load_format="dummy", device="cuda", max_num_seqs=4
+    )
+    assert whole(node)
+    os.kill(pids(node)["g0.worker0"], signal.SIGKILL)
+    wait_for("the group is ready again", lambda: whole(node), 60)

@@ -1,0 +1,77 @@
+"""What is decided about GPUs before a worker runs: which, for whom, how much memory for what."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from albireo.node.core_plan import make_core_plan
+from albireo.node.gpu_memory import estimate
+from albireo.node.gpus import Gpu, assign, chosen
+from albireo.node.options import NodeOptions, OptionError
+from albireo.node.sizing import size_engine
+
+from .test_decisions import MODEL
+
+GIB = 1 << 30
+GPUS = [Gpu(f"GPU-{n}a", "H100", 80 * GIB, (70 + n) * GIB) for n in range(4)]
+BIG = msgspec.structs.replace(
+    MODEL,
+    vocab_size=150_000,
+    weight_bytes=16 * GIB,
+    loaded_bytes=17 * GIB,
+    kv_bytes_per_token=144 << 10,
+    activation_bytes_per_token=256 << 10,
+)
+
+
+@pytest.mark.parametrize(
+    ("visible", "numbers"),
+    [
+        (None, [0, 1, 2, 3]),
+        ("", []),
+        ("2", [2]),
+        ("3, 0", [3, 0]),
+        ("GPU-1a,GPU-3", [1, 3]),
+        ("1,7,2", [1]),
+        ("-1,0", []),
+    ],
+)
+def test_visible_devices(visible: str | None, numbers: list[int]) -> None:
+    assert chosen(GPUS, visible) == [GPUS[number] for number in numbers]
+
+
+def test_groups_get_consecutive_gpus() -> None:
+    assert assign((1, 2), GPUS) == [(GPUS[0],), (GPUS[1], GPUS[2])]
+    with pytest.raises(OptionError, match=r"asks for 6 ranks .* but 4 are visible \(H100\)"):
+        assign((2, 4), GPUS)
+
+
+def size(gpus: list[Gpu], tp: int = 1, **fields: object) -> object:
+    options = msgspec.structs.replace(NodeOptions(max_num_seqs=64), **fields)
+    cores = make_core_plan(options.groups, "cuda", None, 16)
+    return size_engine(options, "/m", "cuda", "bfloat16", BIG, tp, cores, gpus)
+
+
+def test_blocks_are_what_is_left() -> None:
+    memory = estimate(BIG, 1, 64, 2048, 0.9, True, GPUS[1:])
+    assert memory.free == 71 * GIB
+    assert memory.weights == 17 * GIB
+    assert memory.activations == 2048 * (256 << 10)
+    taken = memory.weights + memory.activations + memory.logits + memory.context + memory.graphs
+    assert memory.kv_bytes == int(71 * GIB * 0.9) - taken
+    engine = size(GPUS[1:2], max_num_seqs=64)
+    assert engine.num_blocks == min(memory.kv_bytes // (16 * (144 << 10)), 64 * 256)
+    fewer = size(GPUS[1:2], max_num_seqs=64, gpu_memory_utilization=0.4)
+    assert 256 < fewer.num_blocks < engine.num_blocks
+    half = estimate(BIG, 2, 64, 2048, 0.9, True, GPUS[:2])
+    assert (half.weights, half.free) == (memory.weights // 2, 70 * GIB)
+
+
+def test_a_model_that_does_not_fit_is_refused_with_the_arithmetic() -> None:
+    with pytest.raises(OptionError, match=r"H100: 70\.00 GiB free x 0\.2 - weights 17\.00"):
+        size(GPUS[:1], gpu_memory_utilization=0.2)
+
+
+def test_a_cache_of_a_given_size_is_taken_as_it_is() -> None:
+    assert size(GPUS[:1], kv_cache_gib=1.0).num_blocks == GIB // (16 * (144 << 10))

@@ -1,0 +1,131 @@
+"""The GPU sampler in Triton's interpreter, on small vocabularies; tests/gpu runs it for real."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from .interpreted import use_interpreter
+
+use_interpreter()
+
+import triton  # noqa: E402
+import triton.language as tl  # noqa: E402
+
+from albireo.workers.sampling.cuda import arithmetic, sampler  # noqa: E402
+from albireo.workers.sampling.philox import token_words  # noqa: E402
+
+from .cuda_sampling_checks import adversarial_rows, check_equal, random_params  # noqa: E402
+from .sampling_reference import Filters, params_of  # noqa: E402
+
+# The interpreter's NumPy says what a GPU does silently.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@triton.jit
+def _words_and_noise(first, position, seed, words, noise, exact, GROUPED: tl.constexpr):
+    lane = tl.arange(0, 64)
+    seed_bits = tl.load(seed)
+    word = arithmetic.tile_words(first, position, seed_bits, 64, GROUPED)
+    tl.store(words + lane, word.to(tl.int64))
+    tl.store(noise + lane, arithmetic.approximate_gumbel(word))
+    tl.store(exact + lane, arithmetic.exact_gumbel(word))
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+def test_words_are_those_of_the_cpu(grouped: bool) -> None:
+    seed, position, first = 0xDEADBEEF12345678, 123_456, 4_000
+    expected = np.empty(64, np.uint32)
+    token_words(np.uint64(seed), np.int64(position), np.int64(first), expected)
+    words = torch.zeros(64, dtype=torch.int64)
+    noise, exact = torch.zeros(64), torch.zeros(64, dtype=torch.float64)
+    seed_bits = torch.from_numpy(np.array([seed], np.uint64).view(np.int64))
+    at = torch.tensor(position, dtype=torch.int32)
+    _words_and_noise[(1,)](first, int(at), seed_bits, words, noise, exact, GROUPED=grouped)
+    assert words.tolist() == expected.tolist()
+    gumbel = -np.log(-np.log((expected + 0.5) / 2.0**32))
+    assert np.array_equal(exact.numpy(), gumbel)
+    assert np.abs(noise.numpy() - gumbel).max() < 2e-5
+
+
+@triton.jit
+def _noise_of(words, noise):
+    lane = tl.arange(0, 1024)
+    word = tl.load(words + lane).to(tl.uint32)
+    tl.store(noise + lane, arithmetic.approximate_gumbel(word))
+
+
+def test_approximate_noise_is_close_at_both_ends() -> None:
+    ends = np.concatenate([np.arange(256), np.geomspace(1, 2**31, 256).astype(np.int64)])
+    words = np.concatenate([ends, 2**32 - 1 - ends])
+    noise = torch.zeros(1024)
+    _noise_of[(1,)](torch.from_numpy(words), noise)
+    exact = -np.log(-np.log((words + 0.5) / 2.0**32))
+    assert np.abs(noise.numpy() - exact).max() < 2e-5
+
+
+@pytest.mark.parametrize("size", [3, 512, 1301])
+def test_every_combination_of_filters(size: int) -> None:
+    random = np.random.default_rng(size)
+    logits = random.normal(0, 3, (22, size))
+    check_equal(logits, random_params(random, 22), "cpu")
+
+
+def test_bfloat16_logits_have_many_ties() -> None:
+    random = np.random.default_rng(5)
+    logits = random.normal(0, 3, (19, 1500))
+    check_equal(logits, random_params(random, 19), "cpu", torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    "by",
+    [
+        Filters(temperature=0.0),
+        Filters(temperature=1e-45),
+        Filters(top_k=9),
+        Filters(top_p=0.7),
+        Filters(top_k=700, top_p=0.9, min_p=0.01, temperature=2.0),
+    ],
+    ids=str,
+)
+def test_adversarial_rows(by: Filters) -> None:
+    random = np.random.default_rng(6)
+    check_equal(adversarial_rows(random, 900), params_of(*[by] * 12), "cpu")
+
+
+@pytest.mark.parametrize("room", [4, 64])
+def test_rows_with_more_candidates_than_room_are_searched_whole(
+    room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampler, "_ROOM", room)
+    monkeypatch.setattr(sampler, "_SEARCH_BLOCK", 512)
+    random = np.random.default_rng(7)
+    logits = np.round(random.normal(0, 3, (18, 700)) * 4) / 4
+    check_equal(logits, random_params(random, 18), "cpu")
+
+
+@pytest.mark.parametrize("buckets", [2, 16])
+def test_the_number_of_buckets_does_not_show(buckets: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampler, "_BUCKETS", buckets)
+    random = np.random.default_rng(8)
+    check_equal(random.normal(0, 2, (18, 800)), random_params(random, 18), "cpu")
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize(("full", "filtered"), [(False, False), (True, False), (True, True)])
+def test_ranks_agree_with_the_cpu(ranks: int, full: bool, filtered: bool) -> None:
+    random = np.random.default_rng(9)
+    size = 6 * 107
+    logits = np.concatenate([random.normal(0, 3, (9, size)), adversarial_rows(random, size)])
+    params = random_params(random, len(logits), vary=filtered)
+    if not full:
+        params.temperature[:] = 0
+    check_equal(logits, params, "cpu", ranks=ranks, full=full, filtered=filtered)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_fewer_rows_than_ranks(count: int) -> None:
+    random = np.random.default_rng(10)
+    params = params_of(*[Filters(top_p=0.9, temperature=0.8)] * count)
+    check_equal(random.normal(0, 3, (count, 90)), params, "cpu", ranks=3)

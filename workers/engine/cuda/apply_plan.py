@@ -1,0 +1,257 @@
+"""The kernels around a forward pass: a plan into the slot tables, the tables into a step's input.
+
+In stream order, every step:
+
+    apply     take and append sections into the tables; the decode set, padded, into `decode`
+    gather    a row, or several, for each sequence: token, position, place in the cache
+    (forward pass, sampling)
+    advance   positions move past the step; sampled tokens become the slots' last tokens
+
+The plan is read on the device, its counts included, so `apply` and the gather
+of decodes take no number that changes from step to step and can be captured.
+The numbers that a mixed step does pass are plain integers, never specialised
+on.  All kernels run under Triton's interpreter too (TRITON_INTERPRET=1), which
+is how they are tested without a GPU.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from ....ipc.plan import (
+    APPEND_WORDS,
+    CHUNK_WORDS,
+    PLAN_HEADER,
+    TAKE_MIN_P,
+    TAKE_REQUEST,
+    TAKE_SEED_HI,
+    TAKE_SEED_LO,
+    TAKE_SLOT,
+    TAKE_START,
+    TAKE_TEMPERATURE,
+    TAKE_TOP_K,
+    TAKE_TOP_P,
+    TAKE_WORDS,
+)
+from .slot_tables import SlotTables
+
+_PROGRAMS = 16
+_BLOCK = 128
+_CHUNK_PARTS = 8
+
+# Words of a plan's header: see ipc/plan.py.
+_N_TAKE, _N_APPEND, _N_CHUNK, _N_CHUNK_TOKEN, _N_DECODE = 4, 5, 6, 7, 8
+
+_HEADER = tl.constexpr(PLAN_HEADER)
+_TAKE = tl.constexpr(TAKE_WORDS)
+_APPEND = tl.constexpr(APPEND_WORDS)
+_CHUNK = tl.constexpr(CHUNK_WORDS)
+_AT_N_TAKE = tl.constexpr(_N_TAKE)
+_AT_N_APPEND = tl.constexpr(_N_APPEND)
+_AT_N_CHUNK = tl.constexpr(_N_CHUNK)
+_AT_N_CHUNK_TOKEN = tl.constexpr(_N_CHUNK_TOKEN)
+_AT_N_DECODE = tl.constexpr(_N_DECODE)
+_SLOT = tl.constexpr(TAKE_SLOT)
+_SEED_LO = tl.constexpr(TAKE_SEED_LO)
+_SEED_HI = tl.constexpr(TAKE_SEED_HI)
+_TEMPERATURE = tl.constexpr(TAKE_TEMPERATURE)
+_TOP_K = tl.constexpr(TAKE_TOP_K)
+_TOP_P = tl.constexpr(TAKE_TOP_P)
+_MIN_P = tl.constexpr(TAKE_MIN_P)
+_START = tl.constexpr(TAKE_START)
+assert TAKE_REQUEST == 1, "the request stays on the CPU; the kernel skips its word"
+
+
+@triton.jit
+def _apply(
+    words, position, temperature, top_k, top_p, min_p, seed_words, block_tables, decode,
+    table_width, dummy_slot, capacity,
+    PROGRAMS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Each program takes every PROGRAMS-th piece of each section; the sections write apart."""
+    program = tl.program_id(0)
+    n_take = tl.load(words + _AT_N_TAKE)
+    n_append = tl.load(words + _AT_N_APPEND)
+    n_chunk = tl.load(words + _AT_N_CHUNK)
+    n_token = tl.load(words + _AT_N_CHUNK_TOKEN)
+    n_decode = tl.load(words + _AT_N_DECODE)
+    lanes = tl.arange(0, BLOCK)
+
+    takes = words + _HEADER
+    for first in range(program * BLOCK, n_take, PROGRAMS * BLOCK):
+        i = first + lanes
+        there = i < n_take
+        take = takes + i * _TAKE
+        slot = tl.load(take + _SLOT, mask=there, other=0)
+        start = tl.load(take + _START, mask=there, other=0)
+        tl.store(position + slot, start, mask=there)
+        low = tl.load(take + _SEED_LO, mask=there, other=0)
+        high = tl.load(take + _SEED_HI, mask=there, other=0)
+        tl.store(seed_words + slot * 2, low, mask=there)
+        tl.store(seed_words + slot * 2 + 1, high, mask=there)
+        k = tl.load(take + _TOP_K, mask=there, other=0)
+        tl.store(top_k + slot, k, mask=there)
+        heat = tl.load(take + _TEMPERATURE, mask=there, other=0).to(tl.float32, bitcast=True)
+        tl.store(temperature + slot, heat, mask=there)
+        nucleus = tl.load(take + _TOP_P, mask=there, other=0).to(tl.float32, bitcast=True)
+        tl.store(top_p + slot, nucleus, mask=there)
+        least = tl.load(take + _MIN_P, mask=there, other=0).to(tl.float32, bitcast=True)
+        tl.store(min_p + slot, least, mask=there)
+
+    appends = takes + n_take * _TAKE
+    for first in range(program * BLOCK, n_append, PROGRAMS * BLOCK):
+        i = first + lanes
+        there = i < n_append
+        slot = tl.load(appends + i * _APPEND, mask=there, other=0)
+        index = tl.load(appends + i * _APPEND + 1, mask=there, other=0)
+        block = tl.load(appends + i * _APPEND + 2, mask=there, other=0)
+        tl.store(block_tables + slot * table_width + index, block, mask=there)
+
+    decodes = appends + n_append * _APPEND + n_chunk * _CHUNK + n_token
+    for first in range(program * BLOCK, capacity, PROGRAMS * BLOCK):
+        i = first + lanes
+        slot = tl.load(decodes + i, mask=i < n_decode, other=0)
+        tl.store(decode + i, tl.where(i < n_decode, slot, dummy_slot), mask=i < capacity)
+
+
+@triton.jit(do_not_specialize=["count", "first_row", "first_sequence", "first_sample"])
+def _gather_decodes(
+    decode, position, last_token, block_tables,
+    tokens, positions, kv_index, query_start, context_len, slots,
+    sample_rows, sample_slots, draw_position,
+    count, first_row, first_sequence, first_sample, table_width,
+    BLOCK_SIZE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One row for each of `count` decodes, after the rows and sequences of the chunks."""
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    there = i < count
+    slot = tl.load(decode + i, mask=there, other=0)
+    at = tl.load(position + slot, mask=there, other=0)
+    token = tl.load(last_token + slot, mask=there, other=0)
+    block = tl.load(block_tables + slot * table_width + at // BLOCK_SIZE, mask=there, other=0)
+    row = first_row + i
+    sequence = first_sequence + i
+    sample = first_sample + i
+    tl.store(tokens + row, token, mask=there)
+    tl.store(positions + row, at, mask=there)
+    tl.store(kv_index + row, block * BLOCK_SIZE + at % BLOCK_SIZE, mask=there)
+    tl.store(slots + sequence, slot, mask=there)
+    tl.store(query_start + sequence, row, mask=i <= count)
+    tl.store(context_len + sequence, at + 1, mask=there)
+    tl.store(sample_rows + sample, row, mask=there)
+    tl.store(sample_slots + sample, slot, mask=there)
+    tl.store(draw_position + sample, at + 1, mask=there)
+
+
+@triton.jit
+def _gather_chunks(
+    words, block_tables,
+    tokens, positions, kv_index, query_start, context_len, slots,
+    sample_rows, sample_slots, draw_position, table_width,
+    BLOCK_SIZE: tl.constexpr, CHUNKS: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Program (c, p) writes every PARTS-th piece of chunk c's rows; CHUNKS: a bound of all."""
+    chunk = tl.program_id(0)
+    part = tl.program_id(1)
+    n_take = tl.load(words + _AT_N_TAKE)
+    n_append = tl.load(words + _AT_N_APPEND)
+    n_chunk = tl.load(words + _AT_N_CHUNK)
+    chunks = words + _HEADER + n_take * _TAKE + n_append * _APPEND
+    chunk_tokens = chunks + n_chunk * _CHUNK
+
+    others = tl.arange(0, CHUNKS)
+    before = others < chunk
+    lengths = tl.load(chunks + others * _CHUNK + 2, mask=before, other=0)
+    samples = tl.load(chunks + others * _CHUNK + 3, mask=before, other=0)
+    first_row = tl.sum(lengths, 0)
+    sample = tl.sum((samples != 0).to(tl.int32), 0)
+
+    slot = tl.load(chunks + chunk * _CHUNK)
+    start = tl.load(chunks + chunk * _CHUNK + 1)
+    length = tl.load(chunks + chunk * _CHUNK + 2)
+    does_sample = tl.load(chunks + chunk * _CHUNK + 3) != 0
+    if part == 0:
+        tl.store(slots + chunk, slot)
+        tl.store(query_start + chunk, first_row)
+        tl.store(query_start + chunk + 1, first_row + length)
+        tl.store(context_len + chunk, start + length)
+        if does_sample:
+            tl.store(sample_rows + sample, first_row + length - 1)
+            tl.store(sample_slots + sample, slot)
+            tl.store(draw_position + sample, start + length)
+    for first in range(part * BLOCK, length, PARTS * BLOCK):
+        i = first + tl.arange(0, BLOCK)
+        there = i < length
+        row = first_row + i
+        at = start + i
+        token = tl.load(chunk_tokens + row, mask=there, other=0)
+        block = tl.load(block_tables + slot * table_width + at // BLOCK_SIZE, mask=there, other=0)
+        tl.store(tokens + row, token, mask=there)
+        tl.store(positions + row, at, mask=there)
+        tl.store(kv_index + row, block * BLOCK_SIZE + at % BLOCK_SIZE, mask=there)
+
+
+@triton.jit(do_not_specialize=["sequences", "sampled_rows"])
+def _advance(
+    position, last_token, slots, context_len, sample_slots, sampled,
+    sequences, sampled_rows, dummy_slot, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Padding rows share the dummy slot, which stays at position 0."""
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    fed = i < sequences
+    slot = tl.load(slots + i, mask=fed, other=0)
+    length = tl.load(context_len + i, mask=fed, other=0)
+    tl.store(position + slot, length, mask=fed & (slot != dummy_slot))
+    drawn = i < sampled_rows
+    slot = tl.load(sample_slots + i, mask=drawn, other=0)
+    token = tl.load(sampled + i, mask=drawn, other=0)
+    tl.store(last_token + slot, tl.maximum(token, 0), mask=drawn & (slot != dummy_slot))
+
+
+def apply(tables: SlotTables) -> None:
+    """The effect of the plan in tables.words on the slots, and its decode set into tables.decode.
+
+    Positions of slots that are fed move only in `advance`.
+    """
+    _apply[(_PROGRAMS,)](
+        tables.words, tables.position, tables.temperature, tables.top_k, tables.top_p,
+        tables.min_p, tables.seed_words, tables.block_tables, tables.decode,
+        tables.block_tables.shape[1], tables.dummy_slot, tables.max_num_seqs,
+        PROGRAMS=_PROGRAMS, BLOCK=_BLOCK,
+    )  # fmt: skip
+
+
+def gather_decodes(
+    tables: SlotTables, count: int, chunk_rows: int = 0, chunks: int = 0, sampling_chunks: int = 0
+) -> None:
+    """Rows of the first `count` slots of tables.decode, behind those of the plan's chunks."""
+    _gather_decodes[(triton.cdiv(count + 1, _BLOCK),)](
+        tables.decode, tables.position, tables.last_token, tables.block_tables,
+        tables.tokens, tables.positions, tables.kv_index, tables.query_start,
+        tables.context_len, tables.slots, tables.sample_rows, tables.sample_slots,
+        tables.draw_position,
+        count, chunk_rows, chunks, sampling_chunks, tables.block_tables.shape[1],
+        BLOCK_SIZE=tables.block_size, BLOCK=_BLOCK,
+    )  # fmt: skip
+
+
+def gather_chunks(tables: SlotTables, chunks: int) -> None:
+    """Rows of the plan's prefill chunks, which come first in a step."""
+    _gather_chunks[(chunks, _CHUNK_PARTS)](
+        tables.words, tables.block_tables,
+        tables.tokens, tables.positions, tables.kv_index, tables.query_start,
+        tables.context_len, tables.slots, tables.sample_rows, tables.sample_slots,
+        tables.draw_position, tables.block_tables.shape[1],
+        BLOCK_SIZE=tables.block_size, CHUNKS=triton.next_power_of_2(tables.max_num_seqs),
+        PARTS=_CHUNK_PARTS, BLOCK=_BLOCK,
+    )  # fmt: skip
+
+
+def advance(tables: SlotTables, sequences: int, sampled: int) -> None:
+    """After sampling: tables.sampled [sampled] holds the tokens, negative where there is none."""
+    _advance[(triton.cdiv(max(sequences, sampled), _BLOCK),)](
+        tables.position, tables.last_token, tables.slots, tables.context_len,
+        tables.sample_slots, tables.sampled, sequences, sampled, tables.dummy_slot,
+        BLOCK=_BLOCK,
+    )  # fmt: skip

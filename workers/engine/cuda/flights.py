@@ -1,0 +1,133 @@
+"""Steps under way on the GPU: their pinned memory and events, and who waits for them.
+
+The worker's loop launches a step and goes on; what is still needed of it when
+it ends is in its Flight.  A thread of its own (Collector) waits for one flight
+after the other, on an event that lets the thread sleep, and delivers the
+result: on rank 0 into the result ring.  Flights are made once and used in turn.
+A flight that does not come back in time is a hung step.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from ....ipc.plan import Int32Array
+from ..step import StepResult
+
+Deliver = Callable[[int, StepResult, int], None]
+"""(step, result, step_us) of each step, in order, from the collector's thread."""
+
+Fail = Callable[[str], None]
+"""Ends the process with a reason for the user."""
+
+
+class Flight:
+    """One step, from the launch of its plan to the delivery of its result.
+
+    words: pinned, the plan.  ids: pinned [max_num_seqs] int32, the sampled
+    tokens.  Both are also there as numpy arrays.  requests: of the sampling
+    rows, whose number is `count`.  begun, forwarded, done: events in the stream,
+    before the step's first kernel, behind the forward pass, behind the copy of the ids.
+    """
+
+    def __init__(self, plan_words: int, max_num_seqs: int) -> None:
+        self.words = _pinned(plan_words)
+        self.ids = _pinned(max_num_seqs)
+        self._words_array: Int32Array = self.words.numpy()
+        self._ids_array: Int32Array = self.ids.numpy()
+        self._requests = np.zeros(max_num_seqs, np.int32)
+        self._rows = np.zeros((max_num_seqs, 3), np.int32)
+        self.begun = torch.cuda.Event(enable_timing=True)
+        self.forwarded = torch.cuda.Event(enable_timing=True)
+        self.done = torch.cuda.Event(enable_timing=True, blocking=True)
+        self.step = 0
+        self.count = 0
+
+    def stage(self, step: int, words: Int32Array, requests: Int32Array) -> torch.Tensor:
+        """Keeps what the step needs of its plan; the pinned words, to be copied to the device."""
+        self.step = step
+        self.count = len(requests)
+        self._requests[: self.count] = requests
+        self._words_array[: len(words)] = words
+        return self.words[: len(words)]
+
+    def result(self) -> StepResult:
+        """The rows (request, count, token), once `done` has happened."""
+        rows, ids = self._rows[: self.count], self._ids_array[: self.count]
+        rows[:, 0] = self._requests[: self.count]
+        np.greater_equal(ids, 0, out=rows[:, 1], casting="unsafe")
+        np.maximum(ids, 0, out=rows[:, 2])
+        forward_us = round(self.begun.elapsed_time(self.forwarded) * 1000)
+        return StepResult(rows=rows, forward_us=forward_us)
+
+
+def _pinned(words: int) -> torch.Tensor:
+    """int32 memory that the GPU copies from and to while the CPU goes on."""
+    return torch.zeros(words, dtype=torch.int32, pin_memory=True)
+
+
+class Collector:
+    """The flights, and the thread that waits for them, on the maker's current GPU.
+
+    timeout_s: how long a step may take.
+    """
+
+    def __init__(
+        self,
+        flights: list[Flight],
+        deliver: Deliver,
+        fail: Fail,
+        timeout_s: float,
+    ) -> None:
+        self._device = torch.cuda.current_device()
+        self._deliver = deliver
+        self._fail = fail
+        self._timeout_s = timeout_s
+        self._free: queue.SimpleQueue[Flight] = queue.SimpleQueue()
+        self._under_way: queue.SimpleQueue[Flight | None] = queue.SimpleQueue()
+        for flight in flights:
+            self._free.put(flight)
+        self._count = len(flights)
+        self._thread = threading.Thread(target=self._run, name="collector", daemon=True)
+        self._thread.start()
+
+    def take(self) -> Flight:
+        """A free flight; give_back or send it.  Raises TimeoutError when none comes back."""
+        try:
+            return self._free.get(timeout=self._timeout_s)
+        except queue.Empty:
+            raise TimeoutError(
+                f"{self._count} steps are under way on GPU {self._device} and none has ended "
+                f"within {self._timeout_s:g} s: the GPU hangs, or a rank of the group is missing"
+            ) from None
+
+    def send(self, flight: Flight) -> None:
+        """The step is launched, `done` recorded: its result is delivered when it is there."""
+        self._under_way.put(flight)
+
+    def give_back(self, flight: Flight) -> None:
+        """The step is over and nobody wants its result."""
+        self._free.put(flight)
+
+    def finish(self) -> None:
+        """Returns when every result is delivered; nothing may be sent afterwards."""
+        self._under_way.put(None)
+        self._thread.join(self._timeout_s)
+
+    def _run(self) -> None:
+        step = 0
+        try:
+            torch.cuda.set_device(self._device)
+            while (flight := self._under_way.get()) is not None:
+                step = flight.step
+                flight.done.synchronize()
+                step_us = round(flight.begun.elapsed_time(flight.done) * 1000)
+                self._deliver(step, flight.result(), step_us)
+                self._free.put(flight)
+        except Exception as error:
+            self._fail(f"step {step} on GPU {self._device} of the group failed: {error}")

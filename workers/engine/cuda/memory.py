@@ -1,0 +1,54 @@
+"""What the parts of a worker take of its GPU's memory, and an error with the sum when it ends.
+
+The supervisor has sized the KV cache by an estimate (node/gpu_memory.py); the
+parts are measured here as they are made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+
+_GIB = 1 << 30
+
+
+class GpuMemoryError(RuntimeError):
+    """The GPU's memory does not hold what the configuration asks for; the text has the sizes."""
+
+
+class MemoryAccount:
+    """Free memory at the start, and what each part has taken since."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._free_at_start, self._total = torch.cuda.mem_get_info(device)
+        self._parts: list[tuple[str, int]] = []
+
+    @contextlib.contextmanager
+    def taking(self, part: str) -> Iterator[None]:
+        """Measures what the block takes.  Raises GpuMemoryError where the memory ends in it."""
+        before = self._free()
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            raise GpuMemoryError(
+                f"the memory of {torch.cuda.get_device_name(self._device)} ended while making "
+                f"room for {part}: {self.describe()}. Lower --gpu-memory-utilization, "
+                "--max-num-seqs, --max-num-batched-tokens or --max-model-len, or spread the model "
+                f"over more GPUs with --groups ({str(error).splitlines()[0]})"
+            ) from error
+        self._parts.append((part, before - self._free()))
+
+    def describe(self) -> str:
+        """One line with all parts, in GiB."""
+        parts = [f"{part} {taken / _GIB:.2f}" for part, taken in self._parts]
+        return (
+            f"of {self._total / _GIB:.2f} GiB, {self._free_at_start / _GIB:.2f} were free at the "
+            f"start; {', '.join(parts) or 'nothing was taken'}; {self._free() / _GIB:.2f} are left"
+        )
+
+    def _free(self) -> int:
+        """Of the device, memory that PyTorch keeps for later use not included."""
+        return torch.cuda.mem_get_info(self._device)[0]

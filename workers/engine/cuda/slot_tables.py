@@ -1,0 +1,91 @@
+"""What a GPU worker remembers of every slot, and the buffers of a step, all on the device.
+
+apply_plan.py's kernels are the only writers; the sampler reads the parameters.
+The meanings are those of slot_state.py.  One row more than there are slots: the
+dummy slot, number max_num_seqs, stands in for the rows that pad a batch to a
+captured size.  It is greedy, stays at position 0, and its block table names the
+scratch block (number num_blocks of the KV cache), so what padding computes is
+written where nobody reads.
+
+Buffers are made once, at their largest: CUDA graphs remember addresses.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ....ipc.plan import plan_bytes
+from ..batch import StepBatch
+
+
+class SlotTables:
+    """Tables by slot, and the input of a step by row, sequence and sampling row.
+
+    position, last_token, top_k: [slots + 1] int32.  temperature, top_p, min_p:
+    [slots + 1] float32.  seed: [slots + 1] int64, the bits of a uint64.
+    block_tables: [slots + 1, max_blocks] int32.
+    words: the plan, int32, as ipc/plan.py lays it out.
+    decode: [slots] int32, the plan's decodes and then the dummy slot.
+    tokens, positions, kv_index: by row.  query_start, context_len, slots: by
+    sequence.  sample_rows, sample_slots, draw_position, sampled: by sampling row.
+    """
+
+    def __init__(
+        self,
+        max_num_seqs: int,
+        max_blocks: int,
+        max_num_batched_tokens: int,
+        block_size: int,
+        scratch_block: int,
+        device: torch.device,
+    ) -> None:
+        rows = max_num_batched_tokens + max_num_seqs
+        self.max_num_seqs = max_num_seqs
+        self.block_size = block_size
+        self.dummy_slot = max_num_seqs
+
+        def ints(*shape: int) -> torch.Tensor:
+            return torch.zeros(shape, dtype=torch.int32, device=device)
+
+        def floats(value: float) -> torch.Tensor:
+            return torch.full((max_num_seqs + 1,), value, dtype=torch.float32, device=device)
+
+        self.position = ints(max_num_seqs + 1)
+        self.last_token = ints(max_num_seqs + 1)
+        self.top_k = ints(max_num_seqs + 1)
+        self.temperature = floats(0.0)
+        self.top_p = floats(1.0)
+        self.min_p = floats(0.0)
+        self.seed = torch.zeros(max_num_seqs + 1, dtype=torch.int64, device=device)
+        self.seed_words = self.seed.view(torch.int32)
+        self.block_tables = ints(max_num_seqs + 1, max_blocks)
+        self.block_tables[self.dummy_slot] = scratch_block
+
+        frame = plan_bytes(max_num_seqs, max_num_batched_tokens, block_size)
+        self.words = ints(frame // 4)
+        self.decode = ints(max_num_seqs)
+        self.decode.fill_(self.dummy_slot)
+        self.tokens = ints(rows)
+        self.positions = ints(rows)
+        self.kv_index = ints(rows)
+        self.query_start = ints(max_num_seqs + 1)
+        self.context_len = ints(max_num_seqs)
+        self.slots = ints(max_num_seqs)
+        self.sample_rows = ints(max_num_seqs)
+        self.sample_slots = ints(max_num_seqs)
+        self.draw_position = ints(max_num_seqs)
+        self.sampled = ints(max_num_seqs)
+
+    def batch(self, rows: int, sequences: int, sampled: int, chunks: int) -> StepBatch:
+        """The step's input as the model sees it: views of the buffers."""
+        return StepBatch(
+            tokens=self.tokens[:rows],
+            positions=self.positions[:rows],
+            kv_index=self.kv_index[:rows],
+            query_start=self.query_start[: sequences + 1],
+            context_len=self.context_len[:sequences],
+            slots=self.slots[:sequences],
+            block_tables=self.block_tables,
+            sample_rows=self.sample_rows[:sampled],
+            num_chunks=chunks,
+        )

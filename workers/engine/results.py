@@ -1,0 +1,32 @@
+"""A worker's way to hand out its results: rank 0 writes them to the result ring, others nowhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ...ipc.config import ActorSpec
+from ...ipc.plan import write_result
+from ...ipc.ring import RingWriter
+from ...ipc.rings import result_ring
+from .step import StepResult
+
+
+class ResultWriter:
+    """Used by one thread: the worker's loop, or the one that waits for the GPU."""
+
+    def __init__(self, spec: ActorSpec, fds: Mapping[str, int]) -> None:
+        self._timeout_s = spec.engine.step_timeout_s
+        self._ring: RingWriter | None = None
+        if spec.rank == 0:
+            self._ring = RingWriter(
+                result_ring(spec.group, spec.engine),
+                fds["result.memory"],
+                (fds["result.event.scheduler"], fds["result.event.detokenizer"]),
+                spec.engine.spin_us,
+            )
+
+    def deliver(self, step: int, result: StepResult, step_us: int) -> None:
+        """Publishes the result.  Raises RingTimeout when its readers do not take any."""
+        if self._ring is not None:
+            frame = self._ring.reserve(self._timeout_s)
+            self._ring.publish(write_result(frame, step, result.rows, step_us, result.forward_us))

@@ -1,0 +1,246 @@
+"""Collectives of ranks that are processes with a GPU each, in streams and in graphs.
+
+Made by a GPU worker before it captures its graphs.  Nothing here waits for a
+GPU after that.  Three ways to sum, of which `tune` measures the best by size:
+
+    one_shot   our kernel (one_shot.py): copies, meets and sums in one launch
+    two_shot   PyTorch's, over symmetric memory: every rank sums a part for all
+    nccl       for what does not fit the symmetric memory
+
+The first adds in float32 in the order of the ranks; the others add bfloat16,
+which is the same for two ranks.  All give every rank the same bits.  NVLink
+multicast is never asked for.
+
+A rank that dies leaves its peers spinning in a kernel: the deadline of a step
+ends the group, not this file.  While the group forms, waits have deadlines and
+name the missing ranks.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed._symmetric_memory as symmetric_memory
+import triton
+
+from .one_shot import PROGRAMS, one_shot
+
+if TYPE_CHECKING:
+    from ...ipc.config import ActorSpec
+
+ONE_SHOT, TWO_SHOT, NCCL = METHODS = ("one_shot", "two_shot", "nccl")
+
+SLAB_BYTES = 8 << 20
+"""The most that our kernel and two_shot move: 1,024 rows of 4,096 in bfloat16."""
+
+_FORMING_S = 300.0
+"""How long a rank waits for others that still load their weights."""
+
+_ALIGNMENT = 16
+_MAX_BLOCK = 8192
+_MIN_BLOCK = 512
+_FIRST_SIZE_BITS = 13
+_ARRIVED = "albireo/rank{}"
+
+
+class GroupNotFormed(RuntimeError):
+    """The ranks of a group did not find each other; the text names the missing ones."""
+
+
+def create_communicator(
+    spec: ActorSpec, fds: Mapping[str, int], device: torch.device
+) -> CudaCommunicator:
+    """A worker's, tuned.  Its rendezvous file is named by group and incarnation; fds: not used."""
+    path = f"{spec.runtime_dir}/g{spec.group}.{spec.incarnation}.store"
+    communicator = CudaCommunicator(
+        path, spec.rank, spec.engine.tp, device, max(spec.engine.step_timeout_s, _FORMING_S)
+    )
+    communicator.tune()
+    return communicator
+
+
+class CudaCommunicator:
+    """Rank `rank` of `size` >= 2; a process can have one.
+
+    store_path: a file that does not exist yet, the same for all ranks and for
+    no other group.  timeout_s: how long to wait for the other ranks here.
+    Raises GroupNotFormed.
+    """
+
+    def __init__(
+        self, store_path: str, rank: int, size: int, device: torch.device, timeout_s: float
+    ) -> None:
+        if size < 2:
+            raise ValueError(f"{size} rank has nobody to talk to: use SingleRank")
+        self.rank = rank
+        self.size = size
+        self._device = device
+        store = _meet(store_path, rank, size, timeout_s)
+        try:
+            dist.init_process_group(
+                "nccl",
+                store=store,
+                rank=rank,
+                world_size=size,
+                timeout=timedelta(seconds=timeout_s),
+                device_id=device,
+            )
+            group = dist.group.WORLD
+            assert group is not None
+            self._group_name: Any = group.group_name
+            self._symmetric = _Symmetric(rank, size, device, group)
+        except RuntimeError as error:
+            raise GroupNotFormed(
+                f"rank {rank} of {size} ({device}) could not connect to the other ranks' GPUs: "
+                f"{error}"
+            ) from error
+        self._method_by_bits: tuple[str, ...] = ()
+
+    def all_reduce(self, x: torch.Tensor) -> None:
+        """Sums x over all ranks, in place; x is contiguous, bfloat16 or float32."""
+        if x.dtype not in (torch.bfloat16, torch.float32) or not x.is_contiguous():
+            raise ValueError(
+                f"all_reduce takes contiguous bfloat16 or float32, not {x.dtype} of strides "
+                f"{x.stride()} and shape {tuple(x.shape)}"
+            )
+        if x.numel():
+            self._sum(x, self.method_for(x.numel() * x.element_size()))
+
+    def all_gather(self, mine: torch.Tensor, out: torch.Tensor) -> None:
+        """out [size, *mine.shape] = every rank's `mine`, in the order of the ranks; contiguous."""
+        if mine.element_size() == 4 and mine.numel() * 4 <= SLAB_BYTES:
+            self._symmetric.launch(mine.view(torch.int32), out.view(torch.int32), reduce=False)
+        else:
+            dist.all_gather_into_tensor(out.view(-1), mine.view(-1))
+
+    def all_to_all(self, mine: torch.Tensor, out: torch.Tensor) -> None:
+        """mine[r] goes to rank r, out[r] comes from rank r; both [size, ...], contiguous."""
+        dist.all_to_all_single(out, mine)
+
+    def method_for(self, nbytes: int) -> str:
+        """How all_reduce sums nbytes; see the module."""
+        if nbytes > SLAB_BYTES:
+            return NCCL
+        if not self._method_by_bits:
+            return ONE_SHOT
+        bits = max((nbytes - 1).bit_length(), _FIRST_SIZE_BITS)
+        return self._method_by_bits[bits - _FIRST_SIZE_BITS]
+
+    def tune(self) -> dict[int, dict[str, float]]:
+        """Chooses the method for each size by rank 0's clock: microseconds by bytes and method.
+
+        All ranks call it together; takes under a second.  The times are rank 0's own on rank 0.
+        """
+        times: dict[int, dict[str, float]] = {}
+        chosen = []
+        for bits in range(_FIRST_SIZE_BITS, SLAB_BYTES.bit_length()):
+            x = torch.zeros((1 << bits) // 2, dtype=torch.bfloat16, device=self._device)
+            times[1 << bits] = {method: self._measure_us(x, method) for method in METHODS}
+            fastest = min(METHODS, key=times[1 << bits].__getitem__)
+            chosen.append(METHODS.index(fastest))
+        table = torch.tensor(chosen, dtype=torch.int32, device=self._device)
+        dist.broadcast(table, 0)
+        self._method_by_bits = tuple(METHODS[index] for index in table.tolist())
+        return times
+
+    def close(self) -> None:
+        """Leaves the group; no other rank need be there."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    def _sum(self, x: torch.Tensor, method: str) -> None:
+        if method == ONE_SHOT:
+            self._symmetric.launch(x, x, reduce=True)
+        elif method == TWO_SHOT:
+            shared = self._symmetric.part(x.numel(), x.dtype)
+            shared.copy_(x.view(-1))
+            torch.ops.symm_mem.two_shot_all_reduce_(shared, "sum", self._group_name)
+            x.view(-1).copy_(shared)
+        else:
+            dist.all_reduce(x)
+
+    def _measure_us(self, x: torch.Tensor, method: str, calls: int = 8, replays: int = 5) -> float:
+        """Median time of a call in a replayed graph."""
+        stream = torch.cuda.Stream(self._device)
+        stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(stream):
+            self._sum(x, method)
+            stream.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            # NCCL's own threads may call CUDA meanwhile.
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                for _ in range(calls):
+                    self._sum(x, method)
+            events = [torch.cuda.Event(enable_timing=True) for _ in range(replays + 1)]
+            graph.replay()
+            for event in events[:-1]:
+                event.record(stream)
+                graph.replay()
+            events[-1].record(stream)
+            stream.synchronize()
+        torch.cuda.current_stream(self._device).wait_stream(stream)
+        spans: list[float] = sorted(a.elapsed_time(b) for a, b in itertools.pairwise(events))
+        return spans[len(spans) // 2] * 1e3 / calls
+
+
+class _Symmetric:
+    """Memory that all ranks have mapped: a part for two_shot, slabs and flags for one_shot."""
+
+    def __init__(self, rank: int, size: int, device: torch.device, group: Any) -> None:
+        self._rank = rank
+        self._size = size
+        flag_bytes = PROGRAMS * size * 4
+        total = 3 * SLAB_BYTES + -(-flag_bytes // _ALIGNMENT) * _ALIGNMENT
+        self._memory = symmetric_memory.empty(total, dtype=torch.uint8, device=device)
+        self._memory.zero_()
+        handle = symmetric_memory.rendezvous(self._memory, group)
+        # An allocation may lie inside a larger block, at the same place on every rank.
+        inside = self._memory.data_ptr() - handle.buffer_ptrs[rank]
+        start = torch.tensor(handle.buffer_ptrs, dtype=torch.int64, device=device) + inside
+        self._slabs = start + SLAB_BYTES
+        self._flags = start + 3 * SLAB_BYTES
+        self._epochs = torch.zeros(PROGRAMS, dtype=torch.int32, device=device)
+        # Nobody's flags may be touched before they are zero.
+        dist.barrier(device_ids=[device.index])
+        torch.cuda.synchronize(device)
+
+    def part(self, length: int, dtype: torch.dtype) -> torch.Tensor:
+        """Symmetric memory of `length` values, at most SLAB_BYTES."""
+        return self._memory[: length * dtype.itemsize].view(dtype)
+
+    def launch(self, x: torch.Tensor, out: torch.Tensor, reduce: bool) -> None:
+        """See one_shot."""
+        length = x.numel()
+        block = triton.next_power_of_2(triton.cdiv(length, PROGRAMS))
+        one_shot[(PROGRAMS,)](
+            x, out, self._slabs, self._flags, self._epochs, length, SLAB_BYTES, self._rank,
+            SIZE=self._size, BLOCK=min(max(block, _MIN_BLOCK), _MAX_BLOCK), REDUCE=reduce,
+            num_warps=8,
+        )  # fmt: skip
+
+
+def _meet(store_path: str, rank: int, size: int, timeout_s: float) -> Any:
+    """A store at which all ranks have arrived."""
+    store = dist.FileStore(store_path, size)  # type: ignore[attr-defined]
+    store.set(_ARRIVED.format(rank), str(os.getpid()))
+    missing: list[int] = []
+    for peer in range(size):
+        # One deadline for all: who has not come by then is named.
+        patience = timedelta(seconds=timeout_s if not missing else 0.01)
+        try:
+            store.wait([_ARRIVED.format(peer)], patience)
+        except (RuntimeError, ValueError):
+            missing.append(peer)
+    if missing:
+        ranks = ", ".join(map(str, missing))
+        raise GroupNotFormed(
+            f"rank {rank} of {size} waited {timeout_s:g} s at {store_path} for rank {ranks}: "
+            "it has failed or is still loading; see its log"
+        )
+    return store

@@ -1,0 +1,22 @@
+"""Sampling on the GPU: the same tokens as the CPU sampler, from logits that stay on the device.
+
+CudaSampler (sampler.py) is what other packages use.  Its kernels, in the order
+in which a step launches them:
+
+    scan       scan.py       the maximum of every tile of every row; finds NaN and infinities
+    bound      bound.py      from those: a logit below which no filter's boundary lies
+    histogram  histogram.py  counts and masses above it, for rows whose bound is loose
+    select     histogram.py  the buckets in which the filters' boundaries lie
+    collect    filters.py    the candidates: tokens that may be a boundary
+    finish     filters.py    the threshold t: the filters keep the tokens with z >= t
+    draw       draw.py       per tile, the best perturbed score, in float32
+    winner     draw.py       the best of the best, decided in float64
+    decide     draw.py       the best over the ranks, where the vocabulary is sharded
+
+Which of them run is fixed by the kind of step, and every grid by the number of
+rows, so a graph can hold them.  A row that does not need a kernel leaves it at once.
+"""
+
+from .sampler import CudaSampler
+
+__all__ = ["CudaSampler"]

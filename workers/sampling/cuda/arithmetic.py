@@ -1,0 +1,171 @@
+"""What the sampling kernels compute with: random words, Gumbel noise, mass, order, addresses.
+
+Decisions are made in float64 and integers, by the expressions of the CPU
+sampler (sampling/draw.py, sampling/filters.py).  They can differ from the CPU's
+only in the last bit of a float64 logarithm, or of a mass (2**-42): a token then
+differs where two scores are that close, about once in 1e13 draws.  Float32
+appears only where it preselects, with a proved margin: see approximate_gumbel.
+
+Logits are rows of `segments` pieces of `width` tokens each (one a rank), piece
+s of row r at s * segment_stride + r * row_stride; tiles of TILE tokens never
+cross a piece.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+TILE = 512
+"""Tokens that share one maximum, and are skipped together."""
+
+LOWEST_FINITE = tl.constexpr(-3.4028234663852886e38)
+NEGLIGIBLE = tl.constexpr(-30.0)
+MASS_BITS = tl.constexpr(42)
+KEY_BITS = tl.constexpr(32)
+
+_DOMAIN = tl.constexpr(0x53414D50)
+_M0 = tl.constexpr(0xD2511F53)
+_M1 = tl.constexpr(0xCD9E8D57)
+_W0 = tl.constexpr(0x9E3779B9)
+_W1 = tl.constexpr(0xBB67AE85)
+_WORD = tl.constexpr(2.0**-32)
+
+
+@triton.jit
+def philox(block, position, seed):
+    """Four uint32 words for each of `block` (token id // 4); seed: int64, position: int32."""
+    c0 = block.to(tl.uint32)
+    c1 = position.to(tl.uint32)
+    c2 = tl.full([], 0, tl.uint32)
+    c3 = tl.full([], _DOMAIN, tl.uint32)
+    k0 = seed.to(tl.uint32)
+    k1 = (seed >> 32).to(tl.uint32)
+    for _ in tl.static_range(10):
+        high0 = tl.umulhi(c0, _M0)
+        high1 = tl.umulhi(c2, _M1)
+        low0 = c0 * _M0
+        low1 = c2 * _M1
+        c0 = high1 ^ c1 ^ k0
+        c1 = low1
+        c2 = high0 ^ c3 ^ k1
+        c3 = low0
+        k0 = k0 + _W0
+        k1 = k1 + _W1
+    return c0, c1, c2, c3
+
+
+@triton.jit
+def token_word(token, position, seed):
+    """The word of each token id of a block, each computed on its own."""
+    w0, w1, w2, w3 = philox(token // 4, position, seed)
+    lane = token % 4
+    return tl.where(lane == 0, w0, tl.where(lane == 1, w1, tl.where(lane == 2, w2, w3)))
+
+
+@triton.jit
+def tile_words(first_token, position, seed, TILE: tl.constexpr, GROUPED: tl.constexpr):
+    """The words of tokens first_token .. first_token + TILE - 1.
+
+    GROUPED: first_token is a multiple of 4, so that four tokens share a block.
+    """
+    if GROUPED:
+        w0, w1, w2, w3 = philox(first_token // 4 + tl.arange(0, TILE // 4), position, seed)
+        return tl.interleave(tl.interleave(w0, w2), tl.interleave(w1, w3))
+    else:
+        return token_word(first_token + tl.arange(0, TILE), position, seed)
+
+
+@triton.jit
+def approximate_gumbel(word):
+    """-log(-log u) in float32, u = (word + 0.5) / 2**32.
+
+    Within 2e-5 of the true value: u is taken from the nearer end of (0, 1), so
+    that -log u has a small relative error where u is close to 1 as well.
+    """
+    low = word < 0x80000000
+    near = tl.where(low, word, word ^ 0xFFFFFFFF)
+    v = (near.to(tl.float32) + 0.5) * _WORD
+    e = -tl.log(tl.where(low, v, 1.0 - v))
+    series = 0.2 + v * 0.16666667
+    series = 0.25 + v * series
+    series = 0.33333334 + v * series
+    series = 0.5 + v * series
+    series = v + v * v * series
+    return -tl.log(tl.where(low | (v > 0.0625), e, series))
+
+
+@triton.jit
+def exact_gumbel(word):
+    """-log(-log u) in float64, as the CPU sampler computes it."""
+    return -tl.log(-tl.log((word.to(tl.float64) + 0.5) * _WORD))
+
+
+@triton.jit
+def token_mass(scaled):
+    """exp(scaled) in units of 2**-MASS_BITS, rounded down; float64 in [NEGLIGIBLE, 0] -> int64."""
+    doublings = (scaled * 1.4426950408889634 - 0.5).to(tl.int64)
+    turns = doublings.to(tl.float64)
+    r = scaled - turns * 6.93147180369123816490e-01 - turns * 1.90821492927058770002e-10
+    e = r * (1.0 / 479001600.0) + 1.0 / 39916800.0
+    e = e * r + 1.0 / 3628800.0
+    e = e * r + 1.0 / 362880.0
+    e = e * r + 1.0 / 40320.0
+    e = e * r + 1.0 / 5040.0
+    e = e * r + 1.0 / 720.0
+    e = e * r + 1.0 / 120.0
+    e = e * r + 1.0 / 24.0
+    e = e * r + 1.0 / 6.0
+    e = e * r + 0.5
+    e = e * r + 1.0
+    e = e * r + 1.0
+    return (e * 1152921504606846976.0).to(tl.int64) >> (60 - MASS_BITS - doublings)
+
+
+@triton.jit
+def logit_mass(z, best, inverse):
+    """Mass of logits z (float32) of a row; 0 for those below NEGLIGIBLE.  inverse: float64."""
+    scaled = (z.to(tl.float64) - best.to(tl.float64)) * inverse
+    counts = scaled >= NEGLIGIBLE
+    return tl.where(counts, token_mass(tl.where(counts, scaled, 0.0)), 0)
+
+
+@triton.jit
+def order(z):
+    """Float32 (no NaN) -> int64 in 0 .. 2**32 - 1 of the same order; both zeros are one."""
+    bits = tl.where(z == 0.0, 0.0, z).to(tl.int32, bitcast=True)
+    signed = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    return signed.to(tl.int64) + 2147483648
+
+
+@triton.jit
+def from_order(key):
+    """The inverse of `order`, for one key."""
+    signed = (key - 2147483648).to(tl.int32)
+    bits = signed ^ ((signed >> 31) & 0x7FFFFFFF)
+    return bits.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def not_below(threshold):
+    """The lowest float32 >= threshold (float64): float32 logits compare with it as with that."""
+    rounded = threshold.to(tl.float32)
+    return tl.where(rounded.to(tl.float64) < threshold, from_order(order(rounded) + 1), rounded)
+
+
+@triton.jit
+def bucket_of(z, best, scale, BUCKETS: tl.constexpr):
+    """Bucket of logits of a row; grows as z falls.  The last one has no lower end."""
+    return tl.minimum((best - z) * scale, BUCKETS - 1.0).to(tl.int32)
+
+
+@triton.jit
+def load_tile(logits, row, tile, width, row_stride, segment_stride, TILE: tl.constexpr):
+    """(float32 [TILE] logits of a tile, -inf outside; the tile's first token in its row)."""
+    tiles_per_segment = tl.cdiv(width, TILE)
+    segment = tile // tiles_per_segment
+    start = (tile % tiles_per_segment) * TILE
+    lane = start + tl.arange(0, TILE)
+    address = logits + segment.to(tl.int64) * segment_stride + row.to(tl.int64) * row_stride
+    z = tl.load(address + lane, mask=lane < width, other=-float("inf"))
+    return z.to(tl.float32), segment * width + start

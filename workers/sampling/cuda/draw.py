@@ -1,0 +1,224 @@
+"""The draw: the kept token with the highest s + g, and from ranks' winners the token.
+
+s = (z - best) / temperature, g = -log(-log u); see sampling/draw.py.  `draw`
+computes it in float32 for all tokens; its error is below MARGIN / 2 wherever a
+token can win, so whoever wins in float64 lies within MARGIN of the float32
+maximum.  `winner` computes those tiles again, in float64, and decides.
+
+A rank's winner is four int32: the bits of its best logit, the bits of the
+winner's logit, the winner's id, 0.  That is all a rank needs to know of
+another: `decide` computes the scores again from the best of the best.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .arithmetic import (
+    LOWEST_FINITE,
+    approximate_gumbel,
+    exact_gumbel,
+    load_tile,
+    tile_words,
+    token_word,
+)
+from .rows import FLOATS, THRESHOLD
+
+MARGIN = tl.constexpr(2e-4)
+"""Scores: |s| <= 26.2 with three roundings, 5e-6; the noise, 2e-5.  Ten times that is ample."""
+
+LOSING = tl.constexpr(-26.2)
+"""With s below it a token loses to the best one: noise is between -3.2 and 22.9."""
+
+_NO_ID = tl.constexpr(0x7FFFFFFF)
+WINNER_WORDS = 4
+
+
+@triton.jit(do_not_specialize=["first_row", "last_row"])
+def draw(
+    logits,
+    tile_max,
+    tile_score,
+    floats,
+    slots,
+    positions,
+    temperatures,
+    seeds,
+    first_row,
+    last_row,
+    first_id,
+    width,
+    row_stride,
+    segment_stride,
+    tiles,
+    TILE: tl.constexpr,
+    TILES: tl.constexpr,
+    TILES_PER_PROGRAM: tl.constexpr,
+    GROUPED: tl.constexpr,
+    FILTERED: tl.constexpr,
+):
+    """tile_score [rows, tiles]: the best s + g of each tile, -inf if none can win.
+
+    Grid as scan's.
+    """
+    row = tl.program_id(0)
+    at = tl.minimum(first_row + row, last_row)
+    slot = tl.load(slots + at)
+    temperature = tl.load(temperatures + slot)
+    if temperature > 0.0:
+        index = tl.arange(0, TILES)
+        maxima = tl.load(tile_max + row * tiles + index, mask=index < tiles, other=-float("inf"))
+        best = tl.max(maxima, 0)
+        threshold = tl.full([], LOWEST_FINITE, tl.float32)
+        if FILTERED:
+            threshold = tl.load(floats + row * FLOATS + THRESHOLD)
+        inverse = (1.0 / temperature.to(tl.float64)).to(tl.float32)
+        position = tl.load(positions + at)
+        seed = tl.load(seeds + slot)
+        first = tl.program_id(1) * TILES_PER_PROGRAM
+        for i in range(TILES_PER_PROGRAM):
+            tile = first + i
+            highest = tl.load(tile_max + row * tiles + tile, mask=tile < tiles, other=-float("inf"))
+            score = tl.full([], -float("inf"), tl.float32)
+            near = (highest == best) | ((highest - best) * inverse > LOSING)
+            if near & (highest >= threshold):
+                z, token = load_tile(logits, row, tile, width, row_stride, segment_stride, TILE)
+                words = tile_words(first_id + token, position, seed, TILE, GROUPED)
+                scaled = tl.where(z == best, 0.0, (z - best) * inverse)
+                score = tl.max(
+                    tl.where(z >= threshold, scaled + approximate_gumbel(words), -float("inf")), 0
+                )
+            tl.store(tile_score + row * tiles + tile, score, mask=tile < tiles)
+
+
+@triton.jit
+def _first_best(logits, row, maxima, best, width, row_stride, segment_stride, TILE: tl.constexpr):
+    """The first token of a row, counted from its first, that has the best logit."""
+    tile = tl.argmax((maxima == best).to(tl.int32), 0)
+    z, token = load_tile(logits, row, tile, width, row_stride, segment_stride, TILE)
+    return token + tl.argmax((z == best).to(tl.int32), 0)
+
+
+@triton.jit(do_not_specialize=["first_row", "last_row"])
+def winner(
+    logits,
+    tile_max,
+    tile_score,
+    floats,
+    slots,
+    positions,
+    temperatures,
+    seeds,
+    out,
+    first_row,
+    last_row,
+    first_id,
+    width,
+    row_stride,
+    segment_stride,
+    tiles,
+    TILE: tl.constexpr,
+    TILES: tl.constexpr,
+    GROUPED: tl.constexpr,
+    GREEDY: tl.constexpr,
+    FILTERED: tl.constexpr,
+    WHOLE: tl.constexpr,
+):
+    """One program a row.  WHOLE: out [rows] int32, the token or -1; else [rows, 4], the winner."""
+    row = tl.program_id(0)
+    at = tl.minimum(first_row + row, last_row)
+    index = tl.arange(0, TILES)
+    maxima = tl.load(tile_max + row * tiles + index, mask=index < tiles, other=-float("inf"))
+    best = tl.max(maxima, 0)
+    usable = (best > -float("inf")) & (best < float("inf"))
+    token = tl.full([], -1, tl.int32)
+    logit = best
+    if usable:
+        temperature = tl.full([], 0.0, tl.float32)
+        if not GREEDY:
+            temperature = tl.load(temperatures + tl.load(slots + at))
+        if temperature > 0.0:
+            slot = tl.load(slots + at)
+            inverse = 1.0 / temperature.to(tl.float64)
+            position = tl.load(positions + at)
+            seed = tl.load(seeds + slot)
+            threshold = tl.full([], LOWEST_FINITE, tl.float32)
+            if FILTERED:
+                threshold = tl.load(floats + row * FLOATS + THRESHOLD)
+            scores = tl.load(
+                tile_score + row * tiles + index, mask=index < tiles, other=-float("inf")
+            )
+            leading = tl.max(scores, 0)
+            # Never below what a score can be, so that the loop ends when no tile is left.
+            least = tl.maximum(leading - MARGIN, -1e30)
+            winning = tl.full([], -float("inf"), tl.float64)
+            while leading >= least:
+                tile = tl.argmax(scores, 0)
+                z, start = load_tile(logits, row, tile, width, row_stride, segment_stride, TILE)
+                words = tile_words(first_id + start, position, seed, TILE, GROUPED)
+                scaled = (z.to(tl.float64) - best.to(tl.float64)) * inverse
+                total = tl.where(z >= threshold, scaled + exact_gumbel(words), -float("inf"))
+                highest = tl.max(total, 0)
+                lane = tl.argmax((total == highest).to(tl.int32), 0)
+                better = (highest > winning) | ((highest == winning) & (start + lane < token))
+                here = tl.max(tl.where(tl.arange(0, TILE) == lane, z, -float("inf")), 0)
+                logit = tl.where(better, here, logit)
+                token = tl.where(better, start + lane, token)
+                winning = tl.where(better, highest, winning)
+                scores = tl.where(index == tile, -float("inf"), scores)
+                leading = tl.max(scores, 0)
+        else:
+            token = _first_best(
+                logits, row, maxima, best, width, row_stride, segment_stride, TILE
+            ).to(tl.int32)
+        token += first_id
+    if WHOLE:
+        tl.store(out + row, token)
+    else:
+        tl.store(out + row * 4, best.to(tl.int32, bitcast=True))
+        tl.store(out + row * 4 + 1, logit.to(tl.int32, bitcast=True))
+        tl.store(out + row * 4 + 2, token)
+
+
+@triton.jit
+def decide(
+    winners,
+    slots,
+    positions,
+    temperatures,
+    seeds,
+    out,
+    rows,
+    ranks,
+    RANKS: tl.constexpr,
+    GREEDY: tl.constexpr,
+):
+    """out [rows] int32 from winners [ranks, rows, 4] int32, in the order of the ranks.
+
+    One program a row; RANKS: `ranks` rounded up to a power of two.
+    """
+    row = tl.program_id(0)
+    rank = tl.arange(0, RANKS)
+    there = rank < ranks
+    words = winners + (rank * rows + row) * 4
+    bests = tl.load(words, mask=there, other=-8388608).to(tl.float32, bitcast=True)
+    logits = tl.load(words + 1, mask=there, other=-8388608).to(tl.float32, bitcast=True)
+    ids = tl.load(words + 2, mask=there, other=-1)
+    best = tl.max(bests, 0)
+    token = tl.full([], -1, tl.int32)
+    if (best > -float("inf")) & (best < float("inf")):
+        temperature = tl.full([], 0.0, tl.float32)
+        if not GREEDY:
+            temperature = tl.load(temperatures + tl.load(slots + row))
+        if temperature > 0.0:
+            words_of = token_word(
+                tl.maximum(ids, 0), tl.load(positions + row), tl.load(seeds + tl.load(slots + row))
+            )
+            inverse = 1.0 / temperature.to(tl.float64)
+            scaled = (logits.to(tl.float64) - best.to(tl.float64)) * inverse
+            total = tl.where(ids >= 0, scaled + exact_gumbel(words_of), -float("inf"))
+            token = tl.min(tl.where(total == tl.max(total, 0), ids, _NO_ID), 0)
+        else:
+            token = tl.min(tl.where((bests == best) & (ids >= 0), ids, _NO_ID), 0)
+    tl.store(out + row, token)
