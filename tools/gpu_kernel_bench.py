@@ -1,13 +1,15 @@
 """Times the CUDA kernels in the shapes of a model's decode step, each beside its floor.
 
-    python tools/gpu_kernel_bench.py [--shape qwen3-8b] [--batch 1,64] [--json] [--tune]
+    python tools/gpu_kernel_bench.py [--shape qwen3-8b] [--batch 1,64] [--json]
+                                     [--tune | --tune-gemv]
 
 A kernel runs once a layer, for some layers with weights and KV of their own
 (far more than the L2 cache holds), in one CUDA graph; a figure is the median
 of its replays, per launch.  `layer` is all of a layer in order, `step` what a
 model's layers and head make of it.  The floor is the bytes that must move over
 the bandwidth of a large copy, measured first.  --tune: decode attention alone,
-over ways to cut it up.
+over ways to cut it up.  --tune-gemv: the linear layers of one row alone, by
+cuBLAS, as gemv.py has them now ("chosen"), and the best three of its tilings.
 """
 
 from __future__ import annotations
@@ -31,6 +33,27 @@ _MAX_LEN = 4096
 _LAYERS = 10
 _ROUNDS, _ROUND_MS = 5, 4.0
 _DTYPE = torch.bfloat16
+_BEYOND_L2 = 1 << 29
+
+_GEMV_TILINGS = (
+    # rows, columns, warps, stages, once
+    (8, 512, 4, 4, False),
+    (8, 512, 4, 4, True),
+    (8, 512, 4, 6, False),
+    (8, 512, 8, 4, False),
+    (8, 1024, 4, 3, False),
+    (8, 256, 2, 5, False),
+    (16, 256, 4, 4, False),
+    (16, 512, 8, 4, True),
+    (4, 1024, 4, 4, False),
+    (4, 1024, 4, 4, True),
+    (4, 1024, 4, 1, True),
+    (4, 2048, 8, 3, False),
+    (2, 1024, 4, 4, False),
+    (2, 2048, 4, 1, True),
+    (2, 4096, 8, 1, True),
+    (1, 4096, 4, 1, True),
+)
 
 
 @dataclass(frozen=True)
@@ -125,6 +148,7 @@ class ShapeBench:
         self.weight_bytes = {name: 2 * n * m for name, (n, m) in sizes.items()}
         head = random(shape.vocab, shape.hidden, scale=shape.hidden**-0.5)
         self.head = k.pack_linear(head, None, torch.float32)
+        self.sizes = {**sizes, "lm_head": (shape.vocab, shape.hidden)}
         self.norm = random(shape.hidden)
         self.head_norm = random(shape.head_dim)
         self.rope = torch.randn(_MAX_LEN, shape.head_dim, device="cuda")
@@ -233,6 +257,38 @@ class ShapeBench:
         attention.decode_tiling = chosen
         yield from sorted(made, key=lambda row: row.us)[:8]
 
+    def tune_gemv(self, layer: str) -> Iterator[Row]:
+        """A linear layer of one row: by cuBLAS, as chosen now, and the best of other tilings."""
+        from albireo.workers.kernels.cuda import linear
+        from albireo.workers.kernels.cuda.gemv import GemvTiling, gemv_tiling
+
+        n, m = self.sizes[layer]
+        out = torch.float32 if layer == "lm_head" else None
+        x, size = random(1, m), 2 * n * m
+        weight = random(n, m, scale=m**-0.5)
+        copies = max(2, _BEYOND_L2 // size)
+        packed = [self.kernels.pack_linear(weight, None, out) for _ in range(copies)]
+
+        def run() -> None:
+            for one in packed:
+                self.kernels.linear(x, one)
+
+        def timed(tiling: GemvTiling | None, case: str) -> Row:
+            linear.gemv_tiling = lambda *_: tiling
+            return self.row(layer, case, replay_us(run) / copies, size)
+
+        chosen = gemv_tiling(n, m)
+        yield timed(None, "cuBLAS")
+        yield timed(chosen, f"chosen: {chosen or 'cuBLAS'}")
+        tilings = [
+            GemvTiling(rows, columns, warps, stages if m > columns else 1, once)
+            for rows, columns, warps, stages, once in _GEMV_TILINGS
+            if columns < 2 * m
+        ]
+        made = [timed(tiling, str(tiling)) for tiling in tilings]
+        linear.gemv_tiling = gemv_tiling
+        yield from sorted(made, key=lambda row: row.us)[:3]
+
     def _each_us(self, call: Callable[[int], object]) -> float:
         """Of a call on each of the layers, one after the other."""
 
@@ -275,6 +331,10 @@ def measure(options: argparse.Namespace, bandwidth: float) -> Iterator[Row]:
     batches = [int(size) for size in options.batch.split(",")]
     for name in options.shape.split(","):
         bench = ShapeBench(name, bandwidth)
+        if options.tune_gemv:
+            for layer in bench.sizes:
+                yield from bench.tune_gemv(layer)
+            continue
         if options.tune:
             for rows, context in itertools.product(batches, (_CONTEXT, 2048)):
                 if rows * context <= 256 * _CONTEXT:
@@ -291,6 +351,7 @@ def main() -> None:
     parser.add_argument("--shape", default=",".join(SHAPES), help=", ".join(SHAPES))
     parser.add_argument("--batch", default="1,64,128,256")
     parser.add_argument("--tune", action="store_true", help="decode attention alone")
+    parser.add_argument("--tune-gemv", action="store_true", help="linear layers of one row alone")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     options = parser.parse_args()
     torch.set_grad_enabled(False)

@@ -17,6 +17,7 @@ if importlib.util.find_spec("triton") is None or not torch.cuda.is_available():
 
 from albireo.workers.engine.batch import StepBatch  # noqa: E402
 from albireo.workers.kernels import create  # noqa: E402
+from albireo.workers.kernels.cuda.gemv import GemvTiling, gemv_tiling  # noqa: E402
 from albireo.workers.kernels.interface import Kernels  # noqa: E402
 
 from ..workers import cuda_kernel_checks as checks  # noqa: E402
@@ -50,6 +51,31 @@ def test_linear(dtype: torch.dtype, invariant: bool) -> None:
     k = kernels(dtype, invariant)
     checks.check_linear(k, dtype, 1000, 576)
     checks.check_linear(k, dtype, 2048, 1024, torch.float32)
+
+
+def test_one_row() -> None:
+    device = torch.device("cuda")
+    for n, k in ((6144, 4096), (4096, 12288), (1024, 3072), (576, 1536)):
+        chosen = gemv_tiling(n, k)
+        assert chosen is not None
+        checks.check_gemv(device, n, k, chosen, torch.bfloat16)
+    checks.check_gemv(device, 1003, 584, GemvTiling(4, 512, 4, 3, once=True), torch.float32)
+    checks.check_gemv(device, 1003, 90, GemvTiling(2, 128, 2, 1), torch.float32)
+
+
+def test_one_row_in_a_graph() -> None:
+    k = kernels(torch.bfloat16)
+    packed = k.pack_linear(torch.randn(2048, 1024).bfloat16(), torch.randn(2048).bfloat16())
+    x = torch.zeros(1, 1024, dtype=torch.bfloat16, device=k.device)
+    k.linear(x, packed)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = k.linear(x, packed)
+    for _ in range(3):
+        x.normal_()
+        graph.replay()
+        assert torch.equal(captured, k.linear(x, packed))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 
 from albireo.workers.engine.batch import StepBatch
+from albireo.workers.kernels.cuda.gemv import GemvTiling, gemv
 from albireo.workers.kernels.interface import Kernels, KVLayer
 
 from .paged import PagedSequences, ints
@@ -123,6 +124,26 @@ def check_linear(
             if k.batch_invariant:
                 alone = k.linear(x[-1:].to(k.device), packed)
                 assert torch.equal(alone[0], got[-1])
+
+
+def check_gemv(
+    device: torch.device, n: int, width: int, tiling: GemvTiling, out: torch.dtype
+) -> None:
+    """Also that it is the same bits again, and that no element of another row is read as one's."""
+    torch.manual_seed(n)
+    x, weight, bias = (torch.randn(s).bfloat16() for s in ((1, width), (n, width), (n,)))
+    weight[n // 2, width // 2] = float("inf")
+    there = [t.to(device) for t in (x, weight, bias)]
+    for with_bias in (False, True):
+        got = gemv(there[0], there[1], there[2] if with_bias else None, out, tiling)
+        assert got.shape == (1, n) and got.dtype == out
+        again = gemv(there[0], there[1], there[2] if with_bias else None, out, tiling)
+        assert torch.equal(again, got)
+        wide = x.double() @ weight.double().T + (bias.double() if with_bias else 0)
+        finite = wide.isfinite()
+        assert torch.equal(got.cpu().isfinite(), finite)
+        got, wide = got.cpu().double()[finite], wide[finite]
+        assert (got - wide).norm() / wide.norm() < (1e-5 if out == torch.float32 else 5e-3)
 
 
 class Conversation:

@@ -12,6 +12,7 @@ from .interpreted import use_interpreter
 use_interpreter()
 
 from albireo.workers.kernels.cuda.attention import DecodeTiling, num_splits  # noqa: E402
+from albireo.workers.kernels.cuda.gemv import GemvTiling, gemv_tiling  # noqa: E402
 from albireo.workers.kernels.cuda.kernels import CudaKernels  # noqa: E402
 
 from . import cuda_kernel_checks as checks  # noqa: E402
@@ -51,6 +52,34 @@ def test_embed(dtype: torch.dtype, hidden: int) -> None:
 def test_linear(dtype: torch.dtype, invariant: bool) -> None:
     checks.check_linear(kernels(dtype, invariant), dtype, 72, 90)
     checks.check_linear(kernels(dtype, invariant), dtype, 33, 64, torch.float32)
+
+
+@pytest.mark.parametrize("out", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize(
+    ("n", "width", "tiling"),
+    [
+        (24, 128, GemvTiling(8, 32, 4, 3)),
+        (21, 128, GemvTiling(4, 128, 4, 1, once=True)),
+        (5, 90, GemvTiling(1, 32, 4, 4)),
+        (7, 40, GemvTiling(2, 64, 4, 1)),
+    ],
+    ids=str,
+)
+def test_one_row(n: int, width: int, tiling: GemvTiling, out: torch.dtype) -> None:
+    checks.check_gemv(torch.device("cpu"), n, width, tiling, out)
+
+
+def test_tilings_of_one_row_fill_the_gpu_alike() -> None:
+    sizes = [(6144, 4096), (4096, 4096), (24576, 4096), (4096, 12288), (1024, 2048), (1024, 3072)]
+    for n, k in sizes:
+        tiling = gemv_tiling(n, k)
+        assert tiling is not None
+        assert n % tiling.rows == 0 and k % tiling.columns == 0
+        assert n // tiling.rows >= 512
+        assert tiling.stages == (1 if k == tiling.columns else 4)
+    assert gemv_tiling(576, 1536) == GemvTiling(1, 512, warps=4, stages=4)
+    assert gemv_tiling(64, 90) == GemvTiling(1, 512, warps=4, stages=1)
+    assert gemv_tiling(151936, 4096) is None
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

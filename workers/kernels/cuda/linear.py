@@ -3,6 +3,9 @@
 cuBLAS chooses its algorithm by the number of rows, so the bits of a row's
 result depend on the batch.  The Triton GEMM has one tile shape and one order
 of summation for all batches; it is what `--batch-invariant` pays for.
+
+A single row, which cuBLAS reads the weights for at three quarters of the
+memory's speed, has a kernel of its own (gemv.py).
 """
 
 from __future__ import annotations
@@ -13,6 +16,8 @@ import torch
 import torch.nn.functional as F
 import triton
 import triton.language as tl
+
+from .gemv import gemv, gemv_tiling
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +46,12 @@ def pack_linear(
 
 
 def linear(x: torch.Tensor, packed: PackedLinear) -> torch.Tensor:
-    """[T, k] -> [T, n] by cuBLAS."""
+    """[T, k] -> [T, n] by cuBLAS, or by gemv for one row of bfloat16."""
     weight, bias = packed.weight, packed.bias
+    if x.shape[0] == 1 and x.dtype == torch.bfloat16:
+        tiling = gemv_tiling(*weight.shape)
+        if tiling is not None:
+            return gemv(x, weight, bias, packed.out_dtype, tiling)
     if packed.out_dtype == x.dtype:
         return F.linear(x, weight, bias)
     if x.is_cuda and packed.out_dtype == torch.float32:

@@ -1,0 +1,113 @@
+"""A linear layer of one row: weights read once, at the speed of the memory.
+
+    grid  (n / rows); a program has `rows` outputs and all of k, its warps a share of k each
+
+Each thread adds up what it reads, `columns` of every row a round, and the
+threads' sums are added once at the end: one order of summation for a layer,
+whatever else runs.  With more than one stage the next rounds' weights are on
+their way to shared memory meanwhile.
+
+The tiling follows from the layer's shape alone, so that all ranks take the
+same; tools/gpu_kernel_bench.py --tune-gemv finds better ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+
+@dataclass(frozen=True, slots=True)
+class GemvTiling:
+    """rows of the weight a program has, columns of a round; once: L2 need not keep weights."""
+
+    rows: int
+    columns: int
+    warps: int
+    stages: int
+    once: bool = False
+
+
+_MEASURED: dict[tuple[int, int], GemvTiling | None] = {}
+"""(n, k) that do better otherwise than by the rule below; None: by cuBLAS."""
+
+_PROGRAMS = 512
+"""97% of four for each of 132 multiprocessors: they start and end together."""
+
+_TILE = 4096
+"""Weights of a round: 8 KB, three such in flight for each program."""
+
+_MAX_OUTPUTS = 65536
+"""Beyond, as in the head of a model, cuBLAS is at the speed of the memory itself."""
+
+
+def gemv_tiling(n: int, k: int) -> GemvTiling | None:
+    """For a weight [n, k]; None where cuBLAS is as fast."""
+    if (n, k) in _MEASURED:
+        return _MEASURED[n, k]
+    if n > _MAX_OUTPUTS:
+        return None
+    rows = 1
+    while rows < 8 and 2 * rows * _PROGRAMS <= n:
+        rows *= 2
+    columns = _TILE // rows
+    while k % columns and columns > 512:
+        columns //= 2
+    return GemvTiling(rows, columns, warps=4, stages=4 if k > columns else 1)
+
+
+@triton.jit(do_not_specialize=["n"])
+def _gemv(
+    x, weight, bias, y, n, K: tl.constexpr, WITH_BIAS: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr, EVICTION: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    i = tl.arange(0, COLUMNS)
+    here = row < n
+    place = weight + row.to(tl.int64)[:, None] * K + i[None, :]
+    total = tl.zeros([ROWS, COLUMNS], tl.float32)
+    # Only stages named here, not those of the launch, pipeline a loop without a tl.dot.
+    for start in tl.range(0, K, COLUMNS, num_stages=STAGES):
+        if K % COLUMNS == 0:
+            some = tl.load(place + start, mask=here[:, None], other=0.0, eviction_policy=EVICTION)
+            values = tl.load(x + start + i)
+        else:
+            inside = i < K - start
+            mask = here[:, None] & inside[None, :]
+            some = tl.load(place + start, mask=mask, other=0.0, eviction_policy=EVICTION)
+            values = tl.load(x + start + i, mask=inside, other=0.0)
+        total += some.to(tl.float32) * values.to(tl.float32)[None, :]
+    result = tl.sum(total, 1)
+    if WITH_BIAS:
+        result += tl.load(bias + row, mask=here, other=0.0).to(tl.float32)
+    tl.store(y + row, result.to(y.dtype.element_ty), mask=here)
+
+
+def gemv(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    out_dtype: torch.dtype,
+    tiling: GemvTiling,
+) -> torch.Tensor:
+    """[1, k] -> [1, n]"""
+    n, k = weight.shape
+    y = x.new_empty(1, n, dtype=out_dtype)
+    _gemv[(triton.cdiv(n, tiling.rows),)](
+        x,
+        weight,
+        weight if bias is None else bias,
+        y,
+        n,
+        K=k,
+        WITH_BIAS=bias is not None,
+        ROWS=tiling.rows,
+        COLUMNS=tiling.columns,
+        STAGES=tiling.stages,
+        EVICTION="evict_first" if tiling.once else "",
+        num_warps=tiling.warps,
+    )
+    return y
