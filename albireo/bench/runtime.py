@@ -20,7 +20,7 @@ from albireo.client import AlbireoError, AsyncClient, Delta, SamplingParams
 from albireo.ipc.simulated import sim_token
 from albireo.node.options import NodeOptions
 
-from .machine import cpu_seconds, machine
+from .machine import cpu_seconds, machine, spare_the_collector
 from .nodes import BenchError, running_node
 
 _WARM_UP_TOKENS = 40
@@ -72,6 +72,7 @@ async def _measure(node: str, options: NodeOptions, batch: int, tokens: int) -> 
     async with await AsyncClient.connect(node=node) as client:
         await _run_streams(client, batch, _WARM_UP_TOKENS)
         await asyncio.sleep(_LAST_REPORT_S)
+        spare_the_collector()
         before = await _usage(client)
         client_before = time.process_time()
         began = time.monotonic()

@@ -20,10 +20,7 @@ _GC_THRESHOLDS = (20_000, 20, 20)
 
 def main(actor: Actor, fds: Mapping[str, int]) -> None:
     """Runs the router until the supervisor asks it to stop."""
-    # What the fork server has loaded lives for ever: looking through it, again and again,
-    # would cost milliseconds in the middle of a step.  The young generation is large enough
-    # for the pieces of a step, which die with it.
-    gc.freeze()
+    # The young generation is large enough for the pieces of a step, which die with it.
     gc.set_threshold(*_GC_THRESHOLDS)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve(actor.spec, actor.ready, actor.stop_fd))

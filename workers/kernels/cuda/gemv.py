@@ -22,7 +22,10 @@ import triton.language as tl
 
 @dataclass(frozen=True, slots=True)
 class GemvTiling:
-    """rows of the weight a program has, columns of a round; once: L2 need not keep weights."""
+    """rows of the weight a program has, columns of a round; stages: 1 is straight to registers.
+
+    once: L2 need not keep the weights; asynchronous copies (stages > 1) take no such hint.
+    """
 
     rows: int
     columns: int
