@@ -273,13 +273,17 @@ class ShapeBench:
             for one in packed:
                 self.kernels.linear(x, one)
 
-        def timed(tiling: GemvTiling | None, case: str) -> Row:
+        def by_cublas() -> None:
+            for one in packed:
+                linear.cublas(x, one)
+
+        def timed(tiling: GemvTiling, case: str) -> Row:
             linear.gemv_tiling = lambda *_: tiling
             return self.row(layer, case, replay_us(run) / copies, size)
 
-        chosen = gemv_tiling(n, m)
-        yield timed(None, "cuBLAS")
-        yield timed(chosen, f"chosen: {chosen or 'cuBLAS'}")
+        chosen = gemv_tiling(m)
+        yield self.row(layer, "cuBLAS", replay_us(by_cublas) / copies, size)
+        yield timed(chosen, f"chosen: {chosen}")
         tilings = [
             GemvTiling(rows, columns, warps, stages if m > columns else 1, once)
             for rows, columns, warps, stages, once in _GEMV_TILINGS

@@ -56,9 +56,7 @@ def test_linear(dtype: torch.dtype, invariant: bool) -> None:
 def test_one_row() -> None:
     device = torch.device("cuda")
     for n, k in ((6144, 4096), (4096, 12288), (1024, 3072), (576, 1536)):
-        chosen = gemv_tiling(n, k)
-        assert chosen is not None
-        checks.check_gemv(device, n, k, chosen, torch.bfloat16)
+        checks.check_gemv(device, n, k, gemv_tiling(k), torch.bfloat16)
     checks.check_gemv(device, 1003, 584, GemvTiling(4, 512, 4, 3, once=True), torch.float32)
     checks.check_gemv(device, 1003, 90, GemvTiling(2, 128, 2, 1), torch.float32)
 

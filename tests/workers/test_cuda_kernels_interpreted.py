@@ -69,17 +69,13 @@ def test_one_row(n: int, width: int, tiling: GemvTiling, out: torch.dtype) -> No
     checks.check_gemv(torch.device("cpu"), n, width, tiling, out)
 
 
-def test_tilings_of_one_row_fill_the_gpu_alike() -> None:
-    sizes = [(6144, 4096), (4096, 4096), (24576, 4096), (4096, 12288), (1024, 2048), (1024, 3072)]
-    for n, k in sizes:
-        tiling = gemv_tiling(n, k)
-        assert tiling is not None
-        assert n % tiling.rows == 0 and k % tiling.columns == 0
-        assert n // tiling.rows >= 512
-        assert tiling.stages == (1 if k == tiling.columns else 4)
-    assert gemv_tiling(576, 1536) == GemvTiling(1, 512, warps=4, stages=4)
-    assert gemv_tiling(64, 90) == GemvTiling(1, 512, warps=4, stages=1)
-    assert gemv_tiling(151936, 4096) is None
+@pytest.mark.parametrize(
+    ("k", "rows", "columns"),
+    [(4096, 1, 4096), (12288, 1, 4096), (3072, 1, 4096), (2048, 2, 2048), (1024, 4, 1024),
+     (576, 4, 1024), (90, 8, 128)],
+)  # fmt: skip
+def test_tiling_of_one_row(k: int, rows: int, columns: int) -> None:
+    assert gemv_tiling(k) == GemvTiling(rows, columns, warps=4, stages=1, once=True)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -1,6 +1,6 @@
 """A linear layer of one row: weights read once, at the speed of the memory.
 
-    grid  (n / rows); a program has `rows` outputs and all of k, its warps a share of k each
+    grid  (n / rows); a program has `rows` outputs; its threads share out k
 
 Each thread adds up what it reads, `columns` of every row a round, and the
 threads' sums are added once at the end: one order of summation for a layer,
@@ -8,7 +8,7 @@ whatever else runs.  With more than one stage the next rounds' weights are on
 their way to shared memory meanwhile.
 
 The tiling follows from the layer's shape alone, so that all ranks take the
-same; tools/gpu_kernel_bench.py --tune-gemv finds better ones.
+same; tools/gpu_kernel_bench.py --tune-gemv looks for better ones.
 """
 
 from __future__ import annotations
@@ -34,32 +34,20 @@ class GemvTiling:
     once: bool = False
 
 
-_MEASURED: dict[tuple[int, int], GemvTiling | None] = {}
-"""(n, k) that do better otherwise than by the rule below; None: by cuBLAS."""
-
-_PROGRAMS = 512
-"""97% of four for each of 132 multiprocessors: they start and end together."""
-
 _TILE = 4096
-"""Weights of a round: 8 KB, three such in flight for each program."""
+"""Weights of a round, 8 KB of bfloat16: 64 bytes in flight for each of 128 threads."""
 
-_MAX_OUTPUTS = 65536
-"""Beyond, as in the head of a model, cuBLAS is at the speed of the memory itself."""
+_MAX_ROWS = 8
 
 
-def gemv_tiling(n: int, k: int) -> GemvTiling | None:
-    """For a weight [n, k]; None where cuBLAS is as fast."""
-    if (n, k) in _MEASURED:
-        return _MEASURED[n, k]
-    if n > _MAX_OUTPUTS:
-        return None
-    rows = 1
-    while rows < 8 and 2 * rows * _PROGRAMS <= n:
-        rows *= 2
-    columns = _TILE // rows
-    while k % columns and columns > 512:
-        columns //= 2
-    return GemvTiling(rows, columns, warps=4, stages=4 if k > columns else 1)
+def gemv_tiling(k: int) -> GemvTiling:
+    """For a weight of `k` columns: whole rows of a round where they fit, straight to registers.
+
+    Measured on an H100 for the layers of Qwen3-0.6B and 8B: the best of sixteen tilings, or
+    within 1% of it, in all eight; 0.57 to 0.90 of cuBLAS's time.
+    """
+    columns = min(triton.next_power_of_2(k), _TILE)
+    return GemvTiling(min(_TILE // columns, _MAX_ROWS), columns, warps=4, stages=1, once=True)
 
 
 @triton.jit(do_not_specialize=["n"])

@@ -47,11 +47,15 @@ def pack_linear(
 
 def linear(x: torch.Tensor, packed: PackedLinear) -> torch.Tensor:
     """[T, k] -> [T, n] by cuBLAS, or by gemv for one row of bfloat16."""
-    weight, bias = packed.weight, packed.bias
     if x.shape[0] == 1 and x.dtype == torch.bfloat16:
-        tiling = gemv_tiling(*weight.shape)
-        if tiling is not None:
-            return gemv(x, weight, bias, packed.out_dtype, tiling)
+        tiling = gemv_tiling(x.shape[1])
+        return gemv(x, packed.weight, packed.bias, packed.out_dtype, tiling)
+    return cublas(x, packed)
+
+
+def cublas(x: torch.Tensor, packed: PackedLinear) -> torch.Tensor:
+    """The same by cuBLAS, for any number of rows."""
+    weight, bias = packed.weight, packed.bias
     if packed.out_dtype == x.dtype:
         return F.linear(x, weight, bias)
     if x.is_cuda and packed.out_dtype == torch.float32:
