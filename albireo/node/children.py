@@ -13,7 +13,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -52,7 +51,6 @@ class Watched:
     def __init__(self, name: str, pid: int) -> None:
         self.name = name
         self.pid = pid
-        self.started_at = time.time()
         loop = asyncio.get_running_loop()
         self.exited: asyncio.Future[str] = loop.create_future()
         self._pidfd = os.pidfd_open(pid)

@@ -124,8 +124,7 @@ def _load(load: Load, inheritance: _Inheritance, phase: Any) -> Loaded:
 
     loaded, inheritance.text, inheritance.model = load_everything(load, phase)
     for module in _ENTRY_POINTS.values():
-        if load.device != "sim" or not module.endswith("engine.process"):
-            importlib.import_module(module)
+        importlib.import_module(module)
     return loaded
 
 

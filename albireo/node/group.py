@@ -53,7 +53,6 @@ class Group:
         self.engine = engine
         self.state = "starting"
         self.incarnation = 0
-        self.restarts = 0
         self.reason = ""
         self.actors: list[ActorProcess] = []
         self._comm_bytes = comm_bytes
@@ -84,7 +83,6 @@ class Group:
                 self._set_state("failed")
                 return
             self.incarnation += 1
-            self.restarts += 1
             self._set_state("restarting")
             if quick_deaths > 1:
                 await asyncio.sleep(min(_FIRST_DELAY_S * 2 ** (quick_deaths - 2), _MAX_DELAY_S))

@@ -124,8 +124,8 @@ class Supervisor:
         facts = self._facts("ready")
         self._runtime.write_facts(facts)
         self._say(NodeReady(seconds, facts))
+        # The keepers never return: a node whose groups have all failed lives on and says so.
         await asyncio.gather(*self._tasks)
-        raise StartError("every group has failed: " + self._groups[0].reason)
 
     async def _everything_ready(self) -> None:
         """Waits for the first start of all; a group that fails before fails the node."""

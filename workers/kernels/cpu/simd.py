@@ -191,8 +191,6 @@ def _loader(numba_type: Any, ir_type: ir.Type, size: int) -> Any:
     return load
 
 
-load_i32 = _loader(types.int32, I32, 4)
-"""load_i32(address) -> int32."""
 load_i64 = _loader(types.int64, I64, 8)
 """load_i64(address) -> int64."""
 load_f64 = _loader(types.float64, F64, 8)
@@ -211,8 +209,6 @@ def _storer(numba_type: Any, ir_type: ir.Type, size: int) -> Any:
     return store
 
 
-store_i32 = _storer(types.int32, I32, 4)
-"""store_i32(address, value)."""
 store_i64 = _storer(types.int64, I64, 8)
 """store_i64(address, value)."""
 
