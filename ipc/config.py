@@ -44,6 +44,11 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     step_timeout_s: a step that takes longer is a fault.
     sim_step_ms: step time of the `sim` device.
     cuda_graphs: decode steps on a GPU run as captured graphs.
+    sampling_mode: "gather", "sequence", "vocab", or "auto" for the fastest that fits a step.
+    async_output: text is made while the next step runs; else the next plan waits for it.
+    prefix_caching: prompts share the KV blocks of their common prefixes.
+    num_swap_blocks: blocks of host memory for preempted sequences, on every rank.
+    itl_target_ms: prefill chunks are sized so that a step stays below it; 0 = no target.
     """
 
     model_path: str
@@ -62,16 +67,34 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     spin_us: int
     sim_step_ms: float
     cuda_graphs: bool = True
+    sampling_mode: str = "auto"
+    async_output: bool = True
+    prefix_caching: bool = True
+    num_swap_blocks: int = 0
+    itl_target_ms: float = 0.0
+
+
+class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What an HTTP gateway is told.
+
+    api_key, api_key_file: clients must give one of these keys; neither = no key is asked for.
+    allowed_origins: web pages that may ask; () = none (no CORS).
+    """
+
+    api_key: str | None = None
+    api_key_file: str | None = None
+    allowed_origins: tuple[str, ...] = ()
 
 
 class ActorSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What one process is started with.
 
-    role: "router", "tokenizer", "scheduler", "worker" or "detokenizer".
+    role: "router", "tokenizer", "gateway", "scheduler", "worker" or "detokenizer".
     name: unique in the node, e.g. "router", "g0.scheduler", "g1.worker2".
     group, rank: -1 where they have no meaning.
     engine: of the actor's group; for router and tokenizer, of group 0.
     gpus: of the actor's group, by rank, as CUDA_VISIBLE_DEVICES names them.
+    gateway: of the role "gateway" alone.
     """
 
     role: str
@@ -90,6 +113,7 @@ class ActorSpec(msgspec.Struct, frozen=True, kw_only=True):
     chat_template: str | None = None
     tokenizer_path: str = ""
     gpus: tuple[str, ...] = ()
+    gateway: GatewayConfig | None = None
 
     def socket_path(self, link: str) -> str:
         """Path of the ZeroMQ socket of a link: "router" or "g<group>"."""

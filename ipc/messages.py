@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import msgspec
 
-from .protocol import ChatMessage, End
+from .protocol import ChatMessage, End, Logprobs
 
 
 class _Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -74,6 +74,12 @@ class Submit(_Message, frozen=True):
 
     stop_token_ids holds the model's end tokens too, unless they are ignored.
     `seed` is 64 bits, signed.  Lengths are within the model's context.
+    resumed: so many tokens at the end of prompt_ids are output of an earlier
+        attempt; max_tokens and min_tokens count them, the client has their text.
+    logprobs, prompt_logprobs: -1 = none, else how many best tokens to report.
+    bad_words: token ids of each; allowed_token_ids: empty = all.
+    priority: lower goes first.  tenant: who is asking, for fairness among them.
+    cache_salt: only requests with the same one share prefix blocks.
     """
 
     request: int
@@ -89,6 +95,18 @@ class Submit(_Message, frozen=True):
     stop_token_ids: tuple[int, ...]
     include_stop: bool
     skip_special_tokens: bool
+    resumed: int = 0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] = {}
+    allowed_token_ids: tuple[int, ...] = ()
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    logprobs: int = -1
+    prompt_logprobs: int = -1
+    priority: int = 0
+    tenant: str = ""
+    cache_salt: str = ""
 
 
 class Abort(_Message, frozen=True):
@@ -99,6 +117,15 @@ class Abort(_Message, frozen=True):
 
 class Reset(_Message, frozen=True):
     """Give up every request: the router is a new one and knows none of them."""
+
+
+class Processed(_Message, frozen=True):
+    """Detokenizer -> scheduler: the output of this step has been dealt with.
+
+    Sent without asynchronous output processing only (`--no-async-output`).
+    """
+
+    step: int
 
 
 class Credit(_Message, frozen=True):
@@ -116,6 +143,8 @@ class Piece(msgspec.Struct, frozen=True, array_like=True, gc=False):
     token_ids: list[int]
     text: str
     end: End | None
+    logprobs: list[Logprobs] | None = None
+    prompt_logprobs: list[Logprobs] | None = None
 
 
 class Output(_Message, frozen=True):
@@ -146,6 +175,11 @@ class SchedulerStats(_Message, frozen=True):
     finished: int
     step_ms_mean: float
     forward_ms_mean: float
+    prefix_queried_tokens: int = 0
+    prefix_hit_tokens: int = 0
+    swapped_out_blocks: int = 0
+    swapped_in_blocks: int = 0
+    waiting_by_priority: dict[int, int] = {}
 
 
 class GroupStats(_Message, frozen=True):
@@ -205,7 +239,7 @@ class Drained(_Message, frozen=True):
 
 ToTokenizer = EncodeText | EncodeChat | DecodeIds
 ToDetokenizer = Submit | Abort | Reset | Credit
-ToScheduler = Submit | Abort | Reset
+ToScheduler = Submit | Abort | Reset | Processed
 FromScheduler = Joined | Refused | SchedulerStats
 ToRouter = (
     Joined

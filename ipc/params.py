@@ -16,6 +16,12 @@ MAX_STOP_STRINGS = 16
 MAX_STOP_STRING_CHARS = 256
 MAX_STOP_TOKEN_IDS = 64
 MAX_TOKEN_ID = 2**31 - 1
+MAX_CHOICES = 128
+MAX_LOGPROBS = 20
+MAX_BIASED_TOKENS = 1024
+MAX_ALLOWED_TOKENS = 4096
+MAX_BAD_WORDS = 64
+MAX_BAD_WORD_CHARS = 128
 
 
 class ParameterError(ValueError):
@@ -36,6 +42,17 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     top_k: keep the k best tokens; 0 = all.
     top_p: keep the smallest set of best tokens whose mass reaches it; 1 = all.
     min_p: keep tokens with at least this share of the best one's probability.
+    repetition_penalty: logits of tokens in prompt or output are divided by it where
+        positive, multiplied where negative; 1 = off.
+    presence_penalty: subtracted from the logits of tokens in the output; 0 = off.
+    frequency_penalty: the same, for each time the token is in it.
+    logit_bias: added to the logits of these tokens (up to 1,024), -100 to 100.
+    allowed_token_ids: no other token is generated (up to 4,096); None = all are.
+    bad_words: texts that are not generated (up to 64).
+    n: answers to the same prompt; the seed of the i-th is seed + i.
+    logprobs: report the log-probability of every token, from the model's own
+        distribution before all of the above, and of so many best ones; None = no.
+    prompt_logprobs: the same for the tokens of the prompt but the first.
     seed: of the request's random stream; None = chosen by the router.
     stop: texts that end the answer (up to 16).
     stop_token_ids: token ids that end it, besides the model's own end tokens.
@@ -50,6 +67,15 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] = msgspec.field(default_factory=dict)
+    allowed_token_ids: tuple[int, ...] | None = None
+    bad_words: tuple[str, ...] = ()
+    n: int = 1
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
     seed: int | None = None
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
@@ -81,7 +107,46 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         _require_range("min_p", self.min_p, 0.0, 1.0)
         if self.seed is not None and not -(2**63) <= self.seed < 2**64:
             raise ParameterError("seed", f"seed must fit in 64 bits, not {self.seed}")
+        if not 0.0 < self.repetition_penalty <= 100.0:
+            raise ParameterError(
+                "repetition_penalty",
+                f"repetition_penalty must be above 0 and at most 100, not "
+                f"{self.repetition_penalty}",
+            )
+        _require_range("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        _require_range("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        if not 1 <= self.n <= MAX_CHOICES:
+            raise ParameterError("n", f"n must be between 1 and {MAX_CHOICES}, not {self.n}")
+        for name, count in (("logprobs", self.logprobs), ("prompt_logprobs", self.prompt_logprobs)):
+            if count is not None and not 0 <= count <= MAX_LOGPROBS:
+                raise ParameterError(
+                    name, f"{name} must be between 0 and {MAX_LOGPROBS}, not {count}"
+                )
+        self._validate_edits()
         self._validate_stops()
+
+    def _validate_edits(self) -> None:
+        _require_at_most("logit_bias", len(self.logit_bias), MAX_BIASED_TOKENS, "tokens")
+        for token, bias in self.logit_bias.items():
+            _require_range(f"logit_bias[{token}]", bias, -100.0, 100.0)
+            _require_token("logit_bias", token)
+        if self.allowed_token_ids is not None:
+            if not self.allowed_token_ids:
+                raise ParameterError(
+                    "allowed_token_ids", "allowed_token_ids is empty: nothing could be generated"
+                )
+            _require_at_most(
+                "allowed_token_ids", len(self.allowed_token_ids), MAX_ALLOWED_TOKENS, "tokens"
+            )
+            for token in self.allowed_token_ids:
+                _require_token("allowed_token_ids", token)
+        _require_at_most("bad_words", len(self.bad_words), MAX_BAD_WORDS, "texts")
+        for text in self.bad_words:
+            if not 1 <= len(text) <= MAX_BAD_WORD_CHARS:
+                raise ParameterError(
+                    "bad_words",
+                    f"a bad word must have 1 to {MAX_BAD_WORD_CHARS} characters, not {len(text)}",
+                )
 
     def _validate_stops(self) -> None:
         if len(self.stop) > MAX_STOP_STRINGS:
@@ -95,19 +160,23 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
                     f"a stop string must have 1 to {MAX_STOP_STRING_CHARS} characters, "
                     f"not {len(text)}",
                 )
-        if len(self.stop_token_ids) > MAX_STOP_TOKEN_IDS:
-            raise ParameterError(
-                "stop_token_ids",
-                f"at most {MAX_STOP_TOKEN_IDS} stop token ids are allowed, "
-                f"not {len(self.stop_token_ids)}",
-            )
+        _require_at_most(
+            "stop_token_ids", len(self.stop_token_ids), MAX_STOP_TOKEN_IDS, "stop token ids"
+        )
         for token in self.stop_token_ids:
-            if not 0 <= token <= MAX_TOKEN_ID:
-                raise ParameterError(
-                    "stop_token_ids", f"a stop token id must be at least 0, not {token}"
-                )
+            _require_token("stop_token_ids", token)
 
 
 def _require_range(name: str, value: float, low: float, high: float) -> None:
     if not math.isfinite(value) or not low <= value <= high:
         raise ParameterError(name, f"{name} must be between {low:g} and {high:g}, not {value}")
+
+
+def _require_at_most(name: str, count: int, most: int, what: str) -> None:
+    if count > most:
+        raise ParameterError(name, f"at most {most} {what} are allowed in {name}, not {count}")
+
+
+def _require_token(name: str, token: int) -> None:
+    if not 0 <= token <= MAX_TOKEN_ID:
+        raise ParameterError(name, f"a token id in {name} must be at least 0, not {token}")

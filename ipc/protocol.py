@@ -29,11 +29,19 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True, tag="hello", tag_field="t
 
 
 class Generate(_Request, frozen=True, tag="generate", tag_field="type"):
-    """Continue a prompt: exactly one of `prompt` (text) and `prompt_ids`."""
+    """Continue a prompt: exactly one of `prompt` (text) and `prompt_ids`.
+
+    priority: lower goes first.  tenant: on whose behalf, for fairness; "" = the
+        connection's own.  cache_salt: prefix blocks are shared only with
+        requests that have the same one.
+    """
 
     prompt: str | None = None
     prompt_ids: list[int] | None = None
     params: SamplingParams = SamplingParams()
+    priority: int = 0
+    tenant: str = ""
+    cache_salt: str = ""
 
 
 class ChatMessage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -46,6 +54,9 @@ class Chat(_Request, frozen=True, tag="chat", tag_field="type"):
 
     messages: list[ChatMessage]
     params: SamplingParams = SamplingParams()
+    priority: int = 0
+    tenant: str = ""
+    cache_salt: str = ""
 
 
 class Cancel(_Request, frozen=True, tag="cancel", tag_field="type"):
@@ -102,11 +113,33 @@ class End(msgspec.Struct, frozen=True, array_like=True, gc=False):
     completion_tokens: int
 
 
+class TokenLogprob(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A token and its natural log-probability; rank: 1 = the most probable.
+
+    text: the token's bytes, which may be part of a character.
+    """
+
+    token_id: int
+    logprob: float
+    rank: int
+    text: bytes
+
+
+class Logprobs(msgspec.Struct, frozen=True, array_like=True):
+    """Of one position: the token that stands there, and the best ones, best first."""
+
+    token: TokenLogprob
+    top: list[TokenLogprob]
+
+
 class Delta(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """New tokens of one request: (id, index of the first token, ids, text, end or nil).
+    """New tokens of one request: (id, index of the first token, ids, text, end or nil, ...).
 
     Text may lag behind the ids: an incomplete character, or a possible stop
     string, is held back until it is decided.
+    choice: which of the n answers.  logprobs: one for each of token_ids, where
+    asked for.  prompt_logprobs: of the prompt's tokens from the second on, in
+    the first delta of choice 0.  With n > 1 each choice has its own end.
     """
 
     id: int
@@ -114,6 +147,9 @@ class Delta(msgspec.Struct, frozen=True, array_like=True, gc=False):
     token_ids: list[int]
     text: str
     end: End | None = None
+    choice: int = 0
+    logprobs: list[Logprobs] | None = None
+    prompt_logprobs: list[Logprobs] | None = None
 
 
 class Deltas(msgspec.Struct, frozen=True, kw_only=True, tag="deltas", tag_field="type"):

@@ -18,7 +18,10 @@ def plan_ring(group: int, engine: EngineConfig) -> RingSpec:
         name=f"g{group}.plan",
         frames=_frames(engine),
         frame_bytes=plan_bytes(
-            engine.max_num_seqs, engine.max_num_batched_tokens, engine.block_size
+            engine.max_num_seqs,
+            engine.max_num_batched_tokens,
+            engine.block_size,
+            engine.max_model_len,
         ),
         readers=tuple(f"worker{rank}" for rank in range(engine.tp)),
     )

@@ -29,7 +29,7 @@ import torch
 
 from albireo.bench.shapes import SHAPES, write_model
 from albireo.ipc.config import ActorSpec, EngineConfig, ModelInfo
-from albireo.ipc.plan import PlanView, plan_bytes, write_plan
+from albireo.ipc.plan import TAKE_WORDS, PlanSections, PlanView, plan_bytes, write_plan
 from albireo.workers.models.config import ModelConfig
 from albireo.workers.models.load import load_model, read_config
 
@@ -62,10 +62,10 @@ class Sequences:
         rng = np.random.default_rng(0)
         plans = []
         for slot in self._slots.tolist():
-            take = np.zeros((1, 10), np.int32)
+            take = np.zeros((1, TAKE_WORDS), np.int32)
             floats = np.array([self._temperature, 0.95, 0.02], np.float32)
             heat, nucleus, least = floats.view(np.int32)
-            take[0] = (slot, slot + 1, slot, 0, heat, 50, nucleus, least, self._length, 0)
+            take[0, :10] = (slot, slot + 1, slot, 0, heat, 50, nucleus, least, self._length, 0)
             append = self._blocks([slot], 0, self._length)
             chunk = np.array([[slot, 0, self._length, 1]], np.int32)
             tokens = rng.integers(0, vocab, self._length).astype(np.int32)
@@ -77,7 +77,9 @@ class Sequences:
         """All sequences go on by one token."""
         append = self._blocks(self._slots.tolist(), self._cached, self._cached + 1)
         self._cached += 1
-        return self._plan(_EMPTY.reshape(0, 10), append, _EMPTY.reshape(0, 4), _EMPTY, self._slots)
+        return self._plan(
+            _EMPTY.reshape(0, TAKE_WORDS), append, _EMPTY.reshape(0, 4), _EMPTY, self._slots
+        )
 
     def _blocks(self, slots: list[int], start: int, end: int) -> np.ndarray:
         size = self._engine.block_size
@@ -88,9 +90,12 @@ class Sequences:
 
     def _plan(self, *sections: np.ndarray) -> PlanView:
         engine = self._engine
-        nbytes = plan_bytes(engine.max_num_seqs, engine.max_num_batched_tokens, engine.block_size)
+        nbytes = plan_bytes(
+            engine.max_num_seqs, engine.max_num_batched_tokens, engine.block_size,
+            engine.max_model_len,
+        )  # fmt: skip
         frame = memoryview(bytearray(nbytes))
-        write_plan(frame, 1, 0, *sections)
+        write_plan(frame, 1, 0, PlanSections(*sections))
         return PlanView(frame)
 
 

@@ -27,7 +27,7 @@ def submission(request: int, max_tokens: int) -> Submit:
     """A request with one stop token, which never comes."""
     return Submit(
         request=request,
-        prompt_ids=[1] * (PROMPT_LEN + request % BLOCK_SIZE),
+        prompt_ids=[request] * (PROMPT_LEN + request % BLOCK_SIZE),
         max_tokens=max_tokens,
         min_tokens=0,
         temperature=1.0,
@@ -56,7 +56,9 @@ def measure(batch: int, steps: int) -> dict[str, float]:
     scheduler = Scheduler(limits)
     for request in range(1, batch + 1):
         scheduler.submit(submission(request, steps + 32))
-    frame = memoryview(bytearray(plan_bytes(batch, limits.max_num_batched_tokens, BLOCK_SIZE)))
+    frame = memoryview(
+        bytearray(plan_bytes(batch, limits.max_num_batched_tokens, BLOCK_SIZE, max_model_len))
+    )
     planned: list[np.ndarray] = []
     times: dict[str, list[int]] = {"plan_us": [], "write_us": [], "apply_us": []}
 
@@ -66,10 +68,9 @@ def measure(batch: int, steps: int) -> dict[str, float]:
         middle = time.perf_counter_ns()
         if plan is None:
             return False
-        write_plan(frame, plan.step, 0, plan.take, plan.append, plan.chunk, plan.chunk_token,
-                   plan.decode)  # fmt: skip
+        write_plan(frame, plan.step, 0, plan.sections)
         end = time.perf_counter_ns()
-        if len(plan.decode) == batch:
+        if len(plan.sections.decode) == batch:
             times["plan_us"].append(middle - begin)
             times["write_us"].append(end - middle)
         rows = np.empty((len(plan.sampled), ROW_WORDS), dtype=np.int32)

@@ -16,10 +16,7 @@ are taken to cost nothing.
 from __future__ import annotations
 
 import asyncio
-import itertools
-import math
 import random
-import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -28,46 +25,18 @@ from typing import Any
 import msgspec
 import uvloop
 
-from albireo.client import AlbireoError, AsyncClient, Delta, SamplingParams
+from albireo.client import AsyncClient
 from albireo.node.options import NodeOptions
 from albireo.workers.models.config import ModelConfig
 from albireo.workers.models.load import read_config
 
-from .bandwidth import measure_bandwidth
+from .device_rates import measure_bandwidth
 from .machine import machine, spare_the_collector
 from .nodes import BenchError, running_node
 from .shapes import write_model
+from .streams import SAMPLING, run_streams, step_times
 
-SAMPLING: dict[str, dict[str, Any]] = {
-    "greedy": {"temperature": 0.0},
-    "full": {"temperature": 0.8, "top_p": 0.95, "top_k": 50, "min_p": 0.02},
-}
-_FIRST_ID = 300  # Past the tokenizer's end token.
-_MIN_STEPS = 8
 _LAST_REPORT_S = 0.3
-
-
-class _Stream:
-    """Arrival times of one request's tokens at the client, monotonic seconds."""
-
-    __slots__ = ("_on_end", "arrivals", "tokens", "wrong")
-
-    def __init__(self, on_end: Any) -> None:
-        self._on_end = on_end
-        self.arrivals: list[tuple[float, int]] = []
-        self.tokens = 0
-        self.wrong: str | None = None
-
-    def receive(self, reply: Delta | AlbireoError) -> None:
-        if not isinstance(reply, Delta):
-            self.wrong = str(reply)
-            self._on_end()
-            return
-        if reply.token_ids:
-            self.tokens += len(reply.token_ids)
-            self.arrivals.append((time.perf_counter(), len(reply.token_ids)))
-        if reply.end is not None:
-            self._on_end()
 
 
 def bench_step(
@@ -89,17 +58,11 @@ def bench_step(
     with tempfile.TemporaryDirectory(prefix="albireo-shape-") as directory:
         write_model(shape, Path(directory))
         config = read_config(directory)
-        most = max(batches)
-        length = input_len + output_len
         options = msgspec.structs.replace(
-            options,
+            sized(options, max(batches), input_len + output_len, config.context_len),
             model=directory,
             served_model_name=shape,
             load_format="dummy",
-            max_num_seqs=most,
-            max_model_len=min(config.context_len, length + 16),
-            # Prompts soon in, so that all streams decode together for long.
-            max_num_batched_tokens=max(8192, most) if options.device != "cpu" else None,
         )
         began = time.monotonic()
         with running_node(options) as node:
@@ -121,12 +84,22 @@ def bench_step(
         "cuda_graphs": options.cuda_graphs,
         "input_len": input_len,
         "output_len": output_len,
-        "sampling": {"name": sampling, **SAMPLING[sampling], "penalties": "not supported yet"},
+        "sampling": {"name": sampling, **SAMPLING[sampling]},
         "ready_s": round(ready_s, 2),
         "copy_gb_per_s": round(bandwidth / 1e9, 1),
         "all_reduce": "counted as 0 in the floor" if options.groups[0] > 1 else "none",
         **measured,
     }
+
+
+def sized(options: NodeOptions, most: int, length: int, context_len: int) -> NodeOptions:
+    """With room for `most` streams of `length` tokens, all decoding together for long."""
+    return msgspec.structs.replace(
+        options,
+        max_num_seqs=most,
+        max_model_len=min(context_len, length + 16),
+        max_num_batched_tokens=max(8192, most) if options.device != "cpu" else None,
+    )
 
 
 async def _measure(
@@ -138,75 +111,14 @@ async def _measure(
         results = []
         for batch in batches:
             # The first round warms up what is made at a batch's first step.
-            await _run(client, rng, batch, input_len, min(output_len, 8), sampling)
+            await run_streams(client, rng, batch, input_len, min(output_len, 8), sampling)
             spare_the_collector()
-            streams = await _run(client, rng, batch, input_len, output_len, sampling)
-            row = _times(streams, output_len)
+            streams = await run_streams(client, rng, batch, input_len, output_len, sampling)
+            row = step_times(streams, output_len)
             await asyncio.sleep(_LAST_REPORT_S)
             row["worker_mean_ms"] = await _worker_means(client)
             results.append({"batch": batch, **row})
     return {"device": model["device"], "dtype": model["dtype"], "results": results}
-
-
-async def _run(
-    client: AsyncClient, rng: random.Random, batch: int, input_len: int, tokens: int, sampling: str
-) -> list[_Stream]:
-    """`batch` requests at once; returns when the last has ended.  Raises BenchError."""
-    done = asyncio.Event()
-    running = batch
-
-    def on_end() -> None:
-        nonlocal running
-        running -= 1
-        if running == 0:
-            done.set()
-
-    vocab = client.welcome.vocab_size
-    streams = []
-    for _ in range(batch):
-        stream = _Stream(on_end)
-        prompt = [rng.randrange(_FIRST_ID, vocab) for _ in range(input_len)]
-        params = SamplingParams(
-            max_tokens=tokens, ignore_eos=True, seed=rng.randrange(2**31), **SAMPLING[sampling]
-        )
-        client.submit(prompt, stream.receive, params)
-        streams.append(stream)
-    await done.wait()
-    for stream in streams:
-        if stream.wrong is not None:
-            raise BenchError(f"a stream of the batch of {batch} failed: {stream.wrong}")
-        if stream.tokens != tokens:
-            raise BenchError(f"{stream.tokens} tokens came instead of {tokens}")
-    return streams
-
-
-def _times(streams: list[_Stream], output_len: int) -> dict[str, Any]:
-    """Times between tokens while all streams decode; raises BenchError when that is too short."""
-    first = max(stream.arrivals[0][0] for stream in streams)
-    last = min(stream.arrivals[-1][0] for stream in streams)
-    gaps: list[float] = []
-    merged = seen = 0
-    for stream in streams:
-        within = [each for each in stream.arrivals if first <= each[0] <= last]
-        for (before, _), (at, tokens) in itertools.pairwise(within):
-            gaps += [(at - before) / tokens] * tokens
-            merged += tokens - 1
-        seen = max(seen, sum(tokens for at, tokens in stream.arrivals if at < first))
-    steps = len(gaps) // len(streams)
-    if steps < _MIN_STEPS:
-        raise BenchError(
-            f"only {steps} steps had all {len(streams)} streams decoding: raise --output-len "
-            f"above {output_len}"
-        )
-    gaps.sort()
-    return {
-        "steps": steps,
-        "first_token": seen,
-        "step_ms_median": round(statistics.median(gaps) * 1e3, 3),
-        "step_ms_p99": round(gaps[math.ceil(len(gaps) * 0.99) - 1] * 1e3, 3),
-        "step_ms_mean": round(statistics.fmean(gaps) * 1e3, 3),
-        "tokens_merged": merged,
-    }
 
 
 async def _worker_means(client: AsyncClient) -> dict[str, float]:

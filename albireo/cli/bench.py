@@ -1,4 +1,4 @@
-"""`albireo bench runtime | throughput | step | sampling`."""
+"""`albireo bench runtime | throughput | step | prefill | sampling | ablation`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ import click
 
 from albireo.node.options import DTYPES, NodeOptions, OptionError, parse_groups
 
+from .bench_ablation import ablation
+from .bench_gateway import gateway
+from .bench_prefill import prefill
 from .bench_sampling import sampling
 from .bench_step import step
 
@@ -21,6 +24,9 @@ def bench() -> None:
 
 bench.add_command(step)
 bench.add_command(sampling)
+bench.add_command(gateway)
+bench.add_command(prefill)
+bench.add_command(ablation)
 
 
 def _node_options(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -67,3 +67,6 @@ class StartDisplay:
             f"(pid {facts['pid']}) · socket {facts['socket']}",
             soft_wrap=True,
         )
+        places = [facts[key] for key in ("http", "uds") if facts.get(key)]
+        if places:
+            self._console.print(f"  OpenAI API at {' and '.join(places)}", soft_wrap=True)

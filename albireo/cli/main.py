@@ -13,6 +13,7 @@ from .lazy import LazyGroup
         "node": ("albireo.cli.node:node", "Start, watch and stop a node."),
         "generate": ("albireo.cli.ask:generate", "Continue a text."),
         "chat": ("albireo.cli.ask:chat", "Talk with the model."),
+        "trace": ("albireo.cli.trace:trace", "Draw what every process does, step by step."),
         "bench": ("albireo.cli.bench:bench", "Measure."),
     },
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},

@@ -8,7 +8,14 @@ from typing import Any
 import click
 
 from albireo.ipc.paths import PathError, node_dir
-from albireo.node.options import DEVICES, DTYPES, NodeOptions, OptionError, parse_groups
+from albireo.node.options import (
+    DEVICES,
+    DTYPES,
+    SAMPLING_MODES,
+    NodeOptions,
+    OptionError,
+    parse_groups,
+)
 
 from .lazy import LazyGroup
 
@@ -101,6 +108,26 @@ name_option = click.option(
     help="Share of a GPU's free memory that its worker may take.",
 )
 @click.option(
+    "--enable-prefix-caching/--no-enable-prefix-caching",
+    default=True,
+    show_default=True,
+    help="Share the KV blocks of common prefixes.",
+)
+@click.option(
+    "--swap-space",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    help="Host memory of each group for preempted sequences, in GiB.",
+)
+@click.option(
+    "--itl-target-ms",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    help="Size prefill chunks so that a step stays below it; 0 = no target.",
+)
+@click.option(
     "--cuda-graphs/--no-cuda-graphs",
     " /--enforce-eager",
     "cuda_graphs",
@@ -113,6 +140,19 @@ name_option = click.option(
     default=True,
     show_default=True,
     help="Plan one step ahead of the running one.",
+)
+@click.option(
+    "--async-output/--no-async-output",
+    default=True,
+    show_default=True,
+    help="Make text of one step while the next one runs.",
+)
+@click.option(
+    "--sampling-mode",
+    type=click.Choice(SAMPLING_MODES),
+    default="auto",
+    show_default=True,
+    help="How the ranks of a group share the sampling.",
 )
 @click.option(
     "--batch-invariant",
@@ -147,6 +187,32 @@ name_option = click.option(
     default="info",
     show_default=True,
 )
+@click.option(
+    "--http", metavar="HOST:PORT", help="Serve the OpenAI API over HTTP there; port 0 = any."
+)
+@click.option("--host", metavar="HOST", help="The same in two options: 127.0.0.1 if not given,")
+@click.option("--port", type=click.IntRange(0, 65535), help="and port 8000 if not given.")
+@click.option("--uds", metavar="PATH", help="Serve it on a Unix socket.")
+@click.option(
+    "--gateways",
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
+    help="Processes that serve it.",
+)
+@click.option("--api-key", metavar="KEY", help="Key that HTTP clients must send.")
+@click.option(
+    "--api-key-file",
+    metavar="FILE",
+    type=click.Path(exists=True, dir_okay=False, resolve_path=True),
+    help="Keys of several clients: a line each, KEY or NAME:KEY.",
+)
+@click.option(
+    "--allowed-origins",
+    default="",
+    metavar="ORIGIN,...",
+    help="Web pages that may ask over HTTP (CORS); * = all.",
+)
 @click.option("--detach", is_flag=True, help="Return when the node is ready; it runs on.")
 @name_option
 def start(detach: bool, **given: Any) -> None:
@@ -173,14 +239,28 @@ def _options(given: dict[str, Any]) -> NodeOptions:
     if template is not None:
         with open(template, encoding="utf-8") as file:
             template = file.read()
+    origins = [each.strip() for each in given.pop("allowed_origins").split(",")]
     return NodeOptions(
+        http=_http_address(given.pop("http"), given.pop("host"), given.pop("port")),
+        allowed_origins=tuple(each for each in origins if each),
         groups=parse_groups(given.pop("groups")),
         step_timeout_s=given.pop("step_timeout"),
         shutdown_timeout_s=given.pop("shutdown_timeout"),
+        swap_space_gib=given.pop("swap_space"),
         block_size=int(given.pop("block_size")),
         chat_template=template,
         **given,
     )
+
+
+def _http_address(http: str | None, host: str | None, port: int | None) -> str | None:
+    """HOST:PORT of --http, or of --host and --port; None when HTTP is not asked for."""
+    if host is None and port is None:
+        return http
+    if http is not None:
+        raise OptionError("--http says the same as --host and --port: give the one or the others")
+    host = "127.0.0.1" if host is None else host
+    return f"{f'[{host}]' if ':' in host else host}:{8000 if port is None else port}"
 
 
 @click.command()

@@ -30,6 +30,7 @@ def status(name: str, as_json: bool) -> None:
     console = Console(highlight=False)
     _show_node(console, tree)
     console.print(_groups(tree["groups"]))
+    console.print(_stages(tree["groups"]))
     console.print(_actors(tree["actors"]))
 
 
@@ -69,6 +70,25 @@ def _groups(groups: list[dict[str, Any]]) -> Table:
                 f"{stats['step_ms_mean']:.2f}",
             ]
         table.add_row(str(group["group"]), _coloured(group["state"]), *cells)
+    return table
+
+
+def _stages(groups: list[dict[str, Any]]) -> Table:
+    """Of the last steps: time, idle time of the device, and each task's exposed time, in us."""
+    table = Table(box=None, header_style="dim", pad_edge=False)
+    columns = ["group", "serial", "step", "P99", "idle", "P99", "T1", "T2", "T3", "T4", "T5"]
+    for column in columns:
+        table.add_column(column, justify="left" if column == "group" else "right")
+    for group in groups:
+        stages = group["stages"]
+        cells = ["-"] * 10
+        if stages is not None:
+            times = [stages[name] for name in ("step_us_mean", "step_us_p99", "idle_us_mean",
+                                               "idle_us_p99")]  # fmt: skip
+            tasks = ("schedule", "input", "forward", "sample", "output")
+            times += [stages[task]["exposed_us"] for task in tasks]
+            cells = [f"{stages['serial_fraction']:.2%}", *(f"{time:,.1f}" for time in times)]
+        table.add_row(str(group["group"]), *cells)
     return table
 
 

@@ -38,6 +38,15 @@ class SamplingOverrides(TypedDict, total=False):
     top_k: int
     top_p: float
     min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: Mapping[int, float]
+    allowed_token_ids: Sequence[int] | None
+    bad_words: Sequence[str]
+    n: int
+    logprobs: int | None
+    prompt_logprobs: int | None
     seed: int | None
     stop: str | Sequence[str]
     stop_token_ids: Sequence[int]

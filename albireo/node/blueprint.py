@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from albireo.ipc.config import ActorSpec, EngineConfig
+from albireo.ipc.config import ActorSpec, EngineConfig, GatewayConfig
 
 from .core_plan import CorePlan, make_core_plan
 from .fork_protocol import Load, Loaded
@@ -70,6 +70,13 @@ class Blueprint:
             num_groups=len(self.engines),
             max_num_queued_reqs=self._options.max_num_queued_reqs,
             gpus=tuple(gpu.uuid for gpu in self._gpus[group]) if role == "worker" else (),
+            gateway=GatewayConfig(
+                api_key=self._options.api_key,
+                api_key_file=self._options.api_key_file,
+                allowed_origins=self._options.allowed_origins,
+            )
+            if role == "gateway"
+            else None,
         )
 
     def facts(self) -> dict[str, object]:

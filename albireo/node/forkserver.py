@@ -2,7 +2,7 @@
 
 Importing PyTorch and loading a model takes seconds.  The fork server does both
 once, in a process with a single thread, and forks router, tokenizer,
-schedulers, detokenizers and workers from it: they start in milliseconds, share
+gateways, schedulers, detokenizers and workers from it: they start in milliseconds, share
 the weights' memory, and a dead group is back at once.  Nothing here, and
 nothing it imports or loads, may start a thread or (on CUDA) make a context.
 
@@ -45,6 +45,7 @@ from .fork_protocol import (
 _ENTRY_POINTS = {
     "router": "albireo.router.process",
     "tokenizer": "albireo.workers.tokenizer.process",
+    "gateway": "albireo.gateway.process",
     "scheduler": "albireo.scheduler.process",
     "detokenizer": "albireo.workers.detokenizer.process",
     "worker": "albireo.workers.engine.process",

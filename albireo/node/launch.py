@@ -14,6 +14,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -65,10 +66,14 @@ def run_detached(options: NodeOptions, say: Say) -> int:
     return process.wait() or 1
 
 
-def start_detached(options: NodeOptions) -> subprocess.Popen[bytes]:
-    """The process of a detached node; its standard output carries events as JSON lines."""
+def start_detached(options: NodeOptions, owner: int | None = None) -> subprocess.Popen[bytes]:
+    """The process of a detached node; its standard output carries events as JSON lines.
+
+    owner: this process's id, where the node is to end with it, however it ends.
+    """
+    words = [] if owner is None else [str(owner)]
     process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "albireo.node.launch"],
+        [sys.executable, "-P", "-m", "albireo.node.launch", *words],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -140,8 +145,35 @@ def _log_to_file(options: NodeOptions) -> None:
     )
 
 
+def end_with(owner: int) -> None:
+    """Has this process stop its node at once when its parent `owner` is gone.
+
+    A pidfd tells that; the kernel's death signal would come already when the
+    thread ends that started the node.
+    """
+    try:
+        process = os.pidfd_open(owner)
+    except ProcessLookupError:
+        sys.exit(1)
+    if os.getppid() != owner:
+        sys.exit(1)
+
+    def watch() -> None:
+        select.select([process], [], [])
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.05)
+
+    threading.Thread(target=watch, name="owner", daemon=True).start()
+
+
 def _main() -> None:
-    """Entry point of a detached supervisor: options on stdin, events on stdout."""
+    """Entry point of a detached supervisor: options on stdin, events on stdout.
+
+    An argument is the process that the node belongs to.
+    """
+    if len(sys.argv) > 1:
+        end_with(int(sys.argv[1]))
     options = msgspec.json.decode(sys.stdin.buffer.read(), type=NodeOptions)
     listening = True
 

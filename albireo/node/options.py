@@ -8,6 +8,7 @@ import msgspec
 
 DEVICES = ("auto", "cpu", "cuda", "sim")
 DTYPES = ("auto", "bfloat16", "float32")
+SAMPLING_MODES = ("auto", "gather", "sequence", "vocab")
 
 
 class OptionError(ValueError):
@@ -20,6 +21,10 @@ class NodeOptions(msgspec.Struct, frozen=True, kw_only=True):
     groups: TP degree of each group, e.g. (4, 4) for "2x4".
     kv_cache_gib: memory for the KV cache of one group.
     gpu_memory_utilization: share of a GPU's free memory that its worker may take.
+    swap_space_gib: host memory of one group for the KV cache of preempted sequences.
+    itl_target_ms: what a step with prefill in it should take at most; 0 = no target.
+    http, uds: "HOST:PORT" and the path of a Unix socket on which `gateways` processes serve HTTP.
+    api_key, api_key_file, allowed_origins: as in ipc/config.GatewayConfig.
     """
 
     name: str = "default"
@@ -38,14 +43,30 @@ class NodeOptions(msgspec.Struct, frozen=True, kw_only=True):
     block_size: int = 16
     kv_cache_gib: float | None = None
     gpu_memory_utilization: float = 0.9
+    enable_prefix_caching: bool = True
+    swap_space_gib: float = 0.0
+    itl_target_ms: float = 0.0
     cuda_graphs: bool = True
     async_scheduling: bool = True
+    async_output: bool = True
+    sampling_mode: str = "auto"
     batch_invariant: bool = False
     threads: int | None = None
     step_timeout_s: float = 30.0
     shutdown_timeout_s: float = 10.0
     sim_step_ms: float = 10.0
     log_level: str = "info"
+    http: str | None = None
+    uds: str | None = None
+    gateways: int = 1
+    api_key: str | None = None
+    api_key_file: str | None = None
+    allowed_origins: tuple[str, ...] = ()
+
+    @property
+    def num_gateways(self) -> int:
+        """Gateway processes that run: none unless HTTP is asked for."""
+        return self.gateways if self.http is not None or self.uds is not None else 0
 
 
 def parse_groups(text: str) -> tuple[int, ...]:

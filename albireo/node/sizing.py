@@ -52,6 +52,11 @@ def size_engine(
         spin_us=cores.spin_us,
         sim_step_ms=options.sim_step_ms,
         cuda_graphs=options.cuda_graphs,
+        sampling_mode=options.sampling_mode,
+        async_output=options.async_output,
+        prefix_caching=options.enable_prefix_caching,
+        num_swap_blocks=_num_swap_blocks(options, model),
+        itl_target_ms=options.itl_target_ms,
     )
 
 
@@ -64,6 +69,24 @@ def _batched_tokens(options: NodeOptions, device: str) -> int:
             f"{options.max_num_seqs}: every running sequence needs a token in each step"
         )
     return batched
+
+
+def _num_swap_blocks(options: NodeOptions, model: ModelInfo) -> int:
+    """Blocks of a group's host memory; each rank has its part of every one."""
+    blocks = int(options.swap_space_gib * _GIB) // (model.kv_bytes_per_token * options.block_size)
+    available = psutil.virtual_memory().available
+    if options.swap_space_gib * _GIB * len(options.groups) > available:
+        raise OptionError(
+            f"--swap-space {options.swap_space_gib:g} GiB for each of {len(options.groups)} groups "
+            f"exceeds the {available / _GIB:.2f} GiB of memory that are available"
+        )
+    if options.swap_space_gib and not blocks:
+        raise OptionError(
+            f"--swap-space {options.swap_space_gib:g} GiB holds no KV block of "
+            f"{model.kv_bytes_per_token * options.block_size / 1024:.0f} KiB: raise it, or leave "
+            "it out, and preempted requests are computed again"
+        )
+    return blocks
 
 
 def _num_blocks(

@@ -3,7 +3,7 @@
 One asyncio task per thing that can die.  It never touches a request: the
 router hears from it which groups exist (Topology), which have died (GroupDown)
 and when to drain.  Order of start: fork server (tokenizer, weights, kernels),
-then router, tokenizer and all groups at once.  Order of stop: drain, stop,
+then router, tokenizer, gateways and all groups at once.  Order of stop: drain, stop,
 kill, remove the runtime directory.
 """
 
@@ -21,6 +21,7 @@ from typing import Any
 
 import albireo
 from albireo.client import AsyncClient
+from albireo.gateway.keys import KeyFileError, load_keys
 from albireo.ipc.config import ActorSpec
 from albireo.ipc.link import Spoke
 from albireo.ipc.messages import (
@@ -39,8 +40,10 @@ from .children import ActorProcess, ForkServer, Janitor, StartError, Watched
 from .events import Event, NodeFailed, NodeNote, NodeReady, NodeStopped, PhaseBegun
 from .fork_protocol import Loaded
 from .group import Group
+from .http_sockets import HttpSockets, is_local
 from .options import NodeOptions, OptionError
 from .runtime_dir import RuntimeDir
+from .timelines import Timelines
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +71,8 @@ class Supervisor:
         self._groups: list[Group] = []
         self._singles: dict[str, ActorProcess] = {}
         self._restarts: dict[str, int] = {}
+        self._gateways = options.num_gateways
+        self._http: HttpSockets
         self._tasks: list[asyncio.Task[None]] = []
         self._stop_asked = 0
         self._stop_event = asyncio.Event()
@@ -85,12 +90,16 @@ class Supervisor:
             self._say(NodeFailed(str(error)))
             return 1
         self._janitor = Janitor(self._runtime.path)
+        self._timelines = Timelines(self._runtime.path)
         try:
+            self._open_http()
             await self._until_stopped(self._live())
-        except (StartError, OptionError) as error:
+        except (StartError, OptionError, KeyFileError) as error:
             self._failure = str(error)
         finally:
             await self._end_everything()
+            if hasattr(self, "_http"):
+                self._http.close()
             self._runtime.remove()
             self._janitor.release()
             await self._janitor.gone()
@@ -114,8 +123,11 @@ class Supervisor:
         self._link.send(Joined("supervisor", -1, 0, os.getpid()))
         self._spawn_task(self._keep_janitor())
         self._spawn_task(self._keep_fork_servers())
-        self._spawn_task(self._keep_single("router"))
-        self._spawn_task(self._keep_single("tokenizer"))
+        self._spawn_task(self._keep_single("router", "router", {}))
+        self._spawn_task(self._keep_single("tokenizer", "tokenizer", {}))
+        for number in range(self._gateways):
+            fds = self._http.fds(number)
+            self._spawn_task(self._keep_single("gateway", f"gateway{number}", fds))
         self._spawn_task(self._listen())
         for group in self._groups:
             self._spawn_task(group.run())
@@ -133,7 +145,7 @@ class Supervisor:
             for group in self._groups:
                 if group.state in ("failed", "restarting"):
                     raise StartError(f"group {group.number} did not start: {group.reason}")
-            singles = [self._singles.get(role) for role in ("router", "tokenizer")]
+            singles = [self._singles.get(name) for name in self._single_names()]
             if all(group.state == "ready" for group in self._groups) and all(
                 actor is not None and actor.ready.done() for actor in singles
             ):
@@ -229,7 +241,7 @@ class Supervisor:
         """Forks an actor; waits for a new fork server when the present one has just died."""
         while not self._fork_server.alive:
             await asyncio.sleep(0.02)
-        return await self._fork_server.fork(spec, fds)
+        return await self._fork_server.fork(spec, fds | {"timeline": self._timelines.create(spec)})
 
     async def _keep_janitor(self) -> None:
         while True:
@@ -259,12 +271,12 @@ class Supervisor:
                 self._understudy = await self._fork_server.fork_understudy()
             self._count_restart(role)
 
-    async def _keep_single(self, role: str) -> None:
-        """Router or tokenizer: forked again, at once, whenever it has died."""
+    async def _keep_single(self, role: str, name: str, fds: dict[str, int]) -> None:
+        """Router, tokenizer or a gateway: forked again, at once, whenever it has died."""
         incarnation = 0
         while True:
-            actor = await self._fork(self._blueprint.actor(role, role, incarnation), {})
-            self._singles[role] = actor
+            actor = await self._fork(self._blueprint.actor(role, name, incarnation), fds)
+            self._singles[name] = actor
             try:
                 await actor.wait_ready()
                 self._send_topology()
@@ -277,7 +289,7 @@ class Supervisor:
             if role == "tokenizer":
                 self._link.send(TokenizerDown(incarnation))
             incarnation += 1
-            self._count_restart(role)
+            self._count_restart(name)
 
     def _group_died(self, group: Group, reason: str) -> None:
         self._link.send(GroupDown(group.number, group.incarnation, reason))
@@ -319,6 +331,17 @@ class Supervisor:
         )  # fmt: skip
 
     # ------------------------------------------------------------------ small things
+    def _open_http(self) -> None:
+        """Binds the gateways' sockets.  Raises OptionError, KeyFileError."""
+        options = self._options
+        keys = load_keys(options.api_key, options.api_key_file)
+        self._http = HttpSockets(options.http, options.uds, self._gateways)
+        if options.http is not None and not len(keys) and not is_local(options.http):
+            self._note(
+                f"--http {options.http} can be reached from other machines, and asks for no key: "
+                "anybody there can use the model (--api-key-file sets keys)"
+            )
+
     def _catch_signals(self) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -339,7 +362,11 @@ class Supervisor:
         return [*self._singles.values(), *(a for group in self._groups for a in group.actors)]
 
     def _count_processes(self) -> int:
-        return 2 + sum(2 + tp for tp in self._options.groups)
+        return len(self._single_names()) + sum(2 + tp for tp in self._options.groups)
+
+    def _single_names(self) -> list[str]:
+        """Actors that belong to no group."""
+        return ["router", "tokenizer", *(f"gateway{i}" for i in range(self._gateways))]
 
     def _count_restart(self, role: str) -> None:
         self._restarts[role] = self._restarts.get(role, 0) + 1
@@ -364,4 +391,6 @@ class Supervisor:
             "groups": list(self._options.groups),
             "socket": str(self._runtime.path / "api.sock"),
         }
-        return facts | self._blueprint.facts() if state == "ready" else facts
+        if state != "ready":
+            return facts
+        return facts | self._blueprint.facts() | {"http": self._http.address, "uds": self._http.uds}

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -34,6 +35,8 @@ from albireo.ipc.messages import (
     TokenizerDown,
     Topology,
 )
+from albireo.ipc.stages import Stage
+from albireo.ipc.timeline import NO_STEP
 
 from .requests import Refusal, Stream
 from .router import Router
@@ -88,7 +91,11 @@ class ActorMessages:
     def _output(self, peer: bytes, output: Output) -> None:
         group = self._groups.of(peer)
         if group is not None:
+            start_ns = time.monotonic_ns()
             self._router.output(peer, group, output)
+            self._router.timeline.record(
+                Stage.ROUTE, NO_STEP, start_ns, time.monotonic_ns(), len(output.pieces)
+            )
 
     def _refused(self, peer: bytes, refused: Refused) -> None:
         group = self._groups.of(peer)

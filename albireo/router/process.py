@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import uvloop
 
 from albireo.ipc.actor import Actor
+from albireo.ipc.timeline import Recorder
 
 from .server import serve
 
@@ -23,4 +24,4 @@ def main(actor: Actor, fds: Mapping[str, int]) -> None:
     # The young generation is large enough for the pieces of a step, which die with it.
     gc.set_threshold(*_GC_THRESHOLDS)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve(actor.spec, actor.ready, actor.stop_fd))
+        runner.run(serve(actor.spec, actor.ready, actor.stop_fd, Recorder.of(fds)))

@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from albireo.ipc.messages import Submit
-from albireo.ipc.params import SamplingParams
+from albireo.ipc.protocol import Chat, Generate
 
 if TYPE_CHECKING:
     from .groups import Group
@@ -42,30 +42,27 @@ class Stream:
 
     client_id: the client's number for it, on its connection.
     request: the number of this attempt, by which the actors of a group know it.
+    asked: what the client sent.
     token_ids: the new tokens handed on to the client so far.
     submit: what the group is given, once the prompt's ids are known.
     """
 
     __slots__ = (
-        "chat",
+        "asked",
         "client_id",
         "group",
         "job",
-        "params",
         "request",
         "session",
         "submit",
         "token_ids",
     )
 
-    def __init__(
-        self, session: Session, client_id: int, request: int, params: SamplingParams, chat: bool
-    ) -> None:
+    def __init__(self, session: Session, request: int, asked: Generate | Chat) -> None:
         self.session = session
-        self.client_id = client_id
+        self.client_id = asked.id
         self.request = request
-        self.params = params
-        self.chat = chat
+        self.asked = asked
         self.job: TextJob | None = None
         self.submit: Submit | None = None
         self.group: Group | None = None

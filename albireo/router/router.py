@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -36,6 +38,9 @@ from albireo.ipc.protocol import (
     Tokenize,
     Welcome,
 )
+from albireo.ipc.stages import Stage
+from albireo.ipc.timeline import NO_STEP, Recorder
+from albireo.trace.rows import NodeTimelines
 
 from .groups import Group, GroupTable
 from .requests import Refusal, RequestNumbers, Stream
@@ -59,10 +64,18 @@ _CREDIT = Credit(1)
 class Router:
     """Requests of all clients.  `send(peer, message)` is False when the peer is not there."""
 
-    def __init__(self, spec: ActorSpec, send: Callable[[bytes, msgspec.Struct], bool]) -> None:
+    def __init__(
+        self,
+        spec: ActorSpec,
+        send: Callable[[bytes, msgspec.Struct], bool],
+        timeline: Recorder,
+    ) -> None:
         self._spec = spec
+        self.timeline = timeline
+        self._timelines = NodeTimelines(Path(spec.runtime_dir))
         self._send = send
         self._settling = False
+        self._connections = 0
         self._loop = asyncio.get_running_loop()
         self._started_at = self._loop.time()
         self._limits = RequestLimits.of(spec)
@@ -100,6 +113,8 @@ class Router:
     # ------------------------------------------------------------------ sessions (Handler)
     def opened(self, session: Session) -> Refusal | None:
         self.sessions.add(session)
+        self._connections += 1
+        session.connection = f"#{self._connections}"
         if len(self.sessions) > MAX_CONNECTIONS:
             return Refusal(
                 "unavailable",
@@ -133,17 +148,19 @@ class Router:
         )
 
     def handle(self, session: Session, message: Any) -> None:
+        start_ns = time.monotonic_ns()
         self._handlers[type(message)](session, message)
+        self.timeline.record(Stage.ADMIT, NO_STEP, start_ns, time.monotonic_ns(), 1)
 
     # ------------------------------------------------------------------ requests
     def _generate(self, session: Session, message: Generate) -> None:
         session.check_id(message.id)
         session.check_room()
         check_generate(self._limits, message)
-        stream = self._admit(session, message, chat=False)
+        stream = self._admit(session, message)
         if message.prompt_ids is not None:
             stream.submit = resolve(
-                self._limits, stream.request, message.prompt_ids, message.params, chat=False
+                self._limits, stream.request, message.prompt_ids, message, session.connection
             )
         elif message.prompt is not None:
             stream.job = self.texts.encode_text(
@@ -155,18 +172,18 @@ class Router:
         session.check_id(message.id)
         session.check_room()
         check_chat(self._limits, message)
-        stream = self._admit(session, message, chat=True)
+        stream = self._admit(session, message)
         stream.job = self.texts.encode_chat(
             message.messages, functools.partial(self._encoded, stream)
         )
         self._begin(stream)
 
-    def _admit(self, session: Session, message: Generate | Chat, chat: bool) -> Stream:
+    def _admit(self, session: Session, message: Generate | Chat) -> Stream:
         if self.refusing is not None:
             raise self.refusing
         self.groups.admit(len(self.streams))
         number = self._numbers.take(self.streams)
-        return Stream(session, message.id, number, message.params, chat)
+        return Stream(session, number, message)
 
     def _begin(self, stream: Stream) -> None:
         self.streams[stream.request] = stream
@@ -183,7 +200,11 @@ class Router:
             assert isinstance(answer, Encoded)
             check_prompt_ids(self._limits, answer.token_ids)
             stream.submit = resolve(
-                self._limits, stream.request, answer.token_ids, stream.params, stream.chat
+                self._limits,
+                stream.request,
+                answer.token_ids,
+                stream.asked,
+                stream.session.connection,
             )
         except Refusal as refusal:
             self.fail(stream, refusal)
@@ -244,6 +265,7 @@ class Router:
             requests=counts,
             actors=self.actors,
             groups=self.groups,
+            timelines=self._timelines,
         )
 
     # ------------------------------------------------------------------ tokens

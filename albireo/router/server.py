@@ -16,6 +16,7 @@ from collections.abc import Callable
 from albireo.ipc.config import ActorSpec
 from albireo.ipc.framing import FrameEncoder
 from albireo.ipc.paths import API_SOCKET, require_socket_path
+from albireo.ipc.timeline import Recorder
 
 from .actors import ActorMessages
 from .hub import AsyncHub
@@ -27,7 +28,9 @@ _BACKLOG = 1024
 _FAREWELL_S = 0.3
 
 
-async def serve(spec: ActorSpec, ready: Callable[[], None], stop_fd: int) -> None:
+async def serve(
+    spec: ActorSpec, ready: Callable[[], None], stop_fd: int, timeline: Recorder | None = None
+) -> None:
     """Serves until `stop_fd` becomes readable; then everybody gets a last word.
 
     `ready` is called when clients can connect.
@@ -36,7 +39,7 @@ async def serve(spec: ActorSpec, ready: Callable[[], None], stop_fd: int) -> Non
     stopped = asyncio.Event()
     loop.add_reader(stop_fd, stopped.set)
     hub = AsyncHub(spec.socket_path("router"))
-    router = Router(spec, hub.send)
+    router = Router(spec, hub.send, timeline or Recorder.of({}))
     actors = ActorMessages(spec, router, hub.send)
     hub.listen(actors.receive)
     encoder = FrameEncoder()

@@ -109,6 +109,7 @@ class Session(asyncio.Protocol):
 
     encoder: may be shared by all sessions of a loop.
     requests: in flight on this connection, by the client's id.
+    client: its name of itself.  connection: the router's name for the connection.
     outbox: Deltas of the batch that the router is working on; see flush().
     """
 
@@ -116,6 +117,7 @@ class Session(asyncio.Protocol):
         self.requests: dict[int, Stream | TextRequest] = {}
         self.outbox: list[Delta] = []
         self.client = ""
+        self.connection = ""
         self._handler = handler
         self._encoder = encoder
         self._splitter = FrameSplitter()

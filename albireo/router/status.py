@@ -15,8 +15,13 @@ from albireo import __version__
 from albireo.ipc.config import ActorSpec
 from albireo.ipc.messages import ActorInfo
 from albireo.ipc.protocol import PROTOCOL_VERSION
+from albireo.trace.rows import NodeTimelines, Source
+from albireo.trace.stages import group_stages
 
 from .groups import Group
+
+_STAGE_STEPS = 1000
+"""Steps of all groups together that the stage times are computed from: some milliseconds."""
 
 
 class RequestCounts(msgspec.Struct, kw_only=True):
@@ -43,6 +48,7 @@ def status_tree(
     requests: RequestCounts,
     actors: Iterable[ActorInfo],
     groups: Iterable[Group],
+    timelines: NodeTimelines,
 ) -> dict[str, Any]:
     """Plain maps, lists, numbers and strings."""
     engine = spec.engine
@@ -64,8 +70,18 @@ def status_tree(
         "connections": connections,
         "requests": msgspec.structs.asdict(requests),
         "actors": [_actor(actor) for actor in actors],
-        "groups": [_group(group, engine.block_size) for group in groups],
+        "groups": [
+            _group(group, engine.block_size)
+            | {"stages": _stages(timelines.group(group.number), _STAGE_STEPS // spec.num_groups)}
+            for group in groups
+        ],
     }
+
+
+def _stages(sources: list[Source], last: int) -> dict[str, Any] | None:
+    """Null until there are steps to look at."""
+    found = group_stages(sources, last)
+    return None if found is None else msgspec.to_builtins(found)
 
 
 def _actor(actor: ActorInfo) -> dict[str, Any]:

@@ -19,6 +19,13 @@ from .requests import Refusal
 
 DEFAULT_MAX_TOKENS = 16
 MAX_DETOKENIZE_IDS = 262_144
+MAX_NAME_CHARS = 256
+PRIORITIES = (-1000, 1000)
+
+_NOT_SUPPORTED = ("bad_words", "n", "logprobs", "prompt_logprobs")
+"""Sampling parameters that the node does not carry yet: only their defaults are taken."""
+
+_DEFAULTS = SamplingParams()
 
 
 class RequestLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,14 +60,14 @@ def check_generate(limits: RequestLimits, message: Generate) -> None:
         raise Refusal("invalid_request", "the prompt is empty", param="prompt")
     if message.prompt_ids is not None:
         check_prompt_ids(limits, message.prompt_ids)
-    check_params(limits, message.params)
+    _check_request(limits, message)
 
 
 def check_chat(limits: RequestLimits, message: Chat) -> None:
     """Everything about a chat request that can be said before its text is tokenized."""
     if not message.messages:
         raise Refusal("invalid_request", "the conversation has no message", param="messages")
-    check_params(limits, message.params)
+    _check_request(limits, message)
 
 
 def check_tokenize(message: Tokenize) -> None:
@@ -88,6 +95,9 @@ def check_params(limits: RequestLimits, params: SamplingParams) -> None:
     except ParameterError as error:
         raise Refusal("invalid_request", str(error), param=error.param) from None
     _check_range(limits, params.stop_token_ids, "stop_token_ids")
+    _check_range(limits, tuple(params.logit_bias), "logit_bias")
+    _check_range(limits, params.allowed_token_ids or (), "allowed_token_ids")
+    _check_supported(params)
 
 
 def check_prompt_ids(limits: RequestLimits, prompt_ids: list[int]) -> None:
@@ -115,11 +125,18 @@ def check_prompt_ids(limits: RequestLimits, prompt_ids: list[int]) -> None:
 
 
 def resolve(
-    limits: RequestLimits, request: int, prompt_ids: list[int], params: SamplingParams, chat: bool
+    limits: RequestLimits,
+    request: int,
+    prompt_ids: list[int],
+    asked: Generate | Chat,
+    connection: str,
 ) -> Submit:
-    """The message for a group.  `prompt_ids` and `params` have been checked by the functions
-    above."""
-    max_tokens = _resolve_max_tokens(limits, len(prompt_ids), params, chat)
+    """The message for a group.  `prompt_ids` and `asked` have been checked by the functions above.
+
+    connection: the tenant of a request that names none.
+    """
+    params = asked.params
+    max_tokens = _resolve_max_tokens(limits, len(prompt_ids), params, isinstance(asked, Chat))
     stop_token_ids = params.stop_token_ids
     if not params.ignore_eos:
         stop_token_ids = tuple(dict.fromkeys((*stop_token_ids, *limits.eos_token_ids)))
@@ -137,7 +154,39 @@ def resolve(
         stop_token_ids=stop_token_ids,
         include_stop=params.include_stop_str_in_output,
         skip_special_tokens=params.skip_special_tokens,
+        repetition_penalty=params.repetition_penalty,
+        presence_penalty=params.presence_penalty,
+        frequency_penalty=params.frequency_penalty,
+        logit_bias=params.logit_bias,
+        allowed_token_ids=params.allowed_token_ids or (),
+        priority=asked.priority,
+        tenant=asked.tenant or connection,
+        cache_salt=asked.cache_salt,
     )
+
+
+def _check_request(limits: RequestLimits, message: Generate | Chat) -> None:
+    check_params(limits, message.params)
+    low, high = PRIORITIES
+    if not low <= message.priority <= high:
+        raise Refusal(
+            "invalid_request",
+            f"priority must be between {low} and {high}, not {message.priority}",
+            param="priority",
+        )
+    for name, value in (("tenant", message.tenant), ("cache_salt", message.cache_salt)):
+        if len(value) > MAX_NAME_CHARS:
+            raise Refusal(
+                "invalid_request",
+                f"{name} may have {MAX_NAME_CHARS} characters, not {len(value)}",
+                param=name,
+            )
+
+
+def _check_supported(params: SamplingParams) -> None:
+    for name in _NOT_SUPPORTED:
+        if getattr(params, name) != getattr(_DEFAULTS, name):
+            raise Refusal("invalid_request", f"{name} is not supported yet", param=name)
 
 
 def _resolve_max_tokens(

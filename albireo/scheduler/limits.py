@@ -11,7 +11,10 @@ from .blocks import blocks_for
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Each as the field of EngineConfig of the same name."""
+    """Each as the field of EngineConfig of the same name, but for
+
+    swap_block_us: what it takes to move one block to host memory, or back.
+    """
 
     max_num_seqs: int
     max_num_batched_tokens: int
@@ -19,13 +22,23 @@ class Limits:
     block_size: int
     num_blocks: int
     lookahead: int
+    prefix_caching: bool = True
+    num_swap_blocks: int = 0
+    itl_target_ms: float = 0.0
+    swap_block_us: float = 0.0
 
     @classmethod
-    def of(cls, engine: EngineConfig) -> Limits:
-        return cls(**{field.name: getattr(engine, field.name) for field in fields(cls)})
+    def of(cls, engine: EngineConfig, swap_block_us: float = 0.0) -> Limits:
+        given = {field.name for field in fields(cls)} - {"swap_block_us"}
+        return cls(
+            swap_block_us=swap_block_us, **{name: getattr(engine, name) for name in sorted(given)}
+        )
 
     def why_never(self, prompt_len: int, max_tokens: int) -> str | None:
-        """Why a request could not run even alone, with the numbers; None when it can."""
+        """Why a request could not run even alone, with the numbers; None when it can.
+
+        Output of an earlier attempt counts with max_tokens, not with the prompt.
+        """
         if prompt_len < 1 or max_tokens < 1:
             return (
                 f"a prompt of {prompt_len} tokens and max_tokens {max_tokens}: "

@@ -17,7 +17,6 @@ import os
 import time
 from collections.abc import Mapping
 
-import numpy as np
 import zmq
 
 from albireo.ipc.actor import Actor
@@ -25,20 +24,24 @@ from albireo.ipc.link import Spoke
 from albireo.ipc.messages import (
     Abort,
     Joined,
+    Processed,
     Reset,
     SchedulerStats,
     Submit,
     ToScheduler,
 )
-from albireo.ipc.plan import FLAG_STOP, ResultView, write_plan
+from albireo.ipc.plan import FLAG_STOP, PlanSections, ResultView, write_plan
 from albireo.ipc.ring import RingReader, RingTimeout, RingWriter
 from albireo.ipc.rings import plan_ring, result_ring
+from albireo.ipc.stages import Stage
+from albireo.ipc.timeline import NO_STEP, Recorder
 
 from .limits import Limits
 from .scheduler import Scheduler
 
 _STATS_INTERVAL_S = 1.0
-_NOTHING = np.empty(0, dtype=np.int32)
+_SWAP_BYTES_PER_US = {"cuda": 20_000, "cpu": 4_000, "sim": 20_000}
+"""Taken to be the rate of the way to host memory and back: PCIe 4 x16, or a copy within it."""
 
 
 def main(actor: Actor, fds: Mapping[str, int]) -> None:
@@ -55,7 +58,10 @@ class _Loop:
     def __init__(self, actor: Actor, fds: Mapping[str, int]) -> None:
         spec, engine = actor.spec, actor.spec.engine
         self._actor = actor
-        self._scheduler = Scheduler(Limits.of(engine))
+        self._timeline = Recorder.of(fds)
+        self._scheduler = Scheduler(Limits.of(engine, _swap_block_us(actor)))
+        self._async_output = engine.async_output
+        self._processed = 0  # the last step whose output the detokenizer has dealt with
         self._plans = RingWriter(plan_ring(spec.group, engine), fds["plan.memory"])
         self._results = RingReader(
             result_ring(spec.group, engine),
@@ -75,6 +81,7 @@ class _Loop:
         self._times = _StepTimes()
         self._stats_due = 0.0
         self._idle = False
+        self._idle_since_ns = time.monotonic_ns()
 
     def run(self) -> None:
         while not self._actor.stopping.is_set():
@@ -93,31 +100,36 @@ class _Loop:
         """Every plan that can be made now; the ring has room for all steps in flight."""
         scheduler = self._scheduler
         while True:
+            if self._awaits_output():
+                return
             first = scheduler.oldest_step is None
+            start_ns = time.monotonic_ns()
             plan = scheduler.plan()
             if plan is None:
                 return
             frame = self._plans.reserve(self._step_timeout_s)
-            self._plans.publish(
-                write_plan(
-                    frame, plan.step, 0,
-                    plan.take, plan.append, plan.chunk, plan.chunk_token, plan.decode,
-                )
-            )  # fmt: skip
+            self._plans.publish(write_plan(frame, plan.step, 0, plan.sections))
+            sequences = len(plan.sections.chunk) + len(plan.sections.decode)
+            self._timeline.record(Stage.PLAN, plan.step, start_ns, time.monotonic_ns(), sequences)
             if first:
                 self._step_began = time.monotonic()
 
     def _take_results(self) -> None:
         self._results.clear_event()
         while (frame := self._results.poll()) is not None:
+            start_ns = time.monotonic_ns()
             result = ResultView(frame)
             self._times.add(result.step_us, result.forward_us)
-            self._scheduler.apply(result.step, result.rows)
+            self._scheduler.apply(result.step, result.rows, result.step_us)
+            rows = len(result.rows)
             self._results.release()
             self._step_began = time.monotonic()
+            self._timeline.record(Stage.APPLY, result.step, start_ns, time.monotonic_ns(), rows)
 
     def _take_messages(self) -> None:
+        start_ns, taken = time.monotonic_ns(), 0
         for message in self._link.drain():
+            taken += 1
             match message:
                 case Submit():
                     refused = self._scheduler.submit(message)
@@ -127,6 +139,16 @@ class _Loop:
                     self._scheduler.abort(request)
                 case Reset():
                     self._scheduler.reset()
+                case Processed(step):
+                    self._processed = step
+                    self._step_began = time.monotonic()
+        if taken:
+            step, end_ns = self._scheduler.next_step, time.monotonic_ns()
+            self._timeline.record(Stage.REQUESTS, step, start_ns, end_ns, taken)
+
+    def _awaits_output(self) -> bool:
+        """Without asynchronous output: an earlier step's text has not been dealt with."""
+        return not self._async_output and self._processed < self._scheduler.counters.steps
 
     def _check_deadline(self, now: float) -> None:
         step = self._scheduler.oldest_step
@@ -135,20 +157,29 @@ class _Loop:
                 f"step {step} has no result after {now - self._step_began:.1f} s "
                 f"(the limit is {self._step_timeout_s:g} s): a worker hangs"
             )
+        if step is None and self._awaits_output() and now - self._step_began > self._step_timeout_s:
+            self._actor.fatal(
+                f"the output of step {self._scheduler.counters.steps} has not been processed after "
+                f"{now - self._step_began:.1f} s (the limit is {self._step_timeout_s:g} s): "
+                "the detokenizer hangs"
+            )
 
     def _wait_ms(self, now: float) -> int | None:
         """Until the next deadline or stats; None, for ever, when there is nothing to wait for."""
         if self._idle:
             return None
         until = self._stats_due
-        if self._scheduler.oldest_step is not None:
+        if self._scheduler.oldest_step is not None or self._awaits_output():
             until = min(until, self._step_began + self._step_timeout_s)
         return max(0, math.ceil((until - now) * 1000))
 
     def _report(self, now: float) -> None:
         """Stats once a second while there is work, and once when it ends."""
         was_idle, self._idle = self._idle, self._scheduler.idle
+        if was_idle and not self._idle:
+            self._timeline.record(Stage.NO_WORK, NO_STEP, self._idle_since_ns, time.monotonic_ns())
         if self._idle and not was_idle:
+            self._idle_since_ns = time.monotonic_ns()
             self._scheduler.check_idle()
         elif self._idle or now < self._stats_due:
             return
@@ -168,6 +199,11 @@ class _Loop:
                 finished=counters.finished,
                 step_ms_mean=step_ms,
                 forward_ms_mean=forward_ms,
+                prefix_queried_tokens=counters.prefix_queried_tokens,
+                prefix_hit_tokens=counters.prefix_hit_tokens,
+                swapped_out_blocks=counters.swapped_out_blocks,
+                swapped_in_blocks=counters.swapped_in_blocks,
+                waiting_by_priority=scheduler.waiting_by_priority,
             )
         )
 
@@ -175,13 +211,16 @@ class _Loop:
         """Tells the workers to leave.  Where the ring is full they hang, and are ended anyway."""
         with contextlib.suppress(RingTimeout):
             frame = self._plans.reserve(0.0)
-            self._plans.publish(
-                write_plan(
-                    frame, self._scheduler.next_step, FLAG_STOP,
-                    _NOTHING, _NOTHING, _NOTHING, _NOTHING, _NOTHING,
-                )
-            )  # fmt: skip
+            stop = write_plan(frame, self._scheduler.next_step, FLAG_STOP, PlanSections())
+            self._plans.publish(stop)
             logging.debug("stop after step %d", self._scheduler.counters.steps)
+
+
+def _swap_block_us(actor: Actor) -> float:
+    """What it takes to move a rank's part of one KV block to host memory."""
+    engine, model = actor.spec.engine, actor.spec.model
+    block_bytes = model.kv_bytes_per_token * engine.block_size / engine.tp
+    return block_bytes / _SWAP_BYTES_PER_US[engine.device]
 
 
 class _StepTimes:

@@ -5,7 +5,7 @@ A function of (state, events) to plans: no I/O, no clock.  The process
 
     submit, abort, reset    what clients want
     plan() -> Plan | None   the next step, None when there is nothing to plan now
-    apply(step, rows)       the result of the oldest step without one
+    apply(step, rows, us)   the result of the oldest step without one, and its time
 
 Plans run ahead of results: up to `lookahead` + 1 steps are in flight, and a
 plan takes it that every sequence continues.  Lengths are known, so no step is
@@ -18,44 +18,29 @@ Invariants
   its result.  (That is rank 0's word; the other ranks run the same steps in
   the same order on one stream each, so whatever a later plan writes there comes
   after.)
-- Running requests are older than waiting ones, but for those about to end.
-- The oldest request that still needs steps is never preempted, and every other
-  one can be: so it always gets on.
+- Requests of one priority and tenant are admitted in the order they came in.
+- The most important request that runs and still needs steps (requests.py has
+  the order) is never preempted, and every other one can be: so it always gets on.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from albireo.ipc.messages import Refused, Submit
-from albireo.ipc.plan import Int32Array
+from albireo.ipc.plan import MAX_PLAN_EDITS, Int32Array
 from albireo.ipc.stopping import end_of_tokens
 
-from .blocks import BlockPool, BlockTables, Slots, blocks_for
+from .admission import Admission
+from .blocks import BlockPool, Slots, blocks_for
 from .draft import Draft, Plan
 from .limits import Limits
-from .sequences import Request, Sequences, new_request
-from .waiting import WaitingQueue
-
-
-@dataclass(slots=True)
-class Counters:
-    """What has happened since the start; they only grow.
-
-    prompt_tokens: of admitted requests, not counted again after a preemption.
-    generated_tokens: those of surplus rows are not among them.
-    finished: requests that came and went, for whatever reason but a refusal.
-    """
-
-    preemptions: int = 0
-    steps: int = 0
-    prompt_tokens: int = 0
-    generated_tokens: int = 0
-    finished: int = 0
+from .preemption import give_up_for_growth
+from .requests import new_request
+from .state import State
 
 
 class Ended(NamedTuple):
@@ -67,11 +52,15 @@ class Ended(NamedTuple):
 
 
 class Flight(NamedTuple):
-    """A step without a result: the slots and the requests of its sampling rows, in order."""
+    """A step without a result.
+
+    slots, requests: of its sampling rows, in order.  chunk_tokens: of its prefill.
+    """
 
     step: int
     slots: Slots
     requests: Int32Array
+    chunk_tokens: int
 
 
 class Scheduler:
@@ -80,31 +69,37 @@ class Scheduler:
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self._block_size = limits.block_size
-        self.pool = BlockPool(limits.num_blocks)
-        self.tables = BlockTables(
-            self.pool, limits.max_num_seqs, limits.max_model_len, limits.block_size
-        )
-        self.sequences = Sequences(limits.max_num_seqs, limits.max_model_len)
-        self.counters = Counters()
-        self._requests: dict[int, Request] = {}
-        self._queue = WaitingQueue()
-        self._running: Slots = np.empty(0, dtype=np.intp)
-        self._leaving: dict[int, int] = {}  # slot -> the last step that names it
+        self._state = state = State(limits)
+        self.sequences = state.sequences
+        self.memory = state.memory
+        self.tables = state.memory.tables
+        self.counters = state.counters
+        self.step_times = state.step_times
+        self._draft = Draft(limits)
+        self._admission = Admission(state, self._draft)
         self._in_flight: deque[Flight] = deque()
-        self._completed = 0
         self._arrivals = 0
-        self._draft = Draft(limits.max_num_seqs, limits.max_num_batched_tokens, limits.block_size)
 
     # ------------------------------------------------------------ state, for whoever drives it
     @property
+    def pool(self) -> BlockPool:
+        """The KV blocks."""
+        return self.memory.pool
+
+    @property
     def running(self) -> int:
         """Requests that hold a slot and are planned."""
-        return len(self._running)
+        return len(self._state.running)
 
     @property
     def waiting(self) -> int:
         """All other requests, those included whose preemption is not complete."""
-        return len(self._requests) - len(self._running)
+        return len(self._state.requests) - len(self._state.running)
+
+    @property
+    def waiting_by_priority(self) -> dict[int, int]:
+        """The same, by their priority."""
+        return self._state.queue.by_priority()
 
     @property
     def oldest_step(self) -> int | None:
@@ -114,58 +109,73 @@ class Scheduler:
     @property
     def idle(self) -> bool:
         """Nothing runs, waits or is in flight."""
-        return not self._requests and not self._in_flight
+        return not self._state.requests and not self._in_flight
 
     @property
     def next_step(self) -> int:
         """The number that the next plan gets; the first is 1."""
-        return self.counters.steps + 1
+        return self._state.next_step
 
     def check_idle(self) -> None:
         """Raises RuntimeError when something is still held although nothing is left to do."""
-        self.tables.check()
+        self.memory.check()
         slots_lost = self.limits.max_num_seqs - self.sequences.free
-        if self.idle and (slots_lost or self.pool.free != self.pool.num_blocks):
+        blocks_lost = self.pool.num_blocks - self.pool.free
+        host_lost = self.limits.num_swap_blocks - self.memory.host.free
+        if self.idle and (slots_lost or blocks_lost or host_lost):
             raise RuntimeError(
-                f"{slots_lost} slots and {self.pool.num_blocks - self.pool.free} blocks are held "
+                f"{slots_lost} slots, {blocks_lost} blocks and {host_lost} host blocks are held "
                 "although no request is left"
             )
 
     # ------------------------------------------------------------ events
     def submit(self, submit: Submit) -> Refused | None:
         """Queues a request, or says why it can never run."""
-        if submit.request in self._requests:
+        if submit.request in self._state.requests:
             raise ValueError(f"request {submit.request} is submitted twice")
-        never = self.limits.why_never(len(submit.prompt_ids), submit.max_tokens)
+        prompt_len = len(submit.prompt_ids) - submit.resumed
+        never = self.limits.why_never(prompt_len, submit.max_tokens)
         if never is not None:
             return Refused(submit.request, "too_long", never)
+        if submit.resumed >= submit.max_tokens:
+            had = f"{submit.resumed} tokens of max_tokens {submit.max_tokens} are there already"
+            return Refused(submit.request, "invalid_request", f"{had}: nothing is left to do")
+        request = new_request(submit, self._arrivals + 1, self.next_step)
+        if len(request.edits) > MAX_PLAN_EDITS:
+            return Refused(
+                submit.request,
+                "invalid_request",
+                f"logit_bias, allowed_token_ids, bad_words and min_tokens name "
+                f"{len(request.edits)} tokens together; at most {MAX_PLAN_EDITS} are possible",
+            )
         self._arrivals += 1
-        request = new_request(submit, self._arrivals)
-        self._requests[request.number] = request
-        self._queue.add(request)
+        self._state.requests[request.number] = request
+        self._state.queue.add(request)
         return None
 
     def abort(self, number: int) -> bool:
         """Gives up a request; False when it is unknown, because it has ended already, say."""
-        request = self._requests.get(number)
+        request = self._state.requests.get(number)
         if request is None:
             return False
         if request.slot < 0:
-            self._forget(request)
-            self._queue.remove(request)
+            self._state.queue.remove(request)
+            self.memory.forget(request)
+            self._state.forget(request)
         else:
-            self._end(request)
-            self._drop_ended()
+            self._state.end(request)
+            self._state.drop_ended()
         return True
 
     def reset(self) -> None:
         """Gives up every request."""
-        for number in list(self._requests):
+        for number in list(self._state.requests):
             self.abort(number)
 
-    def apply(self, step: int, rows: Int32Array) -> list[Ended]:
+    def apply(self, step: int, rows: Int32Array, step_us: int = 0) -> list[Ended]:
         """Takes the result of a step: rows [n, 3] int32 as in ipc.plan.ResultView.
 
+        step_us: what it took; 0 = not known.
         Returns the requests that end with it.  Raises ValueError when it is not
         the result of the oldest step in flight.
         """
@@ -178,13 +188,10 @@ class Scheduler:
                 f"its result names {rows[:, 0].tolist()}"
             )
         self._in_flight.popleft()
-        self._completed = step
+        if step_us:
+            self.step_times.add(flight.chunk_tokens, step_us)
         ended = self._accept_rows(flight, rows)
-        if self._leaving:
-            done = [slot for slot, last in self._leaving.items() if last <= step]
-            for slot in done:
-                del self._leaving[slot]
-                self._vacate(slot)
+        self._state.complete(step)
         return ended
 
     def _accept_rows(self, flight: Flight, rows: Int32Array) -> list[Ended]:
@@ -196,19 +203,30 @@ class Scheduler:
         failed = rows[:, 1] == 0
         if failed.any():
             # Without a token; the rest goes on as if these rows were not there.
-            ended = [self._ended(slot, "failed") for slot in slots[failed].tolist()]
+            ended = [self._failed(slot) for slot in slots[failed].tolist()]
             slots, rows = slots[~failed], rows[~failed]
         else:
             ended = []
         tokens = rows[:, 2]
         self.counters.generated_tokens += len(tokens)
-        at_end = self.sequences.accept(slots, tokens)
+        lengths, at_end = self.sequences.accept(slots, tokens)
+        self.memory.name_filled(self.sequences, slots, lengths)
         if at_end.any():
             for slot, token in zip(slots[at_end].tolist(), tokens[at_end].tolist(), strict=True):
                 ended.append(self._ended(slot, self._reason(slot, token)))
         if ended:
-            self._drop_ended()
+            self._state.drop_ended()
         return ended
+
+    def _ended(self, slot: int, reason: str) -> Ended:
+        request = self.sequences.occupant(slot)
+        generated = int(self.sequences.length[slot]) - request.prompt_len
+        self._state.end(request)
+        return Ended(request.number, reason, generated)
+
+    def _failed(self, slot: int) -> Ended:
+        self.memory.distrust(slot)
+        return self._ended(slot, "failed")
 
     def _reason(self, slot: int, token: int) -> str:
         request = self.sequences.occupant(slot)
@@ -227,32 +245,34 @@ class Scheduler:
     def plan(self) -> Plan | None:
         """The next step, or None: enough steps are in flight, or nothing can run now.
 
-        Decodes come first, then the prefills that are under way, then new
-        requests: each oldest first, together within max_num_batched_tokens.
-        The plan's arrays are valid until the next call.
+        Decodes come first, then the prefills that are under way, then waiting
+        requests, together within max_num_batched_tokens.  The plan's arrays are
+        valid until the next call.
         """
         if len(self._in_flight) > self.limits.lookahead:
             return None
         self._draft.clear()
+        if len(self._state.queue):
+            self._admission.make_way()
         decode = self._plan_decodes()
-        budget = self.limits.max_num_batched_tokens - len(decode)
-        budget = self._plan_prefills(budget)
+        budget = self._plan_prefills(self._prefill_budget(len(decode)))
         self._admit(budget)
         sampling = decode
         if self._draft.chunks:
             sampling = np.concatenate([self._draft.sampling_chunks(), decode])
+            self.memory.planned()
         elif not len(decode):
             return None
         step = self.next_step
         self.counters.steps = step
         sampled = self.sequences.request[sampling]
-        self._in_flight.append(Flight(step, sampling, sampled))
+        self._in_flight.append(Flight(step, sampling, sampled, self._draft.chunk_tokens))
         return self._draft.plan(step, decode, sampled)
 
     def _plan_decodes(self) -> Slots:
         """Slots that go on by one token; gives those a block that have filled theirs."""
         seq = self.sequences
-        running = self._running
+        running = self._state.running
         planned = seq.planned[running]
         ready = (planned >= seq.prefill_len[running]) & (planned < seq.end_len[running] - 1)
         decode: Slots = running[ready][: self.limits.max_num_batched_tokens]
@@ -267,116 +287,79 @@ class Scheduler:
         return decode
 
     def _relieve(self, decode: Slots, full: Slots) -> tuple[Slots, Slots]:
-        """Too few blocks for `full`: preempts the newest until enough are free or on their way.
+        """Too few blocks for `full`: preempts until enough are free or on their way.
 
         Returns the decodes that can run now, and those of them that get a
-        block.  The others wait: a preempted slot's blocks come with the result
-        of its last step.
+        block, the most important first.  The others wait: a preempted slot's
+        blocks come with the result of its last step.
         """
-        seq, count = self.sequences, self.tables.count
-        to_go = seq.planned[self._running] < seq.end_len[self._running] - 1
-        coming = int(count[self._running[~to_go]].sum())
-        coming += sum(int(count[slot]) for slot in self._leaving)
-        victims = self._running[to_go][1:].tolist()
-        while victims and len(full) > self.pool.free + coming:
-            victim = victims.pop()
-            full, decode = full[full != victim], decode[decode != victim]
-            if seq.last_step[victim] > self._completed:
-                coming += int(count[victim])
-            self._preempt(victim)
+        seq = self.sequences
+        to_go = seq.planned[self._state.running] < seq.end_len[self._state.running] - 1
+        coming = [*self._state.running[~to_go].tolist(), *self._state.leaving]
+        free = self.pool.free + sum(self.tables.sole(slot) for slot in coming)
+        victims = give_up_for_growth(seq, self.tables, full, self._state.running[to_go], free)
+        full, decode = full[~np.isin(full, victims)], decode[~np.isin(decode, victims)]
+        # A plan of nothing but copies is none: then what is lost is computed again.
+        swap = len(decode) > len(full) or (len(full) > 0 and self.pool.free > 0)
+        for slot in victims:
+            if swap:
+                self._state.swap_out(slot, self._draft)
+            self._state.preempt(slot)
+        full = seq.by_importance(full)
         full, stalled = full[: self.pool.free], full[self.pool.free :]
         return decode[~np.isin(decode, stalled)], full
+
+    def _prefill_budget(self, decodes: int) -> int:
+        """Tokens for chunks beside so many decodes, which are not to wait for them too long."""
+        budget = self.limits.max_num_batched_tokens - decodes
+        if decodes and self.limits.itl_target_ms:
+            target_us = self.limits.itl_target_ms * 1000
+            budget = min(budget, self.step_times.chunk_tokens(target_us))
+        return budget
 
     def _plan_prefills(self, budget: int) -> int:
         """Chunks of the prefills under way; returns what is left of the budget."""
         seq = self.sequences
-        in_prefill = seq.planned[self._running] < seq.prefill_len[self._running]
-        for slot in self._running[in_prefill].tolist():
+        in_prefill = seq.planned[self._state.running] < seq.prefill_len[self._state.running]
+        for slot in self._state.running[in_prefill].tolist():
             if budget == 0:
                 break
             budget -= self._plan_chunk(slot, budget)
         return budget
 
-    def _admit(self, budget: int) -> None:
-        """Gives slots to waiting requests, in order, as long as there is room for a next one."""
-        if any(self.sequences.request[slot] for slot in self._leaving):
-            return  # One that is being preempted comes back before any other.
-        admitted: list[int] = []
-        running = len(self._running)
-        while budget and self.sequences.free and (request := self._queue.head()) is not None:
-            # A block more for each that runs, or this one would be preempted soon.
-            headroom = running + len(admitted)
-            if blocks_for(len(request.tokens), self._block_size) + headroom > self.pool.free:
-                break
-            self._queue.remove(request)
-            slot = self.sequences.place(request)
-            self.tables.reserve(slot, len(request.tokens))
-            self._draft.add_take(request.take)
-            if not request.preemptions:
-                self.counters.prompt_tokens += request.prompt_len
-            admitted.append(slot)
-            budget -= self._plan_chunk(slot, budget)
-        if admitted:
-            self._running = np.append(self._running, np.array(admitted, dtype=np.intp))
-
     def _plan_chunk(self, slot: int, budget: int) -> int:
         """The next piece of a slot's prefill, its blocks with it; returns its length."""
-        seq, tables = self.sequences, self.tables
+        seq, tables, draft = self.sequences, self.tables, self._draft
+        request = seq.occupant(slot)
         start, prefill_len = int(seq.planned[slot]), int(seq.prefill_len[slot])
         end = min(prefill_len, start + budget)
+        first_score = last_score = 0
+        if request.scores:
+            first_score = max(start, request.unscored)
+            end = max(start, min(end, first_score + draft.scores_left))
+            last_score = min(end, request.prompt_len - 1)
+        if end == start:
+            return 0  # Other prompts take all scores of this plan.
         first, last = blocks_for(start, self._block_size), blocks_for(end, self._block_size)
-        self._draft.add_append(slot, np.arange(first, last), tables.table[slot, first:last])
-        self._draft.add_chunk(slot, start, seq.tokens[slot, start:end], end == prefill_len)
+        draft.add_append(slot, np.arange(first, last), tables.table[slot, first:last])
+        draft.add_chunk(slot, start, seq.tokens[slot, start:end], end == prefill_len)
+        if first_score < last_score:
+            draft.add_scores(
+                first_score - start, seq.tokens[slot, first_score + 1 : last_score + 1]
+            )
+            request.unscored = last_score
+        self.memory.fill(slot, request, start, end)
         seq.planned[slot] = end
         seq.last_step[slot] = self.next_step
         return end - start
 
-    # ------------------------------------------------------------ leaving a slot
-    def _preempt(self, slot: int) -> None:
-        """Sends a running request back to the queue, with the tokens it has by then.
-
-        Rows of steps in flight still count: the detokenizer shows them.
-        """
-        self.sequences.occupant(slot).preemptions += 1
-        self.counters.preemptions += 1
-        self._running = self._running[self._running != slot]
-        self._leave(slot)
-
-    def _ended(self, slot: int, reason: str) -> Ended:
-        request = self.sequences.occupant(slot)
-        generated = int(self.sequences.length[slot]) - request.prompt_len
-        self._end(request)
-        return Ended(request.number, reason, generated)
-
-    def _end(self, request: Request) -> None:
-        """Ends a request that holds a slot; _drop_ended has to follow."""
-        self._forget(request)
-        slot = request.slot
-        self.sequences.request[slot] = 0
-        if slot not in self._leaving:
-            self._leave(slot)
-
-    def _forget(self, request: Request) -> None:
-        del self._requests[request.number]
-        self.counters.finished += 1
-
-    def _drop_ended(self) -> None:
-        """Takes the slots of ended requests off the running ones."""
-        self._running = self._running[self.sequences.request[self._running] != 0]
-
-    def _leave(self, slot: int) -> None:
-        """Frees a slot when the last step that names it has its result, perhaps now."""
-        last_step = int(self.sequences.last_step[slot])
-        if last_step > self._completed:
-            self._leaving[slot] = last_step
-        else:
-            self._vacate(slot)
-
-    def _vacate(self, slot: int) -> None:
-        """Frees a slot and its blocks; a request that still wants to go on is queued again."""
-        if self.sequences.request[slot]:
-            request = self.sequences.occupant(slot)
-            self.sequences.save_tokens(slot)
-            self._queue.put_back(request)
-        self.tables.release(slot)
-        self.sequences.vacate(slot)
+    def _admit(self, budget: int) -> None:
+        """Gives slots to waiting requests, in order, as long as there is room for a next one."""
+        admitted: list[int] = []
+        self._admission.begin()
+        while budget and (slot := self._admission.next(len(admitted), budget)) is not None:
+            admitted.append(slot)
+            budget -= self._plan_chunk(slot, budget)
+        if admitted:
+            state = self._state
+            state.running = np.append(state.running, np.array(admitted, dtype=np.intp))

@@ -59,6 +59,9 @@ def check_default(cell: str, field: msgspec.structs.FieldInfo) -> None:
     if field.required:
         assert cell == "", field.name
         return
+    if field.default_factory is dict:
+        assert cell == "`{}`", field.name
+        return
     default: Any = field.default
     said = {None: "nil", True: "true", False: "false", (): "`[]`", "": '`""`'}
     expected = "`{}`" if isinstance(default, SamplingParams) else said.get(default, str(default))

@@ -34,6 +34,7 @@ from ..node.processes import pids, wait_for, whole  # noqa: E402
 from ..workers.engine_driver import Driver, Request  # noqa: E402
 from ..workers.engine_story import CONFIG, CUDA, Results, cpu_driver, play  # noqa: E402
 from ..workers.paged_run import PagedRun  # noqa: E402
+from ..workers.parameter_story import PARAMETERS, ParameterStory, check_story  # noqa: E402
 from ..workers.test_worker_process import MODEL  # noqa: E402
 from ..workers.tiny_models import TINY, expected_logits, prompts, save  # noqa: E402
 
@@ -121,6 +122,21 @@ def test_graphs_change_no_token(make_engine: Callable[[EngineConfig], Results]) 
     assert _many(cpu_driver(_BIG), 40, 12) == captured
 
 
+def test_all_parameters_against_one_forward_pass(
+    make_engine: Callable[[EngineConfig], Results],
+) -> None:
+    """Tokens, logprobs, scores, blocks through the host; the same with graphs and without."""
+    told = []
+    for graphs in (True, False):
+        engine = msgspec.structs.replace(PARAMETERS, cuda_graphs=graphs)
+        story = ParameterStory(make_engine(engine).step, 40, seed=3)
+        told.append(story.play())
+        # Of some 500 tokens; near ties may go the other way than on the CPU.
+        check_story(story, most_wrong=2)
+        assert all(count > 3 for count in story.moves.values())
+    assert told[0] == told[1]
+
+
 def test_steps_are_queued_without_waiting(make_engine: Callable[[EngineConfig], Results]) -> None:
     """The launches of several steps return before the first has ended; results come in order."""
     results = make_engine(CUDA)
@@ -159,14 +175,17 @@ def test_memory_that_does_not_suffice_is_refused_with_the_sum(
     torch.cuda.empty_cache()
 
 
-def _answers(node: str, requests: list[tuple[list[int], float]], tokens: int) -> list[list[int]]:
+def _answers(
+    node: str, requests: list[tuple[list[int], float]], tokens: int, **params: Any
+) -> list[list[int]]:
     with Client.connect(node=node) as client:
         streams = [
             client.stream(
-                prompt, max_tokens=tokens, temperature=temperature, ignore_eos=True, seed=9
+                prompt, max_tokens=tokens, temperature=temperature, ignore_eos=True, seed=9,
+                **params,
             )
             for prompt, temperature in requests
-        ]
+        ]  # fmt: skip
         return [[token for delta in stream for token in delta.token_ids] for stream in streams]
 
 
@@ -202,14 +221,25 @@ def test_two_ranks_on_two_gpus(start_node: Callable[..., str], tmp_path: Path) -
     _add_tokenizer(tmp_path)
     requests = [([(5 * i + j) % 96 for j in range(3 + 7 * i)], 0.0) for i in range(12)]
     fields = {"model": str(tmp_path), "dtype": "float32", "max_num_seqs": 16}
+    # Tokens of both ranks' shards.
+    params = {
+        "repetition_penalty": 1.3, "presence_penalty": 0.5, "frequency_penalty": 0.2, "logprobs": 3,
+        "logit_bias": {5: 2.0, 90: 2.0}, "allowed_token_ids": tuple(range(5, 95)),
+    }  # fmt: skip
     one = start_node(name="one", device="cuda", **fields)
     expected = _answers(one, requests, 20)
+    edited = _answers(one, requests, 20, **params)
+    assert edited != expected
     stop_node(one, now=True)
     for changes in ({}, {"cuda_graphs": False}):
         two = start_node(name="two", device="cuda", groups=(2,), **(fields | changes))
-        found = _answers(two, requests, 20)
+        pairs = [
+            (_answers(two, requests, 20), expected),
+            (_answers(two, requests, 20, **params), edited),
+        ]
         stop_node(two, now=True)
-        assert sum(a == b for a, b in zip(found, expected, strict=True)) >= len(requests) - 1
+        for found, wanted in pairs:
+            assert sum(a == b for a, b in zip(found, wanted, strict=True)) >= len(requests) - 1
 
 
 def _add_tokenizer(directory: Path) -> None:

@@ -15,6 +15,8 @@ if not torch.cuda.is_available():
 
 from albireo.workers.sampling.cuda import CudaSampler
 
+from ..workers.cuda_edit_checks import Story
+from ..workers.cuda_logprob_checks import check as check_logprobs
 from ..workers.cuda_sampling_checks import (
     adversarial_rows,
     check_equal,
@@ -165,3 +167,18 @@ def test_draws_follow_the_softmax_over_what_is_kept(by: Filters) -> None:
     # Wilson and Hilferty: p > 0.001.
     spread = 2 / (9 * freedom)
     assert ((statistic / freedom) ** (1 / 3) - (1 - spread)) / math.sqrt(spread) < 3.09
+
+
+@pytest.mark.parametrize(("rank", "ranks"), [(0, 1), (1, 2), (2, 3)])
+def test_edited_logits_are_those_of_a_plain_list(rank: int, ranks: int) -> None:
+    """Penalties, biases, bans, masks; few rows of the whole vocabulary."""
+    story = Story(rank, VOCAB - VOCAB % ranks, "cuda", rank, ranks)
+    for _ in range(40):
+        story.step()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("scores", [False, True])
+def test_logprobs_are_those_of_log_softmax(dtype: torch.dtype, ranks: int, scores: bool) -> None:
+    check_logprobs(ranks, VOCAB, "cuda", dtype, ranks, scores, rows=24)

@@ -9,11 +9,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from albireo.ipc.plan import (
-    APPEND_WORDS,
-    CHUNK_WORDS,
     FLAG_STOP,
+    MAX_PLAN_COPIES,
+    MAX_PLAN_EDITS,
+    MAX_PLAN_SCORES,
     PLAN_HEADER,
     ROW_WORDS,
+    SECTIONS,
     TAKE_MIN_P,
     TAKE_SEED_HI,
     TAKE_SEED_LO,
@@ -21,8 +23,10 @@ from albireo.ipc.plan import (
     TAKE_TOP_P,
     TAKE_WORDS,
     Int32Array,
+    PlanSections,
     PlanView,
     ResultView,
+    max_appends,
     plan_bytes,
     result_bytes,
     split64,
@@ -30,7 +34,7 @@ from albireo.ipc.plan import (
     write_result,
 )
 
-MAX_SEQS, MAX_TOKENS, BLOCK = 4, 64, 16
+MAX_SEQS, MAX_TOKENS, BLOCK, MAX_LEN = 4, 64, 16, 96
 GARBAGE = 0xA5
 any_int32 = st.integers(-(2**31), 2**31 - 1)
 steps = st.one_of(st.integers(0, 2**63 - 1), st.sampled_from([2**31, 2**32 - 1, 2**32, 2**63 - 1]))
@@ -51,47 +55,47 @@ def frame_of(nbytes: int) -> memoryview:
 
 
 def empty_plan(step: int, frame: memoryview) -> int:
-    def none(width: int) -> Int32Array:
-        return np.empty((0, width), np.int32)
+    return write_plan(frame, step, 0, PlanSections())
 
-    nothing = np.empty(0, np.int32)
-    return write_plan(
-        frame, step, 0, none(TAKE_WORDS), none(APPEND_WORDS), none(CHUNK_WORDS), nothing, nothing
+
+MOST_ROWS = {
+    "take": MAX_SEQS,
+    "append": max_appends(MAX_SEQS, MAX_TOKENS, BLOCK, MAX_LEN),
+    "chunk": MAX_SEQS,
+    "chunk_token": MAX_TOKENS,
+    "decode": MAX_SEQS,
+    "edit": MAX_PLAN_EDITS,
+    "history": MAX_SEQS,
+    "history_token": MAX_LEN,
+    "score": MAX_PLAN_SCORES,
+    "copy": MAX_PLAN_COPIES,
+}
+
+
+@st.composite
+def any_sections(draw: st.DrawFn) -> PlanSections:
+    return PlanSections(
+        *(
+            draw(table(rows, width) if width > 1 else column(rows))
+            for name, width in SECTIONS
+            for rows in [min(MOST_ROWS[name], 40)]
+        )
     )
 
 
-@given(
-    step=steps,
-    flags=st.sampled_from([0, FLAG_STOP]),
-    take=table(MAX_SEQS, TAKE_WORDS),
-    append=table(MAX_SEQS * 2 + MAX_TOKENS // BLOCK + 1, APPEND_WORDS),
-    chunk=table(MAX_SEQS, CHUNK_WORDS),
-    chunk_token=column(MAX_TOKENS),
-    decode=column(MAX_SEQS),
-)
+@given(step=steps, flags=st.sampled_from([0, FLAG_STOP]), sections=any_sections())
 @settings(deadline=None, derandomize=True)
 def test_a_plan_within_the_budgets_comes_back_as_it_was(
-    step: int,
-    flags: int,
-    take: Int32Array,
-    append: Int32Array,
-    chunk: Int32Array,
-    chunk_token: Int32Array,
-    decode: Int32Array,
+    step: int, flags: int, sections: PlanSections
 ) -> None:
-    frame = frame_of(plan_bytes(MAX_SEQS, MAX_TOKENS, BLOCK))
-    length = write_plan(frame, step, flags, take, append, chunk, chunk_token, decode)
+    frame = frame_of(plan_bytes(MAX_SEQS, MAX_TOKENS, BLOCK, MAX_LEN))
+    length = write_plan(frame, step, flags, sections)
     assert length <= len(frame)
     assert bytes(frame[length:]) == bytes([GARBAGE]) * (len(frame) - length)
     plan = PlanView(frame[:length].toreadonly())
     assert (plan.step, plan.flags) == (step, flags)
-    for got, sent in (
-        (plan.take, take),
-        (plan.append, append),
-        (plan.chunk, chunk),
-        (plan.chunk_token, chunk_token),
-        (plan.decode, decode),
-    ):
+    for (name, _), sent in zip(SECTIONS, sections, strict=True):
+        got = getattr(plan, name)
         assert got.dtype == np.int32
         assert got.shape == sent.shape
         assert np.array_equal(got, sent)
@@ -99,21 +103,14 @@ def test_a_plan_within_the_budgets_comes_back_as_it_was(
 
 def test_the_largest_plan_fills_its_frame() -> None:
     def full(rows: int, width: int) -> Int32Array:
-        return np.full((rows, width), -1, np.int32)
+        return np.full((rows, width) if width > 1 else rows, -1, np.int32)
 
-    frame = frame_of(plan_bytes(MAX_SEQS, MAX_TOKENS, BLOCK))
-    appends = MAX_SEQS * 2 + MAX_TOKENS // BLOCK + 1
-    sections = (
-        full(MAX_SEQS, TAKE_WORDS),
-        full(appends, APPEND_WORDS),
-        full(MAX_SEQS, CHUNK_WORDS),
-        np.full(MAX_TOKENS, -1, np.int32),
-        np.full(MAX_SEQS, -1, np.int32),
-    )
-    assert write_plan(frame, 1, 0, *sections) == len(frame)
-    larger = (*sections[:4], np.full(MAX_SEQS + 1, -1, np.int32))
+    frame = frame_of(plan_bytes(MAX_SEQS, MAX_TOKENS, BLOCK, MAX_LEN))
+    sections = PlanSections(*(full(MOST_ROWS[name], width) for name, width in SECTIONS))
+    assert write_plan(frame, 1, 0, sections) == len(frame)
+    larger = sections._replace(decode=full(MAX_SEQS + 1, 1))
     with pytest.raises(ValueError, match=f"{len(frame) + 4} bytes does not fit a frame of"):
-        write_plan(frame, 2, 0, *larger)
+        write_plan(frame, 2, 0, larger)
     assert PlanView(frame).step == 1  # the failed one has not touched it
 
 
@@ -125,12 +122,8 @@ def test_seeds_and_floats_keep_every_bit(seed: int, floats: list[float]) -> None
     places = [TAKE_TEMPERATURE, TAKE_TOP_P, TAKE_MIN_P]
     sent = np.array(floats[:3], np.float32)
     take[0, places] = sent.view(np.int32)
-    frame = frame_of(plan_bytes(MAX_SEQS, MAX_TOKENS, BLOCK))
-    nothing = np.empty(0, np.int32)
-    write_plan(
-        frame, 5, 0, take, nothing.reshape(0, APPEND_WORDS), nothing.reshape(0, CHUNK_WORDS),
-        nothing, nothing,
-    )  # fmt: skip
+    frame = frame_of(plan_bytes(MAX_SEQS, MAX_TOKENS, BLOCK, MAX_LEN))
+    write_plan(frame, 5, 0, PlanSections(take=take))
     row = PlanView(frame).take[0]
     low, high = int(row[TAKE_SEED_LO]), int(row[TAKE_SEED_HI])
     assert ((high & 0xFFFFFFFF) << 32 | (low & 0xFFFFFFFF)) == seed % 2**64
@@ -157,7 +150,7 @@ def test_a_result_comes_back_as_it_was(
 
 
 def test_one_is_not_taken_for_the_other() -> None:
-    frame = frame_of(plan_bytes(MAX_SEQS, MAX_TOKENS, BLOCK))
+    frame = frame_of(plan_bytes(MAX_SEQS, MAX_TOKENS, BLOCK, MAX_LEN))
     with pytest.raises(ValueError, match="not a plan: magic"):
         PlanView(frame)
     empty_plan(3, frame)
@@ -169,7 +162,7 @@ def test_one_is_not_taken_for_the_other() -> None:
 
 
 def test_an_empty_plan_is_its_header() -> None:
-    frame = frame_of(plan_bytes(MAX_SEQS, MAX_TOKENS, BLOCK))
+    frame = frame_of(plan_bytes(MAX_SEQS, MAX_TOKENS, BLOCK, MAX_LEN))
     assert empty_plan(9, frame) == PLAN_HEADER * 4
     plan = PlanView(frame[: PLAN_HEADER * 4])
     assert plan.step == 9

@@ -125,7 +125,7 @@ def test_the_rings_of_a_group(lookahead: int, frames: int) -> None:
     assert plan.name == "g2.plan"
     assert plan.readers == ("worker0", "worker1", "worker2")
     assert plan.frames == frames
-    assert plan.frame_bytes == plan_bytes(8, 128, 16)
+    assert plan.frame_bytes == plan_bytes(8, 128, 16, 512)
     result = result_ring(2, engine)
     assert result == RingSpec("g2.result", frames, result_bytes(8), ("scheduler", "detokenizer"))
 

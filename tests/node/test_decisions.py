@@ -78,6 +78,24 @@ def test_a_cache_too_small_is_refused_with_the_arithmetic() -> None:
         size(kv_cache_gib=0.001)
 
 
+def test_swap_space_in_blocks() -> None:
+    assert size().num_swap_blocks == 0
+    assert size(swap_space_gib=0.25).num_swap_blocks == (1 << 28) // (1024 * 16)
+    with pytest.raises(OptionError, match=r"--swap-space 1e-06 GiB holds no KV block of 16 KiB"):
+        size(swap_space_gib=1e-6)
+    with pytest.raises(OptionError, match=r"for each of 2 groups exceeds the .* GiB of memory"):
+        size(swap_space_gib=1e6, groups=(1, 1))
+
+
+def test_the_schedulers_options_reach_the_group() -> None:
+    engine = size(
+        enable_prefix_caching=False, itl_target_ms=20.0, async_output=False, sampling_mode="gather"
+    )
+    assert (engine.prefix_caching, engine.itl_target_ms) == (False, 20.0)
+    assert (engine.async_output, engine.sampling_mode) == (False, "gather")
+    assert size().prefix_caching
+
+
 def test_other_sizes_refused() -> None:
     with pytest.raises(OptionError, match="exceeds the model's context of 4096"):
         size(max_model_len=5000)

@@ -95,6 +95,42 @@ def test_the_errors_say_the_numbers(start: Start) -> None:
     assert "prompt_ids[2] is 1000" in text and "0 to 999" in text
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("logit_bias", {5: 1.0, 1000: 1.0}), ("allowed_token_ids", [5, 1000])]
+)
+def test_a_token_outside_the_vocabulary_is_refused(start: Start, name: str, value: Any) -> None:
+    client = start().client()
+    client.send(type="generate", id=1, prompt_ids=[5], params={name: value})
+    error = client.expect_error("invalid_request", 1)
+    assert error["param"] == name
+    assert f"{name}[1] is 1000" in error["message"] and "0 to 999" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("bad_words", ["no"]),
+        ("n", 2),
+        ("logprobs", 0),
+        ("prompt_logprobs", 0),
+    ],
+)
+def test_what_is_not_supported_is_refused_by_name(start: Start, name: str, value: Any) -> None:
+    client = start().client()
+    client.send(type="generate", id=1, prompt_ids=[5], params={name: value})
+    error = client.expect_error("invalid_request", 1)
+    assert error["param"] == name and "not supported yet" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("priority", 1001), ("tenant", "t" * 257), ("cache_salt", "s" * 257)]
+)
+def test_who_asks_has_limits(start: Start, name: str, value: Any) -> None:
+    client = start().client()
+    client.send(type="generate", id=1, prompt_ids=[5], **{name: value})
+    assert client.expect_error("invalid_request", 1)["param"] == name
+
+
 def test_what_no_group_could_ever_hold_is_refused(start: Start) -> None:
     client = start(num_blocks=4).client()
     client.send(**params(max_tokens=70))

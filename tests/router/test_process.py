@@ -25,7 +25,7 @@ from albireo.ipc.config import ActorSpec
 from albireo.router.process import main
 spec = msgspec.msgpack.decode(bytes.fromhex(sys.argv[1]), type=ActorSpec)
 main(Actor(spec, {"control": int(sys.argv[2])}), {})
-heavy = {"torch", "numpy", "transformers"} & set(sys.modules)
+heavy = {"torch", "numba", "transformers"} & set(sys.modules)
 sys.exit(f"imported {heavy}" if heavy else 0)
 """
 

@@ -7,12 +7,16 @@ from typing import Any
 
 from albireo.ipc.messages import GroupStats, SchedulerStats
 
+from ..trace.synthetic import write_group
 from .conftest import Neighbourhood
 
 DOC = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
 
 
-def test_the_status_tree_is_the_one_in_the_doc(neighbourhood: Neighbourhood) -> None:
+def test_the_status_tree_is_the_one_in_the_doc(
+    neighbourhood: Neighbourhood, runtime_dir: Path
+) -> None:
+    write_group(runtime_dir, 5)
     neighbourhood.start()
     neighbourhood.supervisor().topology("ready")
     group = neighbourhood.group()

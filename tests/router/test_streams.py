@@ -16,7 +16,7 @@ from albireo.ipc.messages import (
 )
 
 from .conftest import Neighbourhood
-from .fakes import CONTEXT, EOS, piece
+from .fakes import CONTEXT, EOS, RawClient, piece
 
 Start = Callable[..., Neighbourhood]
 
@@ -59,6 +59,11 @@ def test_seeds_are_chosen_at_random_where_none_is_given(start: Start) -> None:
     assert len({group.expect(Submit).seed for _ in range(4)}) == 4
 
 
+def heads(client: RawClient) -> list[list[object]]:
+    """The next frame's items without what a plain request has no use for."""
+    return [item[:5] for item in client.receive()["items"]]
+
+
 def test_max_tokens_that_are_not_asked_are_cut_to_what_is_left(start: Start) -> None:
     near = start()
     group = near.group()
@@ -90,6 +95,20 @@ def test_text_goes_through_the_tokenizer(start: Start) -> None:
     assert "no role" in client.expect_error("invalid_request", 3)["message"]
 
 
+def test_who_asks_and_how_urgently_goes_to_the_group(start: Start) -> None:
+    near = start()
+    group = near.group()
+    one, other = near.client(), near.client()
+    one.send(type="generate", id=1, prompt_ids=[5], priority=-2, tenant="t", cache_salt="s")
+    submit = group.expect(Submit)
+    assert (submit.priority, submit.tenant, submit.cache_salt) == (-2, "t", "s")
+    tenants = set()
+    for client in (one, other):
+        client.send(type="generate", id=2, prompt_ids=[5])
+        tenants.add(group.expect(Submit).tenant)
+    assert len(tenants) == 2 and "" not in tenants
+
+
 def test_a_batch_becomes_one_frame_for_each_client_and_its_credit_comes_back(start: Start) -> None:
     near = start()
     group = near.group()
@@ -103,8 +122,8 @@ def test_a_batch_becomes_one_frame_for_each_client_and_its_credit_comes_back(sta
         group.output(*(piece(request, index, [index], f"t{index} ") for request in requests))
         assert group.expect(Credit) == Credit(1)
         for client in clients:
-            items = client.receive()["items"]
-            assert items == [[number, index, [index], f"t{index} ", None] for number in (1, 2)]
+            expected = [[number, index, [index], f"t{index} ", None] for number in (1, 2)]
+            assert heads(client) == expected
 
 
 def test_the_end_says_why_and_counts(start: Start) -> None:
@@ -114,7 +133,9 @@ def test_the_end_says_why_and_counts(start: Start) -> None:
     client.send(type="generate", id=1, prompt_ids=[5])
     request = group.expect(Submit).request
     group.output(piece(request, 0, [7, 8], "ab", "stop", prompt=1))
-    assert client.receive()["items"] == [[1, 0, [7, 8], "ab", ["stop", None, 1, 2]]]
+    assert [item[:5] for item in client.receive()["items"]] == [
+        [1, 0, [7, 8], "ab", ["stop", None, 1, 2]]
+    ]
     # The id can be used again.
     client.send(type="generate", id=1, prompt_ids=[5])
     assert group.expect(Credit) and group.expect(Submit).request != request
@@ -132,7 +153,7 @@ def test_a_gap_or_a_repeat_fails_the_request_and_only_it(start: Start) -> None:
     group.output(*(piece(request, 0, [9], "a") for request in requests))
     assert len(client.receive()["items"]) == 3
     group.output(piece(one, 2, [9], "a"), piece(two, 0, [9], "a"), piece(three, 1, [9], "a"))
-    assert client.receive()["items"] == [[3, 1, [9], "a", None]]
+    assert heads(client) == [[3, 1, [9], "a", None]]
     assert "gap" in client.expect_error("internal", 1)["message"]
     client.expect_error("internal", 2)
     assert group.expect(Credit) and group.expect(Credit)
@@ -150,7 +171,9 @@ def test_cancel_is_answered_and_aborts(start: Start) -> None:
     group.output(piece(request, 0, [9, 9], "ab"))
     client.receive()
     client.send(type="cancel", id=1)
-    assert client.receive()["items"] == [[1, 2, [], "", ["cancelled", None, 3, 2]]]
+    assert [item[:5] for item in client.receive()["items"]] == [
+        [1, 2, [], "", ["cancelled", None, 3, 2]]
+    ]
     assert group.expect(Credit) and group.expect(Abort).request == request
     group.output(piece(request, 2, [9], "c"))
     client.send(type="cancel", id=1)
@@ -166,11 +189,15 @@ def test_cancel_reaches_a_request_in_every_stage(start: Start) -> None:
     client.send(type="generate", id=1, prompt="with the tokenizer")
     key = tokenizer.expect(EncodeText).key
     client.send(type="cancel", id=1)
-    assert client.receive()["items"] == [[1, 0, [], "", ["cancelled", None, 0, 0]]]
+    assert [item[:5] for item in client.receive()["items"]] == [
+        [1, 0, [], "", ["cancelled", None, 0, 0]]
+    ]
     tokenizer.send(Encoded(key, [5]))
     client.send(type="generate", id=2, prompt_ids=[5])
     client.send(type="cancel", id=2)
-    assert client.receive()["items"] == [[2, 0, [], "", ["cancelled", None, 1, 0]]]
+    assert [item[:5] for item in client.receive()["items"]] == [
+        [2, 0, [], "", ["cancelled", None, 1, 0]]
+    ]
     assert near.group().silent()
 
 

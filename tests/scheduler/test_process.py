@@ -13,7 +13,15 @@ import pytest
 
 from albireo.ipc.config import ActorSpec, EngineConfig, ModelInfo
 from albireo.ipc.link import Hub
-from albireo.ipc.messages import Abort, FromScheduler, Joined, Refused, Reset, SchedulerStats
+from albireo.ipc.messages import (
+    Abort,
+    FromScheduler,
+    Joined,
+    Processed,
+    Refused,
+    Reset,
+    SchedulerStats,
+)
 from albireo.ipc.plan import FLAG_STOP, PlanView, ResultView, write_result
 from albireo.ipc.ring import RingReader, RingTimeout, RingWriter, create_ring
 from albireo.ipc.rings import plan_ring, result_ring
@@ -90,8 +98,10 @@ class FakeActor:
 class Harness:
     """The scheduler's neighbours, driven by the test: hub, worker 0, the result ring's readers."""
 
-    def __init__(self, runtime_dir: str, step_timeout_s: float) -> None:
-        engine = msgspec.structs.replace(ENGINE, step_timeout_s=step_timeout_s)
+    def __init__(self, runtime_dir: str, step_timeout_s: float, async_output: bool = True) -> None:
+        engine = msgspec.structs.replace(
+            ENGINE, step_timeout_s=step_timeout_s, async_output=async_output
+        )
         self.actor = FakeActor(runtime_dir, engine)
         plans, results = plan_ring(0, engine), result_ring(0, engine)
         event = os.eventfd(0, os.EFD_NONBLOCK)
@@ -207,6 +217,7 @@ def test_requests_become_plans_and_results_end_them(harness: Harness) -> None:
         finished=1,
         step_ms_mean=stats.step_ms_mean,
         forward_ms_mean=stats.forward_ms_mean,
+        prefix_queried_tokens=5,
     )
     assert (stats.step_ms_mean, stats.forward_ms_mean) == (2.0, 1.5)
 
@@ -253,3 +264,34 @@ def test_an_idle_group_has_no_deadline(harness: Harness) -> None:
     harness.send(submit)
     assert harness.run_until_ended(1, 2) == expected_end(submit)[1]
     assert harness.actor.fatal_message is None
+
+
+def test_without_asynchronous_output_a_plan_waits_for_the_text_of_the_last(tmp_path) -> None:
+    harness = Harness(str(tmp_path), WAIT_S, async_output=False)
+    try:
+        submit = submission(1, max_tokens=3)
+        harness.send(submit)
+        for step in (1, 2, 3):
+            assert len(harness.step()[1]) == 1
+            with pytest.raises(RingTimeout):
+                harness.plans.wait(0.1)
+            harness.send(Processed(step))
+        assert harness.serve_until_finished(1).steps == 3
+    finally:
+        harness.close()
+
+
+def test_output_that_is_never_processed_is_fatal_and_named(tmp_path) -> None:
+    harness = Harness(str(tmp_path), 0.3, async_output=False)
+    try:
+        harness.send(submission(1, max_tokens=3))
+        harness.step()
+        harness.thread.join(WAIT_S)
+        assert not harness.thread.is_alive()
+        assert harness.actor.fatal_message is not None
+        assert re.match(
+            r"the output of step 1 has not been processed after [\d.]+ s \(the limit is 0\.3 s\)",
+            harness.actor.fatal_message,
+        )
+    finally:
+        harness.close()

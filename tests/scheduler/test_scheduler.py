@@ -15,56 +15,17 @@ from albireo.ipc.plan import (
     TAKE_TEMPERATURE,
     TAKE_TOP_K,
     TAKE_TOP_P,
-    PlanView,
 )
-from albireo.scheduler.limits import Limits
 
-from .fake_group import FakeGroup, expected_end, submission, token_at
-
-
-def group(
-    *,
-    max_num_seqs: int = 4,
-    max_num_batched_tokens: int = 64,
-    num_blocks: int = 64,
-    block_size: int = 4,
-    lookahead: int = 1,
-) -> FakeGroup:
-    return FakeGroup(
-        Limits(
-            max_num_seqs=max_num_seqs,
-            max_num_batched_tokens=max_num_batched_tokens,
-            max_model_len=64,
-            block_size=block_size,
-            num_blocks=num_blocks,
-            lookahead=lookahead,
-        )
-    )
-
-
-def step(group: FakeGroup) -> PlanView:
-    """One plan that has to be there, with its result."""
-    plan = group.plan()
-    assert plan is not None
-    group.finish_step()
-    return plan
-
-
-def taken(plan: PlanView) -> list[int]:
-    """Requests that get a slot."""
-    return plan.take[:, TAKE_REQUEST].tolist()
-
-
-def lengths(plan: PlanView) -> list[int]:
-    """Lengths of the chunks."""
-    return plan.chunk[:, 2].tolist()
+from .fake_group import expected_end, submission, token_at
+from .groups import group, lengths, step, taken
 
 
 # ------------------------------------------------------------ what a plan holds
 def test_a_take_carries_the_sampling_state_bit_by_bit() -> None:
     made = group()
     made.submit(submission(9, prompt_len=3, seed=-5))
-    words = made.scheduler.plan().take[0]
+    words = made.scheduler.plan().sections.take[0]
     floats = words.view(np.float32)
     assert words[TAKE_REQUEST] == 9
     assert (words[TAKE_SEED_LO], words[TAKE_SEED_HI]) == (-5, -1)
@@ -117,7 +78,7 @@ def test_slots_bound_what_runs() -> None:
     assert taken(step(made)) == [1, 2]
     assert (made.scheduler.running, made.scheduler.waiting) == (2, 1)
     made.run()
-    assert made.first_tokens == [1, 2, 3]
+    assert made.admitted == [1, 2, 3]
 
 
 # ------------------------------------------------------------ ahead of the results
@@ -269,7 +230,7 @@ def test_admission_leaves_a_block_for_each_that_runs() -> None:
     made.submit(submission(3, prompt_len=1, max_tokens=2))
     assert taken(step(made)) == [1]  # and 3 does not overtake 2, though it would fit
     made.run()
-    assert made.first_tokens == [1, 2, 3]
+    assert made.admitted == [1, 2, 3]
 
 
 def test_what_is_alone_gets_all_blocks() -> None:

@@ -5,11 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from albireo.ipc.config import EngineConfig
-from albireo.ipc.plan import PlanView, plan_bytes, split64, write_plan
+from albireo.ipc.plan import (
+    TAKE_LOGPROBS,
+    TAKE_MIN_P,
+    TAKE_REQUEST,
+    TAKE_SEED_HI,
+    TAKE_SEED_LO,
+    TAKE_SLOT,
+    TAKE_START,
+    TAKE_TEMPERATURE,
+    TAKE_TOP_K,
+    TAKE_TOP_P,
+    TAKE_WORDS,
+    PlanView,
+    split64,
+)
 from albireo.workers.engine.step import StepResult
+
+from ..plans import plan_of
+from .edit_reference import Ask, float_bits
 
 ENGINE = EngineConfig(
     model_path="",
@@ -29,12 +44,17 @@ ENGINE = EngineConfig(
     sim_step_ms=0.0,
 )
 
+NOTHING_ASKED = Ask()
+
 Step = Callable[[PlanView, bool], StepResult]
 
 
 @dataclass
 class Request:
-    """`tokens` is prompt and answer; `cached` of them are in the slot's cache."""
+    """`tokens` is prompt and answer; `cached` of them are in the slot's cache.
+
+    resumed: tokens of them that are no prompt.  logprobs: of how many best tokens; None: none.
+    """
 
     number: int
     tokens: list[int]
@@ -43,6 +63,12 @@ class Request:
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
+    top_k: int = 0
+    min_p: float = 0.0
+    ask: Ask = NOTHING_ASKED
+    logprobs: int | None = None
+    scored: bool = False
+    resumed: int = 0
     cached: int = 0
     appended: int = 0
 
@@ -60,22 +86,52 @@ class Driver:
         take: list[Request] | None = None,
         chunk: list[tuple[Request, int]] | None = None,
         decode: list[Request] | None = None,
+        copy: list[tuple[int, int, int]] | None = None,
     ) -> list[list[int]]:
-        """One step: new requests, chunks of a length, decodes.  Returns the result rows."""
+        """One step: new requests, chunks of a length, decodes.  Returns the result rows.
+
+        A new request with `cached` tokens brings them as its history.
+        """
         chunk, decode = chunk or [], decode or []
         takes, appends, chunks, tokens = [], [], [], []
+        edits, history, history_tokens, scores = [], [], [], []
         for request in take or []:
             self.requests[request.number] = request
             takes.append(_take_words(request))
+            edits += request.ask.edit_rows(request.slot)
+            if request.cached:
+                history.append([request.slot, 0, request.cached])
+                history_tokens += request.tokens[: request.cached]
+                appends += self._new_blocks(request, request.cached)
         for request, length in chunk:
             start, end = request.cached, request.cached + length
             chunks.append([request.slot, start, length, int(end == len(request.tokens))])
+            if request.scored:
+                ends = min(end, len(request.tokens) - request.resumed - 1)
+                scores += [
+                    [len(tokens) + at - start, request.tokens[at + 1]] for at in range(start, ends)
+                ]
             tokens += request.tokens[start:end]
             appends += self._new_blocks(request, end)
         for request in decode:
             assert request.cached == len(request.tokens) - 1
             appends += self._new_blocks(request, request.cached + 1)
-        plan = self._plan(takes, appends, chunks, tokens, [request.slot for request in decode])
+        plan = plan_of(
+            self.engine.max_num_seqs,
+            self.engine.max_num_batched_tokens,
+            self.engine.block_size,
+            self.engine.max_model_len,
+            take=takes,
+            append=appends,
+            chunk=chunks,
+            chunk_token=tokens,
+            decode=[request.slot for request in decode],
+            edit=edits,
+            history=history,
+            history_token=history_tokens,
+            score=scores,
+            copy=copy or [],
+        )
         rows = self.step(plan, False).rows.tolist()
         for request, length in [*chunk, *((request, 1) for request in decode)]:
             request.cached += length
@@ -102,46 +158,15 @@ class Driver:
         request.appended = max(request.appended, needed)
         return new
 
-    def _plan(
-        self,
-        take: list[list[int]],
-        append: list[list[int]],
-        chunk: list[list[int]],
-        chunk_token: list[int],
-        decode: list[int],
-    ) -> PlanView:
-        frame = memoryview(
-            bytearray(
-                plan_bytes(
-                    self.engine.max_num_seqs,
-                    self.engine.max_num_batched_tokens,
-                    self.engine.block_size,
-                )
-            )
-        )
-        write_plan(
-            frame,
-            0,
-            0,
-            np.array(take, np.int32).reshape(-1, 10),
-            np.array(append, np.int32).reshape(-1, 3),
-            np.array(chunk, np.int32).reshape(-1, 4),
-            np.array(chunk_token, np.int32),
-            np.array(decode, np.int32),
-        )
-        return PlanView(frame)
-
 
 def _take_words(request: Request) -> list[int]:
-    bits = [int(np.float32(value).view(np.int32)) for value in (request.temperature, request.top_p)]
-    return [
-        request.slot,
-        request.number,
-        *split64(request.seed),
-        bits[0],
-        0,
-        bits[1],
-        0,
-        len(request.tokens),
-        0,
-    ]
+    words = [0] * TAKE_WORDS
+    words[TAKE_SLOT], words[TAKE_REQUEST] = request.slot, request.number
+    words[TAKE_SEED_LO], words[TAKE_SEED_HI] = split64(request.seed)
+    words[TAKE_TEMPERATURE] = float_bits(request.temperature)
+    words[TAKE_TOP_K] = request.top_k
+    words[TAKE_TOP_P], words[TAKE_MIN_P] = float_bits(request.top_p), float_bits(request.min_p)
+    words[TAKE_START] = request.cached
+    words[TAKE_LOGPROBS] = 0 if request.logprobs is None else 1 + request.logprobs
+    request.ask.write_take(words, len(request.tokens) - request.resumed)
+    return words

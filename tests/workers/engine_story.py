@@ -44,6 +44,7 @@ class Results:
         self.delivered: list[int] = []
         self.rows: list[list[list[int]]] = []
         self._rows: Any = None
+        self._logprobs: Any = None
         self._there = threading.Event()
         self.engine = make(self._deliver, self._fail)
 
@@ -52,11 +53,12 @@ class Results:
         assert self.engine.step(plan, idle) is None
         assert self._there.wait(60)
         assert not self.failures
-        return SimpleNamespace(rows=self._rows)
+        return SimpleNamespace(rows=self._rows, logprobs=self._logprobs)
 
     def _deliver(self, step: int, result: StepResult, step_us: int) -> None:
         assert 0 <= result.forward_us <= step_us
         self._rows = result.rows.copy()
+        self._logprobs = result.logprobs.copy()
         self.delivered.append(step)
         self.rows.append(result.rows.tolist())
         self._there.set()

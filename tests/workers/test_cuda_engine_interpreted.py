@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 import pytest
 import torch
 
+from albireo.ipc.config import EngineConfig
+from albireo.ipc.plan import MAX_PLAN_SCORES
 from albireo.workers.models.load import load_rank
+from albireo.workers.parallel.communicator import SingleRank
 
 from .engine_driver import Driver, Request
 from .engine_story import CONFIG, CUDA, Results, cpu_driver, play
@@ -22,11 +26,14 @@ from .interpreted import use_interpreter
 
 use_interpreter()
 
-from albireo.workers.engine.cuda import flights  # noqa: E402
+from albireo.workers.engine.cuda import block_copies, flights  # noqa: E402
 from albireo.workers.engine.cuda.engine import CudaEngine  # noqa: E402
 from albireo.workers.engine.cuda.profile_plans import profile_plans  # noqa: E402
 from albireo.workers.kernels.cuda.kernels import CudaKernels  # noqa: E402
+from albireo.workers.sampling.cuda.logprobs import Logprobs  # noqa: E402
 from albireo.workers.sampling.cuda.sampler import CudaSampler  # noqa: E402
+
+from .parameter_story import PARAMETERS, ParameterStory, check_story  # noqa: E402
 
 
 class FakeEvent:
@@ -45,6 +52,13 @@ class FakeEvent:
         return (end.at - self.at) * 1000
 
 
+class FakeStream:
+    """A CUDA stream on a device that is never late."""
+
+    def wait_event(self, event: FakeEvent) -> None:
+        assert event.at
+
+
 class Account:
     """In place of a MemoryAccount."""
 
@@ -56,31 +70,50 @@ class Account:
 
 
 @pytest.fixture
-def results(monkeypatch: pytest.MonkeyPatch) -> Results:
+def make_engine(monkeypatch: pytest.MonkeyPatch) -> Callable[[EngineConfig], Results]:
+    """make_engine(EngineConfig) -> Results around a CudaEngine of CONFIG's dummy model."""
     fake = {
         "Event": FakeEvent,
-        "current_stream": lambda: None,
+        "Stream": FakeStream,
+        "current_stream": FakeStream,
+        "stream": lambda stream: contextlib.nullcontext(),
         "current_device": lambda: 0,
         "set_device": lambda device: None,
         "synchronize": lambda: None,
     }
     for name, value in fake.items():
         monkeypatch.setattr(torch.cuda, name, value)
-    monkeypatch.setattr(flights, "_pinned", lambda words: torch.zeros(words, dtype=torch.int32))
+    for module, name in ((flights, "_pinned"), (block_copies, "pinned_words")):
+        monkeypatch.setattr(module, name, lambda words: torch.zeros(words, dtype=torch.int32))
+    # The interpreter takes half a second for the 20 best of a row.
+    for name in ("MAX_PLAN_SCORES", "MAX_TOP_LOGPROBS"):
+        monkeypatch.setattr(f"{profile_plans.__module__}.{name}", 2)
     kernels = CudaKernels(torch.float32, False, torch.device("cpu"))
     model = load_rank("", CONFIG, torch.float32, "dummy", 1, 0, kernels, print)
-    sampler = CudaSampler(CUDA.max_num_seqs, CONFIG.vocab_size, 0, None, "cpu")
-    return Results(
-        lambda deliver, fail: CudaEngine(
-            model,
-            kernels,
-            CUDA,
-            sampler,
-            deliver,
-            fail,
-            Account(),  # type: ignore[arg-type]
+
+    def make(engine: EngineConfig) -> Results:
+        vocab, seqs = CONFIG.vocab_size, engine.max_num_seqs
+        sampler = CudaSampler(seqs, vocab, 0, None, "cpu")
+        logprobs = Logprobs(seqs, MAX_PLAN_SCORES, vocab, 0, SingleRank(), "cpu")
+        return Results(
+            lambda deliver, fail: CudaEngine(
+                model,
+                kernels,
+                engine,
+                sampler,
+                logprobs,
+                deliver,
+                fail,
+                Account(),  # type: ignore[arg-type]
+            )
         )
-    )
+
+    return make
+
+
+@pytest.fixture
+def results(make_engine: Callable[[EngineConfig], Results]) -> Results:
+    return make_engine(CUDA)
 
 
 def test_the_tokens_are_those_of_the_cpu(results: Results) -> None:
@@ -90,12 +123,38 @@ def test_the_tokens_are_those_of_the_cpu(results: Results) -> None:
     results.engine.finish()
 
 
+def test_all_parameters_against_one_forward_pass(
+    make_engine: Callable[[EngineConfig], Results],
+) -> None:
+    """Tokens, logprobs, scores, with slots taken again after copies through the host."""
+    results = make_engine(PARAMETERS)
+    story = ParameterStory(results.step, 4, seed=2, outputs=5, scores=2)
+    story.play()
+    check_story(story)
+    assert all(story.moves.values()), story.moves
+    results.engine.finish()
+
+
+def test_as_many_logits_as_rows_in_another_order(
+    make_engine: Callable[[EngineConfig], Results],
+) -> None:
+    """Scored rows come after those that sample, even where each row of a step is one of them."""
+    results = make_engine(PARAMETERS)
+    story = ParameterStory(results.step, 1, seed=0, outputs=1, scores=1)
+    (player,) = story.players
+    player.tokens[:] = [5, 9]
+    player.asking.prompt_len, player.first, player.scored = 2, 2, 1
+    story.play()
+    check_story(story)
+
+
 def test_a_plan_that_contradicts_the_slots_is_refused(results: Results) -> None:
     driver = Driver(results.step, CUDA)
     request = Request(1, [1, 2, 3, 4], slot=0, blocks=[0])
+    driver.run(take=[request], chunk=[(request, 1)])
     request.cached = 2
     with pytest.raises(ValueError, match="starts at position 2"):
-        driver.run(take=[request], chunk=[(request, 2)])
+        driver.run(chunk=[(request, 2)])
 
 
 def test_what_goes_wrong_behind_the_launch_ends_the_process(

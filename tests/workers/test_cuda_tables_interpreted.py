@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from albireo.ipc.plan import PlanView, plan_bytes, split64, write_plan
+from albireo.ipc.plan import PlanView, split64
 from albireo.workers.engine.batch import StepBatch
 from albireo.workers.engine.slots import SlotTable
 
+from ..plans import plan_of
 from .interpreted import use_interpreter
 
 use_interpreter()
@@ -75,16 +76,15 @@ class RandomPlans:
         return [[slot, index, self._random.randrange(BLOCKS)] for index in new]
 
 
-def _plan(*sections: list) -> PlanView:
-    frame = memoryview(bytearray(plan_bytes(SLOTS, BATCHED, BLOCK_SIZE)))
-    widths = ((-1, 10), (-1, 3), (-1, 4), (-1,), (-1,))
-    arrays = [np.array(s, np.int32).reshape(w) for s, w in zip(sections, widths, strict=True)]
-    write_plan(frame, 1, 0, *arrays)
-    return PlanView(frame)
+def _plan(take: list, append: list, chunk: list, tokens: list, decode: list) -> PlanView:
+    return plan_of(
+        SLOTS, BATCHED, BLOCK_SIZE, MAX_LEN, step=1,
+        take=take, append=append, chunk=chunk, chunk_token=tokens, decode=decode,
+    )  # fmt: skip
 
 
 def gpu_tables() -> SlotTables:
-    return SlotTables(SLOTS, MAX_BLOCKS, BATCHED, BLOCK_SIZE, BLOCKS, torch.device("cpu"))
+    return SlotTables(SLOTS, MAX_BLOCKS, BATCHED, BLOCK_SIZE, BLOCKS, 1000, 0, torch.device("cpu"))
 
 
 def gather(tables: SlotTables, plan: PlanView) -> StepBatch:

@@ -1,21 +1,21 @@
-"""The sampler as a specification: how often a token is drawn, and what a draw depends on."""
+"""The draw as a specification: how often a token is drawn, and what that depends on."""
 
 from __future__ import annotations
 
 import math
-import threading
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
+from albireo.ipc.plan import TAKE_WORDS
 from albireo.workers.sampling.draw import NOT_FINITE
+from albireo.workers.sampling.edits import SlotEdits
 from albireo.workers.sampling.filters import BLOCK
-from albireo.workers.sampling.params import SampleRows, SlotParams
+from albireo.workers.sampling.params import SlotParams
 from albireo.workers.sampling.philox import DOMAIN, philox4x32, token_words
-from albireo.workers.sampling.sampler import Sampler
 
+from ..plans import plan_of
+from .edit_reference import Ask
 from .sampling_reference import COMBINATIONS, Filters, draw, params_of, reference_kept, rows_of
 
 DRAWS = 200_000
@@ -88,6 +88,9 @@ def assert_distributed(tokens: np.ndarray, probabilities: np.ndarray) -> None:
         Filters(top_k=10),
         Filters(top_p=0.8),
         Filters(min_p=0.2),
+        Filters(temperature=0.7, top_k=30, top_p=0.95),
+        Filters(temperature=1.3, top_k=60, min_p=0.02),
+        Filters(temperature=2.0, top_p=0.9, min_p=0.05),
         Filters(temperature=1.5, top_k=40, top_p=0.9, min_p=0.01),
     ],
     ids=str,
@@ -110,6 +113,43 @@ def test_draws_follow_the_softmax_over_what_is_kept(by: Filters, vary: str) -> N
     kept = np.isin(np.arange(len(logits)), list(reference_kept(logits, by)))
     weights = np.where(kept, np.exp(logits.astype(np.float64) / by.temperature), 0.0)
     assert_distributed(draw(batch, rows, params), weights / weights.sum())
+
+
+@pytest.mark.parametrize(
+    ("ask", "by"),
+    [
+        (Ask(repetition=1.5), Filters()),
+        (Ask(presence=1.0, frequency=0.3), Filters(temperature=0.8)),
+        (Ask(biases={5: 4.0, 9: -4.0}, allowed=tuple(range(0, 100, 3))), Filters(top_p=0.95)),
+        (
+            Ask(
+                repetition=0.8, presence=-0.5, frequency=0.2, biases={1: 3.0, 50: 1.0},
+                bad_words=((3,), (7, 8)), banned=(60,), min_tokens=3,
+            ),
+            Filters(temperature=1.2, top_k=40, top_p=0.95, min_p=0.01),
+        ),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_draws_follow_the_softmax_over_what_is_left_of_edited_logits(ask: Ask, by: Filters) -> None:
+    logits = np.random.default_rng(3).normal(0, 2, 100).astype(np.float32)
+    prompt, output = [1, 2, 3, 4], [50, 51, 51, 60, 7]
+    take = [0] * TAKE_WORDS
+    ask.write_take(take, len(prompt))
+    edits = SlotEdits(1, len(logits))
+    tokens = prompt + output
+    chunk = [[0, 0, len(tokens), 1]]
+    edits.apply_plan(
+        plan_of(1, 16, 4, 64, take=[take], edit=ask.edit_rows(0), chunk=chunk, chunk_token=tokens)
+    )
+    row = np.array([logits])
+    edits.apply(row, rows_of([0], [len(tokens)]))
+    params, rows = params_of(by, seeds=[78]), rows_of(np.zeros(DRAWS), np.arange(DRAWS))
+    expected = ask.edited(logits, prompt, output)
+    assert np.array_equal(row[0], expected)
+    kept = np.isin(np.arange(len(logits)), list(reference_kept(expected, by)))
+    weights = np.where(kept, np.exp(expected.astype(np.float64) / by.temperature), 0.0)
+    assert_distributed(draw(np.tile(row, (DRAWS, 1)), rows, params), weights / weights.sum())
 
 
 def test_pruning_never_changes_the_winner() -> None:
@@ -174,65 +214,7 @@ def test_tiny_temperatures_are_greedy_and_do_not_overflow() -> None:
 # ------------------------------------------------------------------ what a draw depends on
 
 
-class ThreadedRank:
-    """A communicator whose ranks are threads of this process."""
-
-    def __init__(self, rank: int, shards: list[Any], tokens: list[Any], barrier: Any) -> None:
-        self.rank, self.size = rank, len(shards)
-        self._shards, self._tokens, self._barrier = shards, tokens, barrier
-
-    def share_logits(self, shard: torch.Tensor) -> list[np.ndarray]:
-        self._shards[self.rank] = shard.numpy()
-        self._barrier.wait()
-        return list(self._shards)
-
-    def all_gather_int32(self, mine: np.ndarray) -> np.ndarray:
-        self._tokens[self.rank] = mine.copy()
-        self._barrier.wait()
-        return np.stack(self._tokens)
-
-
-def sample_over_ranks(
-    size: int, logits: torch.Tensor, rows: SampleRows, params: SlotParams
-) -> list[np.ndarray]:
-    """The tokens that each of `size` ranks gets."""
-    shards: list[Any] = [None] * size
-    gathered: list[Any] = [None] * size
-    barrier = threading.Barrier(size, timeout=30)
-    tokens: list[Any] = [None] * size
-    vocab_size = logits.shape[1]
-
-    def run(rank: int) -> None:
-        communicator: Any = ThreadedRank(rank, shards, gathered, barrier)
-        sampler = Sampler(vocab_size, len(params.seed), communicator)
-        shard = logits.chunk(size, dim=1)[rank]
-        for _ in range(2):  # The second call finds used buffers.
-            tokens[rank] = sampler.sample(shard, rows, params).copy()
-
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return tokens
-
-
 MIXTURE = [Filters(temperature=0.0), *COMBINATIONS]
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("count", [0, 1, 2, 4, len(MIXTURE)])
-def test_the_number_of_ranks_does_not_show(count: int, dtype: torch.dtype) -> None:
-    random = torch.Generator().manual_seed(8)
-    logits = (torch.randn(count, 1536, generator=random) * 3).to(dtype)
-    if count > 2:
-        logits[2, 7] = torch.nan
-    params = params_of(*MIXTURE, seeds=list(range(len(MIXTURE))))
-    rows = rows_of(np.arange(count)[::-1], np.arange(count) + 100)
-    alone = draw(logits.float().numpy(), rows, params).tolist() if count else []
-    for size in (1, 2, 3):
-        for tokens in sample_over_ranks(size, logits, rows, params):
-            assert tokens.tolist() == alone
 
 
 def test_neither_row_order_nor_batch_mates_show() -> None:

@@ -19,7 +19,7 @@ def kept_tokens(logits: np.ndarray, by: Filters) -> set[int]:
     """What the filters keep, as the kernel decides it."""
     row = np.ascontiguousarray(logits, np.float32)
     block_max = np.empty(-(-len(row) // BLOCK), np.float32)
-    assert filters.scan_row(row, block_max)
+    assert filters.scan_row(row, block_max) == filters.SOUND
     best = np.float64(row[filters.first_best(row, block_max)])
     threshold = filters.keep_threshold(
         row,

@@ -9,9 +9,11 @@ import time
 import numpy as np
 import pytest
 
-from albireo.ipc.plan import PlanView, plan_bytes, split64, write_plan
+from albireo.ipc.plan import LOGPROB_WORDS, TAKE_LOGPROBS, PlanView, split64
 from albireo.ipc.simulated import sim_token
 from albireo.workers.engine.sim import SimEngine
+
+from ..plans import plan_of
 
 VOCAB = 49152
 SEEDS = [0, 1, -1, 2**63 - 1, -(2**63), 123456789012345678]
@@ -22,18 +24,12 @@ def plan(
     chunks: list[list[int]] | None = None,
     decodes: list[int] | None = None,
 ) -> PlanView:
-    frame = memoryview(bytearray(plan_bytes(16, 4096, 16)))
-    write_plan(
-        frame,
-        0,
-        0,
-        np.array(takes or [], np.int32).reshape(-1, 10),
-        np.zeros((0, 3), np.int32),
-        np.array(chunks or [], np.int32).reshape(-1, 4),
-        np.zeros(sum(chunk[2] for chunk in chunks or []), np.int32),
-        np.array(decodes or [], np.int32),
-    )
-    return PlanView(frame)
+    chunks = chunks or []
+    tokens = [0] * sum(chunk[2] for chunk in chunks)
+    return plan_of(
+        16, 4096, 16, 4096,
+        take=takes or [], chunk=chunks, chunk_token=tokens, decode=decodes or [],
+    )  # fmt: skip
 
 
 def take(slot: int, request: int, seed: int, start: int = 0) -> list[int]:
@@ -69,6 +65,27 @@ def test_a_slot_taken_again_answers_for_its_new_request() -> None:
     engine.step(plan([take(3, 7, 11)], [[3, 0, 5, 1]]), idle=True)
     result = engine.step(plan([take(3, 8, 12)], [[3, 0, 2, 1]]), idle=False)
     assert result.rows.tolist() == [[8, 1, sim_token(12, 2, VOCAB)]]
+
+
+def test_logprobs_are_those_of_an_engine_that_is_certain() -> None:
+    engine = SimEngine(16, VOCAB, 0.0)
+    asking, silent = take(3, 7, 11), take(4, 8, 12)
+    asking += [0] * (TAKE_LOGPROBS - len(asking)) + [3]
+    chunks = [[3, 0, 5, 1], [4, 0, 2, 1]]
+    scored = plan_of(
+        16, 4096, 16, 4096, take=[asking, silent], chunk=chunks, chunk_token=[9] * 7,
+        score=[[0, 90], [6, 91]],
+    )  # fmt: skip
+    records = engine.step(scored, idle=True).logprobs
+    assert records.shape == (3, LOGPROB_WORDS)
+    token = sim_token(11, 5, VOCAB)
+    assert records[:, :6].tolist() == [
+        [7, 5, 0, 1, token, -1], [7, 1, 0, 1, 90, -1], [8, 2, 0, 1, 91, -1],
+    ]  # fmt: skip
+    floats = records.view(np.float32)
+    assert (floats[:, 24] == 0.0).all()
+    assert (floats[:, 25:] == -np.inf).all()
+    assert len(engine.step(plan(decodes=[4]), idle=False).logprobs) == 0
 
 
 class FakeTime:

@@ -11,10 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from albireo.ipc.plan import PlanView, plan_bytes, split64, write_plan
+from albireo.ipc.plan import PlanView, split64
 from albireo.workers.engine.batch import StepBatch
 from albireo.workers.engine.slots import SlotTable
 from albireo.workers.sampling.draw import NOT_FINITE
+
+from ..plans import plan_of
 
 SLOTS, BLOCK_SIZE, MAX_BLOCKS, BATCHED = 6, 4, 8, 24
 MAX_LEN = MAX_BLOCKS * BLOCK_SIZE
@@ -35,18 +37,11 @@ class PlanText:
     decode: list[int] = field(default_factory=list)
 
     def view(self) -> PlanView:
-        frame = bytearray(plan_bytes(SLOTS, BATCHED, BLOCK_SIZE))
-        nbytes = write_plan(
-            memoryview(frame),
-            1,
-            0,
-            np.array(self.take, np.int32).reshape(-1, 10),
-            np.array(self.append, np.int32).reshape(-1, 3),
-            np.array(self.chunk, np.int32).reshape(-1, 4),
-            np.array(self.chunk_token, np.int32),
-            np.array(self.decode, np.int32),
-        )
-        return PlanView(memoryview(frame)[:nbytes].toreadonly())
+        return plan_of(
+            SLOTS, BATCHED, BLOCK_SIZE, MAX_LEN, step=1,
+            take=self.take, append=self.append, chunk=self.chunk,
+            chunk_token=self.chunk_token, decode=self.decode,
+        )  # fmt: skip
 
 
 @dataclass
@@ -251,3 +246,32 @@ def test_a_plan_beyond_the_tables_is_refused() -> None:
     table = SlotTable(2, MAX_BLOCKS, 4, BLOCK_SIZE)
     with pytest.raises(ValueError, match="7 rows in 1 sequences exceeds the tables of 6 rows"):
         table.apply(PlanText(chunk=[[0, 0, 7, 0]], chunk_token=[1] * 7).view())
+
+
+def test_scored_rows_come_after_those_that_are_sampled() -> None:
+    table = SlotTable(SLOTS, MAX_BLOCKS, BATCHED, BLOCK_SIZE)
+    takes = [[slot, slot + 11, 0, 0, 0, 0, 0, 0, 9, start] for slot, start in ((1, 4), (3, 0))]
+    chunk = [[1, 4, 5, 1], [3, 0, 3, 0]]
+    score = [[0, 70], [3, 73], [5, 80], [7, 82]]
+    plan = plan_of(
+        SLOTS, BATCHED, BLOCK_SIZE, MAX_LEN, take=takes, chunk=chunk, chunk_token=[1] * 8,
+        score=score,
+    )  # fmt: skip
+    batch = table.apply(plan)
+    assert batch.sample_rows.tolist() == [4, 0, 3, 5, 7]
+    scores = table.scores(plan)
+    assert scores.requests.tolist() == [12, 12, 14, 14]
+    assert scores.positions.tolist() == [5, 8, 1, 3]
+    assert scores.tokens.tolist() == [70, 73, 80, 82]
+    assert len(table.rows) == 1
+
+
+@pytest.mark.parametrize("row", [-1, 5])
+def test_a_score_outside_the_chunks_is_refused(row: int) -> None:
+    table = SlotTable(SLOTS, MAX_BLOCKS, BATCHED, BLOCK_SIZE)
+    plan = plan_of(
+        SLOTS, BATCHED, BLOCK_SIZE, MAX_LEN, chunk=[[1, 0, 5, 1]], chunk_token=[1] * 5,
+        score=[[row, 7]],
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=f"with 5 rows of chunks scores rows {row} to {row}"):
+        table.apply(plan)

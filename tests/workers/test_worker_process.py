@@ -20,6 +20,7 @@ from albireo.ipc.rings import plan_ring, result_ring
 from albireo.ipc.simulated import sim_token
 from albireo.workers.engine.process import main
 
+from ..plans import sections_of
 from .engine_driver import ENGINE
 
 MODEL = ModelInfo(
@@ -98,18 +99,8 @@ class Group:
     def plan(self, flags: int = 0, **sections: Any) -> int:
         """Publishes a plan and returns its step."""
         self._step += 1
-        parts = [
-            np.array(sections.get(name, []), np.int32).reshape(shape)
-            for name, shape in (
-                ("take", (-1, 10)),
-                ("append", (-1, 3)),
-                ("chunk", (-1, 4)),
-                ("chunk_token", -1),
-                ("decode", -1),
-            )
-        ]
         frame = self.plans.reserve(5.0)
-        self.plans.publish(write_plan(frame, self._step, flags, *parts))
+        self.plans.publish(write_plan(frame, self._step, flags, sections_of(**sections)))
         return self._step
 
     def result(self, reader: str) -> tuple[int, list[list[int]], int, int]:

@@ -19,6 +19,7 @@ collects in the requests, so memory is bounded by their text.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 
 import zmq
@@ -42,6 +43,8 @@ from albireo.ipc.messages import (
 from albireo.ipc.plan import ResultView
 from albireo.ipc.ring import RingReader
 from albireo.ipc.rings import result_ring
+from albireo.ipc.stages import Stage
+from albireo.ipc.timeline import Recorder
 from albireo.workers.tokenizer.text_model import TextModel
 
 from .detokenizer import Detokenizer
@@ -78,6 +81,8 @@ class _Group:
         self._has_scheduler = False
         self._waiting: list[ToScheduler] = []
         self._credits = OUTPUT_CREDITS
+        self._timeline = Recorder.of(fds)
+        self._step = 0
         self._detokenizer = Detokenizer(
             stream_factory(text, spec.model.vocab_size), spec.model.eos_token_ids
         )
@@ -125,18 +130,27 @@ class _Group:
     def take_results(self) -> None:
         self.results.clear_event()
         while (frame := self.results.poll()) is not None:
-            rows = ResultView(frame).rows.tolist()
+            start_ns = time.monotonic_ns()
+            result = ResultView(frame)
+            self._step, rows = result.step, result.rows.tolist()
             self.results.release()
             stopped, refused = self._detokenizer.add_rows(rows)
             for request in stopped:
                 self._tell_scheduler(Abort(request))
             for refusal in refused:
                 self.router.send(refusal)
+            self._timeline.record(
+                Stage.DETOKENIZE, self._step, start_ns, time.monotonic_ns(), len(rows)
+            )
 
     def send_output(self) -> None:
+        start_ns = time.monotonic_ns()
         if self._credits and (pieces := self._detokenizer.take_pieces()):
             self.router.send(Output(pieces))
             self._credits -= 1
+            self._timeline.record(
+                Stage.SEND, self._step, start_ns, time.monotonic_ns(), len(pieces)
+            )
 
     def close(self) -> None:
         self.router.close()

@@ -21,7 +21,7 @@ import torch
 
 @dataclass(slots=True)
 class StepBatch:
-    """T rows of S sequences, of which R are sampled; all tensors int32, on the device.
+    """T rows of S sequences; R logits are wanted; all tensors int32, on the device.
 
     Valid until the next step: the tensors are views of the slot table's buffers.
 
@@ -33,7 +33,8 @@ class StepBatch:
     slots: [S] row of `block_tables` that belongs to the sequence.
     block_tables: [max_num_seqs, max_blocks] block numbers; entry i of a row
         holds positions i * block_size and up. Entries past the context are stale.
-    sample_rows: [R] rows whose logits are wanted, in sampling-row order.
+    sample_rows: [R] rows whose logits are wanted: in sampling-row order, then
+        those of chunks that the plan scores.
     num_chunks: sequences 0 .. num_chunks-1 are prefill chunks, the rest decodes.
     """
 

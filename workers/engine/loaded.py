@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..sampling.sampler import compile_all
+from ..sampling.compiled import compile_all
 
 if TYPE_CHECKING:
     from ..kernels.interface import Kernels
@@ -28,4 +28,4 @@ class LoadedModel:
     def compile(self) -> None:
         """Makes the machine code of a step, so that a fork inherits it; starts no threads."""
         self.kernels.warm_up()
-        compile_all()
+        compile_all(several_ranks=max(self.ranks) > 1)

@@ -19,6 +19,7 @@ from ...ipc.config import ActorSpec
 from ...ipc.plan import FLAG_STOP, PlanView
 from ...ipc.ring import RingReader, RingTimeout
 from ...ipc.rings import plan_ring
+from .recorder import StepRecorder
 from .results import ResultWriter
 from .sim import SimEngine
 from .step import StepEngine
@@ -48,26 +49,39 @@ def main(actor: Actor, fds: Mapping[str, int], model: LoadedModel | ModelConfig 
     actor.phase("warming up")
     engine.warm_up()
     actor.ready()
-    _serve(actor, engine, plans, results)
+    _serve(actor, engine, plans, results, StepRecorder(fds))
 
 
-def _serve(actor: Actor, engine: StepEngine, plans: RingReader, results: ResultWriter) -> None:
+def _serve(
+    actor: Actor,
+    engine: StepEngine,
+    plans: RingReader,
+    results: ResultWriter,
+    recorder: StepRecorder,
+) -> None:
     """The main loop; leaves after the last plan, or when the actor is stopping."""
     flags = 0
     while not flags & FLAG_STOP:
+        free_ns = time.monotonic_ns()
         frame = plans.poll()
         idle = frame is None
         while frame is None:
             if actor.stopping.is_set():
                 return
             frame = _wait_for_plan(plans)
-        start_ns = time.perf_counter_ns()
+        start_ns = time.monotonic_ns()
+        if idle:
+            recorder.waited(free_ns, start_ns)
         plan = PlanView(frame)
-        step, flags = plan.step, plan.flags
+        step, flags, words = plan.step, plan.flags, len(plan.words)
         result = engine.step(plan, idle)
         plans.release()
-        if result is not None:
-            results.deliver(step, result, (time.perf_counter_ns() - start_ns) // 1000)
+        end_ns = time.monotonic_ns()
+        if result is None:
+            recorder.launched(step, start_ns, end_ns, words)
+        else:
+            results.deliver(step, result, (end_ns - start_ns) // 1000)
+            recorder.computed(step, start_ns, end_ns, result, words)
     engine.finish()
 
 

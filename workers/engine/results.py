@@ -29,4 +29,6 @@ class ResultWriter:
         """Publishes the result.  Raises RingTimeout when its readers do not take any."""
         if self._ring is not None:
             frame = self._ring.reserve(self._timeout_s)
-            self._ring.publish(write_result(frame, step, result.rows, step_us, result.forward_us))
+            self._ring.publish(
+                write_result(frame, step, result.rows, step_us, result.forward_us, result.logprobs)
+            )

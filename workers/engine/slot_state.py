@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...ipc.plan import (
+    TAKE_LOGPROBS,
     TAKE_MIN_P,
     TAKE_REQUEST,
     TAKE_SEED_LO,
@@ -27,13 +28,15 @@ from ...ipc.plan import (
     TAKE_TOP_P,
     PlanView,
 )
-from ..sampling.params import SampleRows, SlotParams
+from ..sampling.params import SampleRows, ScoreRows, SlotParams
 
 Int32Array = npt.NDArray[np.int32]
 
 
 class SlotState:
-    """request, position, last_token: [max_num_seqs] int32, by slot; params likewise.
+    """request, position, last_token, logprobs: [max_num_seqs] int32, by slot; params likewise.
+
+    logprobs: as TAKE_LOGPROBS.
 
     rows: the sampling rows of the last plan; views that the next plan overwrites.
     """
@@ -43,6 +46,7 @@ class SlotState:
         self.request = np.zeros(max_num_seqs, np.int32)
         self.position = np.zeros(max_num_seqs, np.int32)
         self.last_token = np.zeros(max_num_seqs, np.int32)
+        self.logprobs = np.zeros(max_num_seqs, np.int32)
         # A uint64 as its two words, low word first, as a plan carries it.
         self._seed_words = self.params.seed.view(np.int32).reshape(-1, 2)
         self._slots = np.zeros(max_num_seqs, np.int32)
@@ -58,6 +62,7 @@ class SlotState:
         slots = take[:, TAKE_SLOT]
         self.request[slots] = take[:, TAKE_REQUEST]
         self.position[slots] = take[:, TAKE_START]
+        self.logprobs[slots] = take[:, TAKE_LOGPROBS]
         self._seed_words[slots] = take[:, TAKE_SEED_LO : TAKE_SEED_LO + 2]
         self.params.temperature[slots] = take[:, TAKE_TEMPERATURE].view(np.float32)
         self.params.top_k[slots] = take[:, TAKE_TOP_K]
@@ -79,6 +84,18 @@ class SlotState:
         self.position[slots] = positions
         np.take(self.request, slots, out=self._requests[:count])
         self.rows = self._first_rows(count)
+
+    def scores(self, plan: PlanView) -> ScoreRows:
+        """What the plan scores, after its takes."""
+        slots, starts, lengths = plan.chunk[:, 0], plan.chunk[:, 1], plan.chunk[:, 2]
+        ends = np.cumsum(lengths, dtype=np.int32)
+        rows = plan.score[:, 0]
+        chunk = np.searchsorted(ends, rows, side="right")
+        return ScoreRows(
+            requests=self.request[slots[chunk]],
+            positions=rows - ends[chunk] + (starts + lengths)[chunk] + np.int32(1),
+            tokens=plan.score[:, 1].copy(),
+        )
 
     def commit(self, tokens: Int32Array) -> Int32Array:
         """Stores the tokens [R] of `rows`; returns the result rows [R, 3] (request, count, token).

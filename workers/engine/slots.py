@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ...ipc.plan import PlanView
-from ..sampling.params import SampleRows, SlotParams
+from ...ipc.plan import MAX_PLAN_SCORES, PlanView
+from ..sampling.params import SampleRows, ScoreRows, SlotParams
 from .batch import StepBatch
 from .slot_state import SlotState
 
@@ -48,7 +48,7 @@ class SlotTable:
         self._query_start = _Buffer(max_num_seqs + 1)
         self._context_len = _Buffer(max_num_seqs)
         self._slots = _Buffer(max_num_seqs)
-        self._sample_rows = _Buffer(max_num_seqs)
+        self._sample_rows = _Buffer(max_num_seqs + MAX_PLAN_SCORES)
         # Scratch: the entry of the block table, and the place in the block, of each row.
         self._entry = np.zeros(max_rows, np.int32)
         self._offset = np.zeros(max_rows, np.int32)
@@ -58,6 +58,10 @@ class SlotTable:
     def rows(self) -> SampleRows:
         """The sampling rows of the last plan."""
         return self.state.rows
+
+    def scores(self, plan: PlanView) -> ScoreRows:
+        """See SlotState.scores: the last len(plan.score) of the batch's sample_rows."""
+        return self.state.scores(plan)
 
     @property
     def params(self) -> SlotParams:
@@ -86,7 +90,8 @@ class SlotTable:
         self._lay_out_decodes(plan.decode, chunk_rows, chunks)
         self._place_in_cache(rows)
         self.state.advance(plan)
-        return self._batch(rows, sequences, chunks)
+        scored = self._lay_out_scores(plan) if len(plan.score) else 0
+        return self._batch(rows, sequences, chunks, scored)
 
     def commit(self, tokens: Int32Array) -> Int32Array:
         """See SlotState.commit."""
@@ -136,7 +141,19 @@ class SlotTable:
         kv_index *= self._block_size
         kv_index += offset
 
-    def _batch(self, rows: int, sequences: int, chunks: int) -> StepBatch:
+    def _lay_out_scores(self, plan: PlanView) -> int:
+        """The rows that are scored, after those that are sampled: how many."""
+        rows, sampled = plan.score[:, 0], len(self.state.rows)
+        scored = len(rows)
+        if scored > MAX_PLAN_SCORES or rows.min() < 0 or rows.max() >= len(plan.chunk_token):
+            raise ValueError(
+                f"a plan with {len(plan.chunk_token)} rows of chunks scores rows {rows.min()} to "
+                f"{rows.max()}, {scored} of at most {MAX_PLAN_SCORES}"
+            )
+        self._sample_rows.array[sampled : sampled + scored] = rows
+        return scored
+
+    def _batch(self, rows: int, sequences: int, chunks: int, scored: int) -> StepBatch:
         sampled = len(self.state.rows)
         decodes = sequences - chunks
         self._sample_rows.array[sampled - decodes : sampled] = self._ramp[rows - decodes : rows]
@@ -148,6 +165,6 @@ class SlotTable:
             context_len=self._context_len.tensor[:sequences],
             slots=self._slots.tensor[:sequences],
             block_tables=self._block_tables.tensor,
-            sample_rows=self._sample_rows.tensor[:sampled],
+            sample_rows=self._sample_rows.tensor[: sampled + scored],
             num_chunks=chunks,
         )

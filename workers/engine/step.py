@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
 
-import numpy as np
-import numpy.typing as npt
+from ...ipc.plan import NOTHING, Int32Array, PlanView
 
-from ...ipc.plan import PlanView
+
+class StepTimes(NamedTuple):
+    """CLOCK_MONOTONIC, ns.  The device begins when the input is ready and the step before done."""
+
+    ready_ns: int
+    begun_ns: int
+    forwarded_ns: int
+    done_ns: int
 
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
     """rows: [R, 3] int32 (request, count, token), valid until the next step.
 
-    forward_us: time of the forward pass.
+    forward_us: time of the forward pass.  logprobs: [n, LOGPROB_WORDS] int32, as in
+    ipc/plan.py.  times: None where nothing was computed, and where the engine
+    records them itself.
     """
 
-    rows: npt.NDArray[np.int32]
+    rows: Int32Array
     forward_us: int
+    times: StepTimes | None = None
+    logprobs: Int32Array = field(default_factory=lambda: NOTHING)
 
 
 class StepEngine(Protocol):

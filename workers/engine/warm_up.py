@@ -14,6 +14,7 @@ from ...ipc.plan import (
     TAKE_TEMPERATURE,
     TAKE_TOP_P,
     TAKE_WORDS,
+    PlanSections,
     PlanView,
     plan_bytes,
     write_plan,
@@ -48,7 +49,14 @@ def warm_up_plans(engine: EngineConfig) -> list[PlanView]:
 
 def _plan(engine: EngineConfig, *sections: np.ndarray) -> PlanView:
     frame = memoryview(
-        bytearray(plan_bytes(engine.max_num_seqs, engine.max_num_batched_tokens, engine.block_size))
+        bytearray(
+            plan_bytes(
+                engine.max_num_seqs,
+                engine.max_num_batched_tokens,
+                engine.block_size,
+                engine.max_model_len,
+            )
+        )
     )
-    write_plan(frame, 0, 0, *sections)
+    write_plan(frame, 0, 0, PlanSections(*sections))
     return PlanView(frame)

@@ -101,6 +101,6 @@ class Model:
         rows = batch.sample_rows
         if not len(rows):
             return x.new_empty((0, self.config.vocab_size // self.tp), dtype=torch.float32)
-        if len(rows) < len(x):  # Else all of them, in their order.
+        if batch.num_chunks or len(rows) < len(x):  # Else all of them, in their order.
             x, residual = x.index_select(0, rows), residual.index_select(0, rows)
         return self._head(self._norm.add(x, residual))

@@ -21,6 +21,9 @@ from ...ipc.shared_memory import CACHE_LINE, WORDS_PER_LINE, Mapping, map_memory
 OPERATIONS = ("all_reduce", "share_logits", "all_gather_int32")
 ALL_REDUCE, SHARE_LOGITS, ALL_GATHER_INT32 = range(3)
 
+ROW_MESSAGE_WORDS = 518
+"""The most that a rank tells of a row that is sampled, where it does not bring its logits."""
+
 # Words of a rank's line.
 _ARRIVALS, _PID, _BRINGS = 0, 1, 2
 _OPERATION_SHIFT = 48
@@ -38,9 +41,11 @@ def slab_bytes(size: int, max_tokens: int, hidden: int, max_rows: int, vocab: in
     """The most bytes that one rank brings to a collective (float32 throughout).
 
     max_tokens: rows of a step's activations [max_tokens, hidden].
-    max_rows: rows that are sampled in a step, logits [max_rows, vocab / size].
+    max_rows: rows that are sampled in a step, logits [max_rows, vocab / size] or
+    what sampling/candidates.py makes of them.
     """
-    return 4 * max(max_tokens * hidden, max_rows * -(-vocab // size))
+    row = max(-(-vocab // size), ROW_MESSAGE_WORDS)
+    return 4 * max(max_tokens * hidden, max_rows * row)
 
 
 def shared_bytes(size: int, max_tokens: int, hidden: int, max_rows: int, vocab: int) -> int:

@@ -19,7 +19,7 @@ import numpy as np
 from numba import njit
 
 from ..machine_code import native
-from .filters import BLOCK, first_best, keep_threshold, scan_row
+from .filters import BLOCK, SOUND, first_best, keep_threshold, scan_row
 from .philox import token_words
 
 NOT_FINITE = -1
@@ -28,42 +28,52 @@ NOT_FINITE = -1
 MAX_GUMBEL = 22.9
 """Above -log(-log u) of the largest u, 1 - 2**-33."""
 
+DRAW_WORDS = BLOCK + 4
+"""Random words that a draw holds at once."""
+
 _WORDS = 2.0**32
 _SLACK = 1.0 + 1e-9
 
 
 @njit(nogil=True, inline="always")
-def _gumbel(word):  # type: ignore[no-untyped-def]
+def gumbel(word):  # type: ignore[no-untyped-def]
     return -math.log(-math.log((np.float64(word) + 0.5) / _WORDS))
 
 
 @njit(nogil=True)
-def draw_token(row, block_max, best_token, threshold, temperature, seed, position, words):  # type: ignore[no-untyped-def]
-    """The token drawn from {z >= threshold} of row [V] float32; words: [BLOCK] uint32 scratch.
+def draw_token(  # type: ignore[no-untyped-def]
+    row, first, block_max, start_at, best, threshold, temperature, seed, position, words
+):
+    """The index drawn from {z >= threshold} of row [W] float32, and its s + g (float64).
 
-    best_token: id of the best logit, which is always kept.  seed: uint64.
+    The row is the vocabulary from token `first` on; best: the best logit (float64)
+    of all of it.  start_at: index of the row's best logit, which may win whatever
+    its logit is.  seed: uint64.  words: [DRAW_WORDS] uint32, scratch.
     """
-    best = np.float64(row[best_token])
     inverse = 1.0 / np.float64(temperature)
-    token_words(seed, position, best_token - best_token % 4, words[:4])
-    winner = best_token
-    winning = _gumbel(words[best_token % 4])
+    # Random words come in fours, and so does the block's length.
+    offset = first % 4
+    count = BLOCK + 4 if offset else BLOCK
+    token = first + start_at
+    token_words(seed, position, token - token % 4, words[:4])
+    winner = start_at
+    winning = (row[start_at] - best) * inverse + gumbel(words[token % 4])
     for block in range(len(block_max)):
         highest = np.float64(block_max[block])
         lead = (highest - best) * inverse - winning
         if highest < threshold or lead + MAX_GUMBEL < 0.0:
             continue
         start = block * BLOCK
-        token_words(seed, position, start, words)
+        token_words(seed, position, first + start - offset, words[:count])
         # A token of the block can win only with 1 - u < exp(lead); 1.5 covers the rounding here.
         needed = np.int64(max(_WORDS - 1.5 - math.exp(min(lead, 0.0)) * _WORDS * _SLACK, 0.0))
         for i in range(min(BLOCK, len(row) - start)):
-            if words[i] >= needed and row[start + i] >= threshold:
-                total = (row[start + i] - best) * inverse + _gumbel(words[i])
+            if words[offset + i] >= needed and row[start + i] >= threshold:
+                total = (row[start + i] - best) * inverse + gumbel(words[offset + i])
                 if total > winning or (total == winning and start + i < winner):
                     winning = total
                     winner = start + i
-    return winner
+    return winner, winning
 
 
 @native()
@@ -91,11 +101,11 @@ def sample_rows(  # type: ignore[no-untyped-def]
     step.  seed (uint64), temperature (float32), top_k (int32), top_p, min_p
     (float32): [slots].  tokens: [n] int32, a token id or NOT_FINITE.  The rest
     is scratch: block_max [ceil(V / BLOCK)] and values [V] float32, words
-    [BLOCK] uint32, weights [V] and histogram [BUCKETS] int64.
+    [DRAW_WORDS] uint32, weights [V] and histogram [BUCKETS] int64.
     """
     for i in range(len(tokens)):
         row = logits[i]
-        if not scan_row(row, block_max):
+        if scan_row(row, block_max) != SOUND:
             tokens[i] = NOT_FINITE
             continue
         best_token = first_best(row, block_max)
@@ -103,10 +113,11 @@ def sample_rows(  # type: ignore[no-untyped-def]
         if temperature[slot] <= 0.0:
             tokens[i] = best_token
             continue
+        best = np.float64(row[best_token])
         threshold = keep_threshold(
             row,
             block_max,
-            np.float64(row[best_token]),
+            best,
             np.float64(temperature[slot]),
             top_k[slot],
             top_p[slot],
@@ -115,10 +126,12 @@ def sample_rows(  # type: ignore[no-untyped-def]
             weights,
             histogram,
         )
-        tokens[i] = draw_token(
+        tokens[i], _ = draw_token(
             row,
+            0,
             block_max,
             best_token,
+            best,
             threshold,
             temperature[slot],
             seed[slot],

@@ -33,6 +33,9 @@ NEGLIGIBLE = -30.0
 
 LOWEST_FINITE = np.float64(np.finfo(np.float32).min)
 
+SOUND, EMPTY, BROKEN = 0, 1, 2
+"""What a row, or a shard of one, can be: EMPTY has nothing but -inf, BROKEN has a NaN or a +inf."""
+
 _SIGN = np.int32(31)
 _MAGNITUDE = np.int32(0x7FFFFFFF)
 _LOWEST = np.int32(-(2**31))
@@ -54,8 +57,8 @@ def _ordered(bits):  # type: ignore[no-untyped-def]
 def scan_row(row, block_max):  # type: ignore[no-untyped-def]
     """Fills block_max [ceil(V / BLOCK)] (float32) with the maxima of the blocks of row [V].
 
-    Returns whether the row can be sampled: no NaN, no +inf, not all -inf.
-    Integers of the same order stand for the floats, so that a NaN cannot hide.
+    Returns SOUND, EMPTY or BROKEN.  Integers of the same order stand for the
+    floats, so that a NaN cannot hide.
     """
     bits = row.view(np.int32)
     max_bits = block_max.view(np.int32)
@@ -80,12 +83,14 @@ def scan_row(row, block_max):  # type: ignore[no-untyped-def]
             lowest = min(lowest, key)
         max_bits[whole] = _ordered(high)
         highest = max(highest, high)
-    return _KEY_MINUS_INF < highest < _KEY_INF and lowest >= _KEY_MINUS_INF
+    if highest >= _KEY_INF or lowest < _KEY_MINUS_INF:
+        return BROKEN
+    return SOUND if highest > _KEY_MINUS_INF else EMPTY
 
 
 @njit(nogil=True)
 def first_best(row, block_max):  # type: ignore[no-untyped-def]
-    """The lowest token id with the best logit of a row that `scan_row` has accepted."""
+    """The lowest token id with the best logit of a row that is not BROKEN."""
     best = block_max[0]
     at = 0
     for block in range(1, len(block_max)):
@@ -123,7 +128,7 @@ def token_mass(scaled):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True)
-def _gather(row, block_max, low, values):  # type: ignore[no-untyped-def]
+def gather(row, block_max, low, values):  # type: ignore[no-untyped-def]
     """Copies the logits >= low (float64) of row into values; returns how many."""
     count = 0
     for block in range(len(block_max)):
@@ -190,7 +195,7 @@ def _span(values):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True)
-def _reach(values, weights, count, target, histogram):  # type: ignore[no-untyped-def]
+def reach(values, weights, count, target, histogram):  # type: ignore[no-untyped-def]
     """As `_reach_directly`; narrows many values down to one bucket of a histogram first."""
     if count <= _SELECT_DIRECTLY:
         return _reach_directly(values, weights, count, target)
@@ -217,7 +222,7 @@ def _reach(values, weights, count, target, histogram):  # type: ignore[no-untype
 
 
 @njit(nogil=True)
-def _kth_best(row, block_max, k, values, weights, histogram):  # type: ignore[no-untyped-def]
+def kth_best(row, block_max, k, values, weights, histogram):  # type: ignore[no-untyped-def]
     """The k-th best logit of the row, or a bound below all finite ones where they are fewer."""
     low = LOWEST_FINITE
     blocks = 0
@@ -227,12 +232,12 @@ def _kth_best(row, block_max, k, values, weights, histogram):  # type: ignore[no
     if k < blocks:
         # k blocks reach the k-th best of the maxima, so the k-th best logit is no lower.
         weights[:blocks] = 1
-        low = np.float64(_reach(values, weights, blocks, np.int64(k), histogram))
-    count = _gather(row, block_max, low, values)
+        low = np.float64(reach(values, weights, blocks, np.int64(k), histogram))
+    count = gather(row, block_max, low, values)
     if count <= k:
         return low
     weights[:count] = 1
-    return np.float64(_reach(values, weights, count, np.int64(k), histogram))
+    return np.float64(reach(values, weights, count, np.int64(k), histogram))
 
 
 @njit(nogil=True)
@@ -241,17 +246,17 @@ def keep_threshold(  # type: ignore[no-untyped-def]
 ):
     """The logit t (float64) such that the filters keep the tokens with z >= t.
 
-    row: [V] float32, accepted by `scan_row`, which filled block_max; best: its
+    row: [V] float32, SOUND to `scan_row`, which filled block_max; best: its
     best logit.  temperature > 0; top_k 0, top_p 1 and min_p 0 are off.
     values [V] float32, weights [V] int64, histogram [BUCKETS] int64: scratch.
     Tokens with logit -inf are never kept.
     """
     threshold = LOWEST_FINITE
     if 0 < top_k < len(row):
-        threshold = _kth_best(row, block_max, top_k, values, weights, histogram)
+        threshold = kth_best(row, block_max, top_k, values, weights, histogram)
     if top_p < 1.0:
         low = max(threshold, best + NEGLIGIBLE * temperature)
-        count = _gather(row, block_max, low, values)
+        count = gather(row, block_max, low, values)
         inverse = 1.0 / temperature
         total = np.int64(0)
         for i in range(count):
@@ -259,7 +264,7 @@ def keep_threshold(  # type: ignore[no-untyped-def]
             weights[i] = weight
             total += weight
         target = max(np.int64(math.ceil(np.float64(top_p) * total)), np.int64(1))
-        threshold = max(threshold, np.float64(_reach(values, weights, count, target, histogram)))
+        threshold = max(threshold, np.float64(reach(values, weights, count, target, histogram)))
     if min_p > 0.0:
         threshold = max(threshold, best + temperature * math.log(np.float64(min_p)))
     return threshold

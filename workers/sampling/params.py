@@ -48,3 +48,24 @@ class SampleRows:
 
     def __len__(self) -> int:
         return len(self.slots)
+
+    def only(self, which: npt.NDArray[np.int64]) -> SampleRows:
+        """These rows alone."""
+        return SampleRows(
+            slots=self.slots[which], requests=self.requests[which], positions=self.positions[which]
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRows:
+    """The prompt positions that a step scores, in the plan's order; all int32 [S].
+
+    requests: whose prompt.  positions, tokens: of the prompt token that is described.
+    """
+
+    requests: npt.NDArray[np.int32]
+    positions: npt.NDArray[np.int32]
+    tokens: npt.NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.tokens)

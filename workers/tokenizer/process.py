@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Mapping
 
 import msgspec
@@ -26,6 +27,8 @@ from albireo.ipc.messages import (
     TextFailed,
     ToTokenizer,
 )
+from albireo.ipc.stages import Stage
+from albireo.ipc.timeline import NO_STEP, Recorder
 
 from .errors import TextModelError
 from .text_model import TextModel
@@ -37,6 +40,7 @@ def main(actor: Actor, fds: Mapping[str, int], text: TextModel) -> None:
     router: Spoke[ToTokenizer] = Spoke(
         actor.spec.socket_path("router"), f"tokenizer.{incarnation}", ToTokenizer
     )
+    timeline = Recorder.of(fds)
     poller = zmq.Poller()
     poller.register(router.socket, zmq.POLLIN)
     poller.register(actor.stop_fd, zmq.POLLIN)
@@ -45,7 +49,9 @@ def main(actor: Actor, fds: Mapping[str, int], text: TextModel) -> None:
     while not actor.stopping.is_set():
         poller.poll()
         for request in router.drain():
+            start_ns = time.monotonic_ns()
             router.send(answer(text, request))
+            timeline.record(Stage.ENCODE, NO_STEP, start_ns, time.monotonic_ns(), 1)
             if actor.stopping.is_set():
                 break
     router.close()

@@ -5,7 +5,8 @@ In stream order, every step:
     apply     take and append sections into the tables; the decode set, padded, into `decode`
     gather    a row, or several, for each sequence: token, position, place in the cache
     (forward pass, sampling)
-    advance   positions move past the step; sampled tokens become the slots' last tokens
+    advance   positions move past the step; sampled tokens become the slots' last tokens,
+              and are counted where penalties or bad words look at them
 
 The plan is read on the device, its counts included, so `apply` and the gather
 of decodes take no number that changes from step to step and can be captured.
@@ -23,7 +24,15 @@ from ....ipc.plan import (
     APPEND_WORDS,
     CHUNK_WORDS,
     PLAN_HEADER,
+    SCORE_WORDS,
+    TAKE_COUNTS,
+    TAKE_FLAGS,
+    TAKE_FREQUENCY,
+    TAKE_LOGPROBS,
     TAKE_MIN_P,
+    TAKE_PRESENCE,
+    TAKE_PROMPT_LEN,
+    TAKE_REPETITION,
     TAKE_REQUEST,
     TAKE_SEED_HI,
     TAKE_SEED_LO,
@@ -32,8 +41,10 @@ from ....ipc.plan import (
     TAKE_TEMPERATURE,
     TAKE_TOP_K,
     TAKE_TOP_P,
+    TAKE_UNTIL,
     TAKE_WORDS,
 )
+from ...sampling.cuda.edit_tables import NEWEST
 from .slot_tables import SlotTables
 
 _PROGRAMS = 16
@@ -60,12 +71,34 @@ _TOP_K = tl.constexpr(TAKE_TOP_K)
 _TOP_P = tl.constexpr(TAKE_TOP_P)
 _MIN_P = tl.constexpr(TAKE_MIN_P)
 _START = tl.constexpr(TAKE_START)
+_PROMPT_LEN = tl.constexpr(TAKE_PROMPT_LEN)
+_REPETITION = tl.constexpr(TAKE_REPETITION)
+_PRESENCE = tl.constexpr(TAKE_PRESENCE)
+_FREQUENCY = tl.constexpr(TAKE_FREQUENCY)
+_FLAGS = tl.constexpr(TAKE_FLAGS)
+_UNTIL = tl.constexpr(TAKE_UNTIL)
+_LOGPROBS = tl.constexpr(TAKE_LOGPROBS)
+_COUNTS = tl.constexpr(TAKE_COUNTS)
+_SCORE = tl.constexpr(SCORE_WORDS)
+_NEWEST = tl.constexpr(NEWEST)
 assert TAKE_REQUEST == 1, "the request stays on the CPU; the kernel skips its word"
 
 
 @triton.jit
+def _take_int(take, slot, there, table, WORD: tl.constexpr):
+    tl.store(table + slot, tl.load(take + WORD, mask=there, other=0), mask=there)
+
+
+@triton.jit
+def _take_float(take, slot, there, table, WORD: tl.constexpr):
+    value = tl.load(take + WORD, mask=there, other=0).to(tl.float32, bitcast=True)
+    tl.store(table + slot, value, mask=there)
+
+
+@triton.jit
 def _apply(
-    words, position, temperature, top_k, top_p, min_p, seed_words, block_tables, decode,
+    words, position, temperature, top_k, top_p, min_p, seed_words, logprobs,
+    repetition, presence, frequency, flags, until, prompt_len, block_tables, decode,
     table_width, dummy_slot, capacity,
     PROGRAMS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -84,20 +117,22 @@ def _apply(
         there = i < n_take
         take = takes + i * _TAKE
         slot = tl.load(take + _SLOT, mask=there, other=0)
-        start = tl.load(take + _START, mask=there, other=0)
-        tl.store(position + slot, start, mask=there)
         low = tl.load(take + _SEED_LO, mask=there, other=0)
         high = tl.load(take + _SEED_HI, mask=there, other=0)
         tl.store(seed_words + slot * 2, low, mask=there)
         tl.store(seed_words + slot * 2 + 1, high, mask=there)
-        k = tl.load(take + _TOP_K, mask=there, other=0)
-        tl.store(top_k + slot, k, mask=there)
-        heat = tl.load(take + _TEMPERATURE, mask=there, other=0).to(tl.float32, bitcast=True)
-        tl.store(temperature + slot, heat, mask=there)
-        nucleus = tl.load(take + _TOP_P, mask=there, other=0).to(tl.float32, bitcast=True)
-        tl.store(top_p + slot, nucleus, mask=there)
-        least = tl.load(take + _MIN_P, mask=there, other=0).to(tl.float32, bitcast=True)
-        tl.store(min_p + slot, least, mask=there)
+        _take_int(take, slot, there, position, _START)
+        _take_int(take, slot, there, top_k, _TOP_K)
+        _take_int(take, slot, there, logprobs, _LOGPROBS)
+        _take_int(take, slot, there, flags, _FLAGS)
+        _take_int(take, slot, there, until, _UNTIL)
+        _take_int(take, slot, there, prompt_len, _PROMPT_LEN)
+        _take_float(take, slot, there, temperature, _TEMPERATURE)
+        _take_float(take, slot, there, top_p, _TOP_P)
+        _take_float(take, slot, there, min_p, _MIN_P)
+        _take_float(take, slot, there, repetition, _REPETITION)
+        _take_float(take, slot, there, presence, _PRESENCE)
+        _take_float(take, slot, there, frequency, _FREQUENCY)
 
     appends = takes + n_take * _TAKE
     for first in range(program * BLOCK, n_append, PROGRAMS * BLOCK):
@@ -192,12 +227,25 @@ def _gather_chunks(
         tl.store(kv_index + row, block * BLOCK_SIZE + at % BLOCK_SIZE, mask=there)
 
 
+@triton.jit(do_not_specialize=["scores_at", "count", "first_sample"])
+def _gather_scores(
+    words, sample_rows, score_tokens, scores_at, count, first_sample, BLOCK: tl.constexpr
+):
+    """Rows of the chunks, after the sampling rows, and the tokens that follow them."""
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    there = i < count
+    score = words + scores_at + i * _SCORE
+    tl.store(sample_rows + first_sample + i, tl.load(score, mask=there, other=0), mask=there)
+    tl.store(score_tokens + i, tl.load(score + 1, mask=there, other=0), mask=there)
+
+
 @triton.jit(do_not_specialize=["sequences", "sampled_rows"])
 def _advance(
-    position, last_token, slots, context_len, sample_slots, sampled,
+    position, last_token, slots, context_len, sample_slots, draw_position, sampled,
+    flags, counts, in_output, newest, first_id, width, mask_words,
     sequences, sampled_rows, dummy_slot, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Padding rows share the dummy slot, which stays at position 0."""
+    """Padding rows share the dummy slot, which stays at position 0 and has no flags."""
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     fed = i < sequences
     slot = tl.load(slots + i, mask=fed, other=0)
@@ -207,6 +255,19 @@ def _advance(
     slot = tl.load(sample_slots + i, mask=drawn, other=0)
     token = tl.load(sampled + i, mask=drawn, other=0)
     tl.store(last_token + slot, tl.maximum(token, 0), mask=drawn & (slot != dummy_slot))
+    # A slot has one row at most: nothing here needs to be atomic.
+    flag = tl.load(flags + slot, mask=drawn, other=0)
+    counted = drawn & ((flag & _COUNTS) != 0) & (token >= 0)
+    at = tl.load(draw_position + i, mask=counted, other=0)
+    tl.store(newest + slot * _NEWEST + at % _NEWEST, token, mask=counted)
+    local = token - first_id
+    here = counted & (local >= 0) & (local < width)
+    local = tl.where(here, local, 0)
+    word = in_output + slot * mask_words + local // 32
+    bit = tl.full([BLOCK], 1, tl.int32) << (local % 32)
+    tl.store(word, tl.load(word, mask=here, other=0) | bit, mask=here)
+    count = counts + slot.to(tl.int64) * width + local
+    tl.store(count, tl.load(count, mask=here, other=0) + 1, mask=here)
 
 
 def apply(tables: SlotTables) -> None:
@@ -214,10 +275,12 @@ def apply(tables: SlotTables) -> None:
 
     Positions of slots that are fed move only in `advance`.
     """
+    edits = tables.edits
     _apply[(_PROGRAMS,)](
         tables.words, tables.position, tables.temperature, tables.top_k, tables.top_p,
-        tables.min_p, tables.seed_words, tables.block_tables, tables.decode,
-        tables.block_tables.shape[1], tables.dummy_slot, tables.max_num_seqs,
+        tables.min_p, tables.seed_words, tables.logprobs, edits.repetition, edits.presence,
+        edits.frequency, edits.flags, edits.until, edits.prompt_len, tables.block_tables,
+        tables.decode, tables.block_tables.shape[1], tables.dummy_slot, tables.max_num_seqs,
         PROGRAMS=_PROGRAMS, BLOCK=_BLOCK,
     )  # fmt: skip
 
@@ -248,10 +311,24 @@ def gather_chunks(tables: SlotTables, chunks: int) -> None:
     )  # fmt: skip
 
 
+def gather_scores(tables: SlotTables, scores_at: int, scores: int, sampled: int) -> None:
+    """Rows whose logits are wanted besides those that sample, of which there are `sampled`.
+
+    scores_at: where the plan's score section begins, in words.
+    """
+    _gather_scores[(triton.cdiv(scores, _BLOCK),)](
+        tables.words, tables.sample_rows, tables.score_tokens, scores_at, scores, sampled,
+        BLOCK=_BLOCK,
+    )  # fmt: skip
+
+
 def advance(tables: SlotTables, sequences: int, sampled: int) -> None:
     """After sampling: tables.sampled [sampled] holds the tokens, negative where there is none."""
+    edits = tables.edits
     _advance[(triton.cdiv(max(sequences, sampled), _BLOCK),)](
         tables.position, tables.last_token, tables.slots, tables.context_len,
-        tables.sample_slots, tables.sampled, sequences, sampled, tables.dummy_slot,
+        tables.sample_slots, tables.draw_position, tables.sampled,
+        edits.flags, edits.counts, edits.in_output, edits.newest, edits.first_id, edits.width,
+        edits.mask_words, sequences, sampled, tables.dummy_slot,
         BLOCK=_BLOCK,
     )  # fmt: skip

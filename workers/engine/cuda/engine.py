@@ -5,46 +5,52 @@ and has the plan's frame back at once; up to as many steps as there are flights
 are queued in one stream:
 
     copy of the plan's words    from pinned memory
+    copies of KV blocks         where the plan has any
     apply, gather, forward      a decode step: one CUDA graph; with prefill: launched one by one
-    sample, advance             a decode step: a second graph
+    sample, advance             a decode step: a second graph, with more of them around it where
+                                rows change their logits or ask for logprobs (graphs.py)
     copy of the tokens          into pinned memory, then the event that the collector waits for
 
 The next step reads slots and KV cache as this one leaves them, by the stream's
 order.  The CPU keeps a mirror of the slots (slot_state.py) that knows requests
-and positions, not tokens: enough for shapes, for the choice of the sampling
-graph and for the names in the result rows.
+and positions, not tokens: enough for shapes, for the choice of the graphs
+(kinds.py) and for the names in the result rows.
 """
 
 from __future__ import annotations
 
 import logging
+import time
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 from ....ipc.config import EngineConfig
-from ....ipc.plan import TAKE_SLOT, PlanView
+from ....ipc.plan import PlanView
 from ...kernels.interface import Kernels
 from ..slot_state import SlotState
-from .apply_plan import advance, apply, gather_chunks, gather_decodes
+from .block_copies import BlockCopies
 from .flights import Collector, Deliver, Fail, Flight
+from .gpu_clock import FlightRecorder
 from .graphs import DecodeGraphs
-from .kinds import SamplingKind, kinds
+from .kinds import SlotNeeds, StepNeeds
 from .memory import MemoryAccount
 from .profile_plans import profile_plans
 from .slot_tables import SlotTables
+from .step_parts import StepParts
 
 if TYPE_CHECKING:
     from ...models.llama import Model
+    from ...sampling.cuda.logprobs import Logprobs
     from ...sampling.cuda.sampler import CudaSampler
 
 
 class CudaEngine:
-    """One rank of a group; `model` and `sampler` have their communicators.
+    """One rank of a group; model, sampler and logprobs have their communicators.
 
     The calling thread's current stream is the engine's from now on; it must be
-    no default stream.  deliver, fail: see flights.py.
+    no default stream.  deliver, fail: see flights.py.  recorder: of the worker's
+    timeline.
     """
 
     def __init__(
@@ -53,15 +59,16 @@ class CudaEngine:
         kernels: Kernels,
         engine: EngineConfig,
         sampler: CudaSampler,
+        logprobs: Logprobs,
         deliver: Deliver,
         fail: Fail,
         memory: MemoryAccount,
+        recorder: FlightRecorder | None = None,
     ) -> None:
         config = model.config
         device = kernels.device
-        self._model = model
         self._engine = engine
-        self._sampler = sampler
+        self._logprobs = logprobs
         self._memory = memory
         self._stream = torch.cuda.current_stream()
         # One block more than the scheduler knows: padding writes there.
@@ -76,22 +83,30 @@ class CudaEngine:
                 )
                 for _ in range(config.num_layers)
             ]
-        self._tables = SlotTables(
-            engine.max_num_seqs,
-            -(-engine.max_model_len // engine.block_size),
-            engine.max_num_batched_tokens,
-            engine.block_size,
-            engine.num_blocks,
-            device,
-        )
+        self._copies = BlockCopies(self._kv, engine.num_swap_blocks)
+        width = config.vocab_size // engine.tp
+        with memory.taking(f"the state of {engine.max_num_seqs} sequences"):
+            self._tables = SlotTables(
+                engine.max_num_seqs,
+                -(-engine.max_model_len // engine.block_size),
+                engine.max_num_batched_tokens,
+                engine.block_size,
+                engine.num_blocks,
+                width,
+                model.rank * width,
+                device,
+            )
+        self._parts = StepParts(model, self._kv, self._tables, sampler, logprobs)
         self._mirror = SlotState(engine.max_num_seqs)
-        self._kinds = np.zeros(engine.max_num_seqs, np.int8)
+        self._needs = SlotNeeds(engine.max_num_seqs)
         self._graphs: DecodeGraphs | None = None
         flights = [
             Flight(len(self._tables.words), engine.max_num_seqs)
             for _ in range(2 * (engine.lookahead + 1))
         ]
-        self._collector = Collector(flights, deliver, fail, engine.step_timeout_s)
+        self._collector = Collector(
+            flights, deliver, fail, engine.step_timeout_s, recorder or FlightRecorder({})
+        )
 
     @torch.inference_mode()
     def warm_up(self) -> None:
@@ -107,9 +122,7 @@ class CudaEngine:
             # An empty plan: `apply` inside the graphs changes no slot while they are made.
             self._tables.words.zero_()
             with self._memory.taking("CUDA graphs"):
-                self._graphs = DecodeGraphs(
-                    engine.max_num_seqs, self._forward_decodes, self._sample_decodes
-                )
+                self._graphs = DecodeGraphs(engine.max_num_seqs, self._parts)
         torch.cuda.synchronize()
         logging.info("GPU memory: %s", self._memory.describe())
 
@@ -131,67 +144,52 @@ class CudaEngine:
         mirror, tables = self._mirror, self._tables
         mirror.take(plan.take)
         if len(plan.take):
-            slots = plan.take[:, TAKE_SLOT]
-            self._kinds[slots] = kinds(mirror.params, slots)
+            self._needs.take(plan.take, mirror.params)
         mirror.advance(plan)
         rows = mirror.rows
+        needs = self._needs.of(rows.slots)
         words = flight.stage(plan.step, plan.words, rows.requests)
         tables.words[: len(words)].copy_(words, non_blocking=True)
-        kind = SamplingKind(int(self._kinds[rows.slots].max(initial=0)))
+        flight.launched_ns = time.monotonic_ns()
         flight.begun.record(self._stream)
-        if self._graphs is not None and len(plan.decode) and not len(plan.chunk):
+        copies_end = len(plan.copy) and self._copies.begin(plan, tables.words)
+        if self._graphs and len(plan.decode) and not len(plan.chunk) and not len(plan.take):
             size = self._graphs.padded(len(plan.decode))
             self._graphs.forward(size)
             flight.forwarded.record(self._stream)
-            self._graphs.sample(size, kind)
+            self._graphs.sample(size, needs)
         else:
-            self._launch_eagerly(plan, len(rows), kind, flight)
+            self._launch_eagerly(plan, len(rows), needs, flight)
         if len(rows):
             flight.ids[: len(rows)].copy_(tables.sampled[: len(rows)], non_blocking=True)
+        if needs.logprobs or len(plan.score):
+            self._report_logprobs(plan, needs, flight)
+        if copies_end:
+            self._copies.end()
         flight.done.record(self._stream)
 
+    def _report_logprobs(self, plan: PlanView, needs: StepNeeds, flight: Flight) -> None:
+        """What the GPU has found goes to pinned memory; whose it is, the flight is told."""
+        rows, scores = self._mirror.rows, len(plan.score)
+        if needs.logprobs:
+            asking = self._needs.asking(rows.slots)
+            flight.expect_logprobs(asking, rows.positions[asking])
+            records = self._logprobs.records[: len(rows)]
+            flight.records[: len(rows)].copy_(records, non_blocking=True)
+        if scores:
+            scored = self._mirror.scores(plan)
+            flight.expect_scores(scored.requests, scored.positions)
+            records = self._logprobs.score_records[:scores]
+            flight.score_records[:scores].copy_(records, non_blocking=True)
+
     def _launch_eagerly(
-        self, plan: PlanView, sampled: int, kind: SamplingKind, flight: Flight
+        self, plan: PlanView, sampled: int, needs: StepNeeds, flight: Flight
     ) -> None:
-        """A step with prefill chunks, or any where there are no graphs."""
-        tables = self._tables
-        chunks, decodes, chunk_rows = len(plan.chunk), len(plan.decode), len(plan.chunk_token)
-        sequences = chunks + decodes
-        apply(tables)
-        if not sequences:
+        """A step with prefill chunks or takes, or any where there are no graphs."""
+        self._parts.apply(plan, self._needs)
+        if not len(plan.chunk) and not len(plan.decode):
             flight.forwarded.record(self._stream)
             return
-        if chunks:
-            gather_chunks(tables, chunks)
-        if decodes:
-            gather_decodes(tables, decodes, chunk_rows, chunks, sampled - decodes)
-        batch = tables.batch(chunk_rows + decodes, sequences, sampled, chunks)
-        logits = self._model.forward(batch, self._kv)
+        logits = self._parts.forward_mixed(plan, sampled)
         flight.forwarded.record(self._stream)
-        self._sample(logits, sequences, sampled, kind)
-
-    def _forward_decodes(self, count: int) -> torch.Tensor:
-        """The plan's effect, and the logits of a step of `count` decodes and nothing else."""
-        apply(self._tables)
-        gather_decodes(self._tables, count)
-        return self._model.forward(self._tables.batch(count, count, count, 0), self._kv)
-
-    def _sample_decodes(self, logits: torch.Tensor, count: int, kind: SamplingKind) -> None:
-        self._sample(logits, count, count, kind)
-
-    def _sample(
-        self, logits: torch.Tensor, sequences: int, sampled: int, kind: SamplingKind
-    ) -> None:
-        """Tokens of the sampling rows, and the slots moved past the step."""
-        tables = self._tables
-        if sampled:
-            self._sampler.sample(
-                logits,
-                tables.sample_slots[:sampled],
-                tables,
-                tables.draw_position[:sampled],
-                kind is not SamplingKind.GREEDY,
-                tables.sampled[:sampled],
-                kind is SamplingKind.FILTERED,
-            )
-        advance(tables, sequences, sampled)
+        self._parts.sample_mixed(logits, plan, needs, sampled)

@@ -11,16 +11,21 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable
 
 import numpy as np
 import torch
 
-from ....ipc.plan import Int32Array
+from ....ipc.plan import LOGPROB_WORDS, MAX_PLAN_SCORES, Int32Array
 from ..step import StepResult
+from .gpu_clock import FlightRecorder
 
 Deliver = Callable[[int, StepResult, int], None]
 """(step, result, step_us) of each step, in order, from the collector's thread."""
+
+_NOTHING = np.empty(0, np.int32)
+_NO_LOGPROBS = np.empty((0, LOGPROB_WORDS), np.int32)
 
 Fail = Callable[[str], None]
 """Ends the process with a reason for the user."""
@@ -30,16 +35,23 @@ class Flight:
     """One step, from the launch of its plan to the delivery of its result.
 
     words: pinned, the plan.  ids: pinned [max_num_seqs] int32, the sampled
-    tokens.  Both are also there as numpy arrays.  requests: of the sampling
-    rows, whose number is `count`.  begun, forwarded, done: events in the stream,
-    before the step's first kernel, behind the forward pass, behind the copy of the ids.
+    tokens.  records, score_records: pinned [rows, LOGPROB_WORDS] int32, of the
+    sampling rows and of the scored ones, request and position missing.  All are
+    also there as numpy arrays.  count: sampling rows.  begun, forwarded, done:
+    events in the stream, before the step's first kernel, behind the forward pass,
+    behind the copy of the ids.  launched_ns: just before `begun` was given to the
+    stream, CLOCK_MONOTONIC.
     """
 
     def __init__(self, plan_words: int, max_num_seqs: int) -> None:
         self.words = _pinned(plan_words)
         self.ids = _pinned(max_num_seqs)
+        self.records = _pinned(max_num_seqs * LOGPROB_WORDS).view(-1, LOGPROB_WORDS)
+        self.score_records = _pinned(MAX_PLAN_SCORES * LOGPROB_WORDS).view(-1, LOGPROB_WORDS)
         self._words_array: Int32Array = self.words.numpy()
         self._ids_array: Int32Array = self.ids.numpy()
+        self._records_array: Int32Array = self.records.numpy()
+        self._scores_array: Int32Array = self.score_records.numpy()
         self._requests = np.zeros(max_num_seqs, np.int32)
         self._rows = np.zeros((max_num_seqs, 3), np.int32)
         self.begun = torch.cuda.Event(enable_timing=True)
@@ -47,23 +59,46 @@ class Flight:
         self.done = torch.cuda.Event(enable_timing=True, blocking=True)
         self.step = 0
         self.count = 0
+        self.launched_ns = 0
+        self._asking = self._asked_at = self._scored = self._scored_at = _NOTHING
 
     def stage(self, step: int, words: Int32Array, requests: Int32Array) -> torch.Tensor:
         """Keeps what the step needs of its plan; the pinned words, to be copied to the device."""
         self.step = step
         self.count = len(requests)
+        self._asking = self._asked_at = self._scored = self._scored_at = _NOTHING
         self._requests[: self.count] = requests
         self._words_array[: len(words)] = words
         return self.words[: len(words)]
 
+    def expect_logprobs(self, rows: Int32Array, positions: Int32Array) -> None:
+        """These of the sampling rows ask for logprobs; positions: of their tokens."""
+        self._asking, self._asked_at = rows, positions
+
+    def expect_scores(self, requests: Int32Array, positions: Int32Array) -> None:
+        """Tokens of prompts are scored: whose, and at which position each is."""
+        self._scored, self._scored_at = requests, positions
+
     def result(self) -> StepResult:
-        """The rows (request, count, token), once `done` has happened."""
+        """The rows (request, count, token) and the logprobs, once `done` has happened."""
         rows, ids = self._rows[: self.count], self._ids_array[: self.count]
         rows[:, 0] = self._requests[: self.count]
         np.greater_equal(ids, 0, out=rows[:, 1], casting="unsafe")
         np.maximum(ids, 0, out=rows[:, 2])
         forward_us = round(self.begun.elapsed_time(self.forwarded) * 1000)
-        return StepResult(rows=rows, forward_us=forward_us)
+        return StepResult(rows=rows, forward_us=forward_us, logprobs=self._logprobs(rows))
+
+    def _logprobs(self, rows: Int32Array) -> Int32Array:
+        """[n, LOGPROB_WORDS]: of the sampled tokens, then of the scored ones."""
+        if not len(self._asking) and not len(self._scored):
+            return _NO_LOGPROBS
+        # A row without a token has nothing to report.
+        there = rows[self._asking, 1] > 0
+        asking, scored = self._asking[there], len(self._scored)
+        found = np.concatenate([self._records_array[asking], self._scores_array[:scored]])
+        found[:, 0] = np.concatenate([rows[asking, 0], self._scored])
+        found[:, 1] = np.concatenate([self._asked_at[there], self._scored_at])
+        return found
 
 
 def _pinned(words: int) -> torch.Tensor:
@@ -83,11 +118,13 @@ class Collector:
         deliver: Deliver,
         fail: Fail,
         timeout_s: float,
+        recorder: FlightRecorder,
     ) -> None:
         self._device = torch.cuda.current_device()
         self._deliver = deliver
         self._fail = fail
         self._timeout_s = timeout_s
+        self._recorder = recorder
         self._free: queue.SimpleQueue[Flight] = queue.SimpleQueue()
         self._under_way: queue.SimpleQueue[Flight | None] = queue.SimpleQueue()
         for flight in flights:
@@ -121,13 +158,19 @@ class Collector:
 
     def _run(self) -> None:
         step = 0
+        # Kept until the next has landed: the gap between the two is measured from its `done`.
+        before: Flight | None = None
         try:
             torch.cuda.set_device(self._device)
             while (flight := self._under_way.get()) is not None:
                 step = flight.step
                 flight.done.synchronize()
+                seen_ns = time.monotonic_ns()
                 step_us = round(flight.begun.elapsed_time(flight.done) * 1000)
                 self._deliver(step, flight.result(), step_us)
-                self._free.put(flight)
+                self._recorder.landed(flight, before, seen_ns)
+                if before is not None:
+                    self._free.put(before)
+                before = flight
         except Exception as error:
             self._fail(f"step {step} on GPU {self._device} of the group failed: {error}")

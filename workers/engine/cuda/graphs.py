@@ -1,5 +1,13 @@
-"""The decode step as CUDA graphs: for each of a few batch sizes one graph to the logits,
-and one from there to the tokens for each kind of sampling (kinds.py).
+"""The decode step as CUDA graphs, several for each of a few batch sizes, replayed in this order:
+
+    forward    the plan's effect, input, layers, LM head
+    keep       where a row asks for logprobs: what they need of the model's own logits
+    edit       where a row asks for it: penalties, biases, bans
+    sample     one for each kind of sampling (kinds.py); the slots move on
+    finish     where a row asks for logprobs: those of the sampled tokens
+
+All but the first are a few kernels: graphs of them cost next to nothing to
+make, and less than the kernels to launch.
 
 A batch runs at the next captured size; the rows that are missing are those of
 the dummy slot (slot_tables.py).  All graphs share one memory pool.  That is
@@ -18,17 +26,26 @@ from __future__ import annotations
 import contextlib
 import gc
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from .kinds import SamplingKind
+from .kinds import SamplingKind, StepNeeds
 
-Forward = Callable[[int], torch.Tensor]
-"""(rows) -> logits of a decode step of that many rows."""
 
-Sample = Callable[[torch.Tensor, int, SamplingKind], None]
-"""(logits, rows, kind): samples, and moves the slots on."""
+class DecodeStep(Protocol):
+    """What is captured: the parts of a step of `rows` decodes.  logits: what forward returned."""
+
+    def forward(self, rows: int) -> torch.Tensor: ...
+
+    def keep(self, logits: torch.Tensor, rows: int) -> None: ...
+
+    def edit(self, logits: torch.Tensor, rows: int) -> None: ...
+
+    def sample(self, logits: torch.Tensor, rows: int, kind: SamplingKind) -> None: ...
+
+    def finish(self, rows: int) -> None: ...
 
 
 def captured_sizes(max_num_seqs: int) -> list[int]:
@@ -38,15 +55,20 @@ def captured_sizes(max_num_seqs: int) -> list[int]:
 
 
 class _Graphs(NamedTuple):
+    """Of one size."""
+
     forward: torch.cuda.CUDAGraph
+    keep: torch.cuda.CUDAGraph
+    edit: torch.cuda.CUDAGraph
     sample: tuple[torch.cuda.CUDAGraph, ...]
     """By kind."""
+    finish: torch.cuda.CUDAGraph
 
 
 class DecodeGraphs:
     """Made before the worker is ready; then forward() and sample() replay."""
 
-    def __init__(self, max_num_seqs: int, forward: Forward, sample: Sample) -> None:
+    def __init__(self, max_num_seqs: int, step: DecodeStep) -> None:
         """Captures every size in the current stream, which must not be the default one."""
         self._sizes = captured_sizes(max_num_seqs)
         self._size_for = [0] * (max_num_seqs + 1)
@@ -58,7 +80,7 @@ class DecodeGraphs:
         gc.disable()
         try:
             for size in reversed(self._sizes):
-                self._graphs[size] = _capture_size(size, forward, sample, pool)
+                self._graphs[size] = _capture_size(size, step, pool)
         finally:
             if collecting:
                 gc.enable()
@@ -66,7 +88,7 @@ class DecodeGraphs:
     @property
     def count(self) -> int:
         """Graphs in all."""
-        return (1 + len(SamplingKind)) * len(self._graphs)
+        return (4 + len(SamplingKind)) * len(self._graphs)
 
     def padded(self, rows: int) -> int:
         """The captured size that `rows` decodes run at."""
@@ -76,30 +98,46 @@ class DecodeGraphs:
         """Gather, layers, LM head at a captured size."""
         self._graphs[size].forward.replay()
 
-    def sample(self, size: int, kind: SamplingKind) -> None:
-        """Sampling and slot update, right behind forward() of the same size."""
-        self._graphs[size].sample[kind].replay()
+    def sample(self, size: int, needs: StepNeeds) -> None:
+        """From the logits to the tokens and the slots' update, right behind forward()."""
+        graphs = self._graphs[size]
+        if needs.logprobs:
+            graphs.keep.replay()
+        if needs.edits:
+            graphs.edit.replay()
+        graphs.sample[needs.kind].replay()
+        if needs.logprobs:
+            graphs.finish.replay()
 
 
-def _capture_size(size: int, forward: Forward, sample: Sample, pool: Any) -> _Graphs:
-    logits = forward(size)
-    for kind in SamplingKind:
-        sample(logits, size, kind)
+def _capture_size(size: int, step: DecodeStep, pool: Any) -> _Graphs:
+    logits = step.forward(size)
+    behind: list[Callable[[torch.Tensor], None]] = [
+        lambda logits: step.keep(logits, size),
+        lambda logits: step.edit(logits, size),
+        *(partial(step.sample, rows=size, kind=kind) for kind in SamplingKind),
+        lambda logits: step.finish(size),
+    ]
+    for part in behind:
+        part(logits)
     del logits
     torch.cuda.synchronize()
-    forward_graph = torch.cuda.CUDAGraph()
-    with _capturing(forward_graph, pool):
-        logits = forward(size)
-    sample_graphs = tuple(torch.cuda.CUDAGraph() for _ in SamplingKind)
-    for kind, graph in zip(SamplingKind, sample_graphs, strict=True):
+    forward = torch.cuda.CUDAGraph()
+    with _capturing(forward, pool):
+        logits = step.forward(size)
+    graphs = []
+    for part in behind:
+        graph = torch.cuda.CUDAGraph()
         with _capturing(graph, pool):
-            sample(logits, size, kind)
+            part(logits)
+        graphs.append(graph)
     # The logits' memory goes back to the pool: the next sizes use it again.
-    return _Graphs(forward_graph, sample_graphs)
+    keep, edit, *sample, finish = graphs
+    return _Graphs(forward, keep, edit, tuple(sample), finish)
 
 
 class _capturing:
-    """torch.cuda.graph without its waiting and emptied caches, some eighty times over."""
+    """torch.cuda.graph without its waiting and emptied caches, more than a hundred times over."""
 
     def __init__(self, graph: torch.cuda.CUDAGraph, pool: Any) -> None:
         self._graph = graph

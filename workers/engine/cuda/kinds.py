@@ -1,15 +1,16 @@
-"""What a step's sampling has to do: the sampler has fewer launches where no row asks for more."""
+"""What a step's sampling has to do: what none of its rows asks for is left out."""
 
 from __future__ import annotations
 
 import enum
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from ....ipc.plan import TAKE_COUNTS, TAKE_FLAGS, TAKE_LOGPROBS, TAKE_SLOT, Int32Array
 from ...sampling.params import SlotParams
 
-Int8Array = npt.NDArray[np.int8]
+_DRAWS, _FILTERS, _EDITS, _LOGPROBS = 1, 2, 4, 8
 
 
 class SamplingKind(enum.IntEnum):
@@ -22,8 +23,46 @@ class SamplingKind(enum.IntEnum):
     """Top-k, top-p or min-p."""
 
 
-def kinds(params: SlotParams, slots: npt.NDArray[np.int32]) -> Int8Array:
-    """The kind of each of `slots`."""
-    filters = (params.top_k[slots] > 0) | (params.top_p[slots] < 1) | (params.min_p[slots] > 0)
-    draws = params.temperature[slots] > 0
-    return np.where(draws, np.where(filters, 2, 1), 0).astype(np.int8)
+class StepNeeds(NamedTuple):
+    """Of a step.  edits, logprobs: a row has flags, or asks for logprobs."""
+
+    kind: SamplingKind
+    edits: bool
+    logprobs: bool
+
+
+class SlotNeeds:
+    """Of every slot, on the CPU: which graphs a step needs is known without asking the GPU."""
+
+    def __init__(self, max_num_seqs: int) -> None:
+        self._bits = np.zeros(max_num_seqs, np.int8)
+        self._counts = np.zeros(max_num_seqs, np.bool_)
+
+    def take(self, take: Int32Array, params: SlotParams) -> None:
+        """Slots given to requests; params: those of `take` included."""
+        slots = take[:, TAKE_SLOT]
+        filters = (params.top_k[slots] > 0) | (params.top_p[slots] < 1) | (params.min_p[slots] > 0)
+        draws = params.temperature[slots] > 0
+        self._bits[slots] = (
+            draws * _DRAWS
+            + (draws & filters) * _FILTERS
+            + (take[:, TAKE_FLAGS] != 0) * _EDITS
+            + (take[:, TAKE_LOGPROBS] > 0) * _LOGPROBS
+        )
+        self._counts[slots] = (take[:, TAKE_FLAGS] & TAKE_COUNTS) != 0
+
+    def of(self, slots: Int32Array) -> StepNeeds:
+        """Of a step with sampling rows of these slots."""
+        bits = int(np.bitwise_or.reduce(self._bits[slots])) if len(slots) else 0
+        kind = SamplingKind.PLAIN if bits & _DRAWS else SamplingKind.GREEDY
+        if bits & _FILTERS:
+            kind = SamplingKind.FILTERED
+        return StepNeeds(kind, bool(bits & _EDITS), bool(bits & _LOGPROBS))
+
+    def asking(self, slots: Int32Array) -> Int32Array:
+        """Which of these rows ask for logprobs: indices."""
+        return np.flatnonzero(self._bits[slots] & _LOGPROBS).astype(np.int32)
+
+    def counts(self, slots: Int32Array) -> bool:
+        """Whether the tokens of one of these slots are counted."""
+        return bool(self._counts[slots].any())

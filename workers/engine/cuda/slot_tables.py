@@ -1,6 +1,7 @@
 """What a GPU worker remembers of every slot, and the buffers of a step, all on the device.
 
-apply_plan.py's kernels are the only writers; the sampler reads the parameters.
+The kernels of apply_plan.py and edit_state.py are the only writers; sampling
+reads the parameters.
 The meanings are those of slot_state.py.  One row more than there are slots: the
 dummy slot, number max_num_seqs, stands in for the rows that pad a batch to a
 captured size.  It is greedy, stays at position 0, and its block table names the
@@ -14,20 +15,22 @@ from __future__ import annotations
 
 import torch
 
-from ....ipc.plan import plan_bytes
+from ....ipc.plan import MAX_PLAN_SCORES, plan_bytes
+from ...sampling.cuda.edit_tables import EditTables
 from ..batch import StepBatch
 
 
 class SlotTables:
     """Tables by slot, and the input of a step by row, sequence and sampling row.
 
-    position, last_token, top_k: [slots + 1] int32.  temperature, top_p, min_p:
+    position, last_token, top_k, logprobs: [slots + 1] int32.  temperature, top_p, min_p:
     [slots + 1] float32.  seed: [slots + 1] int64, the bits of a uint64.
-    block_tables: [slots + 1, max_blocks] int32.
+    block_tables: [slots + 1, max_blocks] int32.  edits: see EditTables.
     words: the plan, int32, as ipc/plan.py lays it out.
     decode: [slots] int32, the plan's decodes and then the dummy slot.
     tokens, positions, kv_index: by row.  query_start, context_len, slots: by
-    sequence.  sample_rows, sample_slots, draw_position, sampled: by sampling row.
+    sequence.  sample_rows, sample_slots, draw_position, sampled: by sampling row,
+    sample_rows going on with the rows that are scored.  score_tokens: by these.
     """
 
     def __init__(
@@ -37,8 +40,11 @@ class SlotTables:
         max_num_batched_tokens: int,
         block_size: int,
         scratch_block: int,
+        width: int,
+        first_id: int,
         device: torch.device,
     ) -> None:
+        """width, first_id: this rank's shard of the vocabulary."""
         rows = max_num_batched_tokens + max_num_seqs
         self.max_num_seqs = max_num_seqs
         self.block_size = block_size
@@ -53,15 +59,19 @@ class SlotTables:
         self.position = ints(max_num_seqs + 1)
         self.last_token = ints(max_num_seqs + 1)
         self.top_k = ints(max_num_seqs + 1)
+        self.logprobs = ints(max_num_seqs + 1)
         self.temperature = floats(0.0)
         self.top_p = floats(1.0)
         self.min_p = floats(0.0)
         self.seed = torch.zeros(max_num_seqs + 1, dtype=torch.int64, device=device)
         self.seed_words = self.seed.view(torch.int32)
+        self.edits = EditTables(max_num_seqs + 1, width, first_id, device)
         self.block_tables = ints(max_num_seqs + 1, max_blocks)
         self.block_tables[self.dummy_slot] = scratch_block
 
-        frame = plan_bytes(max_num_seqs, max_num_batched_tokens, block_size)
+        frame = plan_bytes(
+            max_num_seqs, max_num_batched_tokens, block_size, max_blocks * block_size
+        )
         self.words = ints(frame // 4)
         self.decode = ints(max_num_seqs)
         self.decode.fill_(self.dummy_slot)
@@ -71,7 +81,8 @@ class SlotTables:
         self.query_start = ints(max_num_seqs + 1)
         self.context_len = ints(max_num_seqs)
         self.slots = ints(max_num_seqs)
-        self.sample_rows = ints(max_num_seqs)
+        self.sample_rows = ints(max_num_seqs + MAX_PLAN_SCORES)
+        self.score_tokens = ints(MAX_PLAN_SCORES)
         self.sample_slots = ints(max_num_seqs)
         self.draw_position = ints(max_num_seqs)
         self.sampled = ints(max_num_seqs)

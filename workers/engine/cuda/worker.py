@@ -15,11 +15,14 @@ import torch
 
 from ....ipc.actor import Actor
 from ....ipc.config import ActorSpec
+from ....ipc.plan import MAX_PLAN_SCORES
 from ...kernels import create
 from ...models.load import load_rank
+from ...sampling.cuda.logprobs import Logprobs
 from ...sampling.cuda.sampler import CudaSampler
 from .engine import CudaEngine
 from .flights import Deliver
+from .gpu_clock import FlightRecorder
 from .memory import MemoryAccount
 
 if TYPE_CHECKING:
@@ -60,8 +63,13 @@ def create_engine(
             engine.max_num_seqs, config.vocab_size, spec.rank * shard, communicator, device
         )
         sampler.prepare(torch.float32)
+        logprobs = Logprobs(
+            engine.max_num_seqs, MAX_PLAN_SCORES, shard, spec.rank * shard, communicator, device
+        )
     actor.phase("making the KV cache")
-    return CudaEngine(model, kernels, engine, sampler, deliver, actor.fatal, memory)
+    return CudaEngine(
+        model, kernels, engine, sampler, logprobs, deliver, actor.fatal, memory, FlightRecorder(fds)
+    )
 
 
 def _take_device(spec: ActorSpec) -> torch.device:

@@ -1,0 +1,175 @@
+"""`albireo bench prefill`: prompts through the whole engine, against what matrix products cost.
+
+A real node serves the shape with random weights.  A prompt's time is from its
+submission to its first token at the client.  The floor is the products of the
+linear layers at the rate of a large product on the same device: 2 operations
+for each of their weights and each token; attention is counted as nothing, so a
+long prompt is further from it.
+
+A mixed step is what the streams that decode see while one prompt is computed
+between two of their tokens; beside it stand the two steps that it is made of.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import uvloop
+
+from albireo.client import AsyncClient
+from albireo.node.options import NodeOptions
+from albireo.workers.models.config import ModelConfig
+from albireo.workers.models.load import read_config
+
+from .device_rates import measure_products
+from .machine import machine, spare_the_collector
+from .nodes import BenchError, running_node
+from .shapes import write_model
+from .streams import TimedStream, run_streams
+
+_ROUNDS = 5
+_MIXED_INPUT_LEN, _MIXED_OUTPUT_LEN = 256, 768
+_QUIET_S = 0.15
+"""Between two prompts of the mixed measurement."""
+
+
+def bench_prefill(
+    shape: str, options: NodeOptions, prompts: Sequence[tuple[int, int]], mixed: tuple[int, int]
+) -> dict[str, Any]:
+    """prompts: (how many at once, tokens of each).  mixed: (streams that decode, prompt tokens).
+
+    Raises BenchError when the node does not start or tokens are missing.
+    """
+    if len(options.groups) != 1:
+        raise BenchError("--groups: a prefill is that of one group; give 1xT")
+    with tempfile.TemporaryDirectory(prefix="albireo-shape-") as directory:
+        write_model(shape, Path(directory))
+        config = read_config(directory)
+        most = max(_MIXED_INPUT_LEN + _MIXED_OUTPUT_LEN, *(length for _, length in prompts))
+        options = msgspec.structs.replace(
+            options,
+            model=directory,
+            served_model_name=shape,
+            load_format="dummy",
+            max_num_seqs=max(mixed[0] + 1, *(count for count, _ in prompts)),
+            max_model_len=min(config.context_len, most + 16),
+            max_num_batched_tokens=max(count * length for count, length in prompts),
+        )
+        with running_node(options) as node:
+            measured = uvloop.run(_measure(node, prompts, mixed))
+        device, dtype = measured.pop("device"), measured.pop("dtype")
+        rate = measure_products(device, dtype)
+    weights = _linear_weights(config)
+    for row in measured["prompts"]:
+        tokens = row["prompts"] * row["tokens"]
+        floor_s = 2 * weights * tokens / (rate * options.groups[0])
+        row["floor_tokens_per_s"] = round(tokens / floor_s)
+        row["ratio"] = round(row["ms"] / 1e3 / floor_s, 3)
+    return {
+        "bench": "prefill",
+        "machine": machine(),
+        "shape": shape,
+        "device": device,
+        "dtype": dtype,
+        "groups": list(options.groups),
+        "product_tflop_per_s": round(rate / 1e12, 1),
+        **measured,
+    }
+
+
+def _linear_weights(config: ModelConfig) -> int:
+    """Weights that every token is multiplied by: all but those of embedding and LM head."""
+    tables = 1 if config.tie_embeddings else 2
+    return config.num_params() - tables * config.vocab_size * config.hidden_size
+
+
+async def _measure(
+    node: str, prompts: Sequence[tuple[int, int]], mixed: tuple[int, int]
+) -> dict[str, Any]:
+    rng = random.Random(0)
+    async with await AsyncClient.connect(node=node) as client:
+        model = (await client.status())["model"]
+        rows = []
+        for count, length in prompts:
+            times = [await _prompt_s(client, rng, count, length) for _ in range(_ROUNDS + 1)][1:]
+            median = statistics.median(times)
+            rows.append(
+                {
+                    "prompts": count,
+                    "tokens": length,
+                    "ms": round(median * 1e3, 2),
+                    "tokens_per_s": round(count * length / median),
+                }
+            )
+        return {
+            "device": model["device"],
+            "dtype": model["dtype"],
+            "prompts": rows,
+            "mixed": await _mixed(client, rng, *mixed),
+        }
+
+
+async def _prompt_s(client: AsyncClient, rng: random.Random, count: int, length: int) -> float:
+    """From the submission of prompts to the last one's first token."""
+    spare_the_collector()
+    began = time.perf_counter()
+    streams = await run_streams(client, rng, count, length, 1, "greedy")
+    return max(stream.arrivals[0][0] for stream in streams) - began
+
+
+async def _mixed(
+    client: AsyncClient, rng: random.Random, decodes: int, length: int
+) -> dict[str, Any]:
+    alone = [await _prompt_s(client, rng, 1, length) for _ in range(_ROUNDS + 1)][1:]
+    input_len = min(_MIXED_INPUT_LEN, client.welcome.max_model_len // 4)
+    tokens = min(_MIXED_OUTPUT_LEN, client.welcome.max_model_len - input_len)
+    running: list[TimedStream] = []
+    task = asyncio.create_task(
+        run_streams(client, rng, decodes, input_len, tokens, "greedy", running)
+    )
+    while len(running) < decodes or not all(stream.arrivals for stream in running):
+        if task.done():
+            break
+        await asyncio.sleep(0.001)
+    insertions: list[tuple[float, float]] = []
+    while not task.done() and len(insertions) < _ROUNDS:
+        await asyncio.sleep(_QUIET_S)
+        if not task.done():
+            begun = time.perf_counter()
+            await _prompt_s(client, rng, 1, length)
+            insertions.append((begun, time.perf_counter()))
+    streams = await task
+    gaps = _gaps(streams[0])
+    with_prompt = [
+        max(gap for at, gap in gaps if begun <= at <= ended + gap)
+        for begun, ended in insertions
+        if any(begun <= at <= ended + gap for at, gap in gaps)
+    ]
+    if not with_prompt:
+        raise BenchError("no prompt met the streams while they decoded: they ended too soon")
+    step = statistics.median(gap for _, gap in gaps)
+    prompt, both = statistics.median(alone), statistics.median(with_prompt)
+    return {
+        "decodes": decodes,
+        "prompt_tokens": length,
+        "decode_step_ms": round(step * 1e3, 3),
+        "prompt_alone_ms": round(prompt * 1e3, 3),
+        "mixed_step_ms": round(both * 1e3, 3),
+        "mixed_over_sum": round(both / (step + prompt), 3),
+        "samples": len(with_prompt),
+    }
+
+
+def _gaps(stream: TimedStream) -> list[tuple[float, float]]:
+    """(arrival, seconds since the one before) of every token but the first."""
+    times = [at for at, _ in stream.arrivals]
+    return [(at, at - before) for before, at in itertools.pairwise(times)]

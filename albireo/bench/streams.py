@@ -1,0 +1,130 @@
+"""Requests that decode together, with the time at which each token came to the client."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import math
+import random
+import statistics
+import time
+from typing import Any
+
+from albireo.client import AlbireoError, AsyncClient, Delta, SamplingParams
+
+from .nodes import BenchError
+
+SAMPLING: dict[str, dict[str, Any]] = {
+    "greedy": {"temperature": 0.0},
+    "full": {
+        "temperature": 0.8,
+        "top_p": 0.95,
+        "top_k": 50,
+        "min_p": 0.02,
+        "presence_penalty": 0.5,
+        "frequency_penalty": 0.3,
+        "repetition_penalty": 1.1,
+    },
+}
+"""What `--sampling` names."""
+
+_FIRST_ID = 300  # Past a byte-level tokenizer's end token.
+_MIN_STEPS = 8
+
+
+class TimedStream:
+    """arrivals: (time.perf_counter(), number of tokens) of one request's Deltas."""
+
+    __slots__ = ("_on_end", "arrivals", "tokens", "wrong")
+
+    def __init__(self, on_end: Any) -> None:
+        self._on_end = on_end
+        self.arrivals: list[tuple[float, int]] = []
+        self.tokens = 0
+        self.wrong: str | None = None
+
+    def receive(self, reply: Delta | AlbireoError) -> None:
+        if not isinstance(reply, Delta):
+            self.wrong = str(reply)
+            self._on_end()
+            return
+        if reply.token_ids:
+            self.tokens += len(reply.token_ids)
+            self.arrivals.append((time.perf_counter(), len(reply.token_ids)))
+        if reply.end is not None:
+            self._on_end()
+
+
+async def run_streams(
+    client: AsyncClient,
+    rng: random.Random,
+    batch: int,
+    input_len: int,
+    tokens: int,
+    sampling: str,
+    streams: list[TimedStream] | None = None,
+) -> list[TimedStream]:
+    """`batch` requests at once, prompts of their own; returns when the last has ended.
+
+    streams: gets them as they are submitted.  Raises BenchError when one fails.
+    """
+    done = asyncio.Event()
+    running = batch
+
+    def on_end() -> None:
+        nonlocal running
+        running -= 1
+        if running == 0:
+            done.set()
+
+    vocab = client.welcome.vocab_size
+    streams = [] if streams is None else streams
+    for _ in range(batch):
+        stream = TimedStream(on_end)
+        prompt = [rng.randrange(min(_FIRST_ID, vocab // 2), vocab) for _ in range(input_len)]
+        params = SamplingParams(
+            max_tokens=tokens, ignore_eos=True, seed=rng.randrange(2**31), **SAMPLING[sampling]
+        )
+        client.submit(prompt, stream.receive, params)
+        streams.append(stream)
+    await done.wait()
+    for stream in streams:
+        if stream.wrong is not None:
+            raise BenchError(f"a stream of the batch of {batch} failed: {stream.wrong}")
+        if stream.tokens != tokens:
+            raise BenchError(f"{stream.tokens} tokens came instead of {tokens}")
+    return streams
+
+
+def steady(streams: list[TimedStream]) -> tuple[float, float]:
+    """From when to when all streams decode: prefill is over, and none has ended."""
+    first = max(stream.arrivals[0][0] for stream in streams)
+    return first, min(stream.arrivals[-1][0] for stream in streams)
+
+
+def step_times(streams: list[TimedStream], output_len: int) -> dict[str, Any]:
+    """Times between tokens while all streams decode; raises BenchError when that is too short."""
+    first, last = steady(streams)
+    gaps: list[float] = []
+    merged = seen = 0
+    for stream in streams:
+        within = [each for each in stream.arrivals if first <= each[0] <= last]
+        for (before, _), (at, tokens) in itertools.pairwise(within):
+            gaps += [(at - before) / tokens] * tokens
+            merged += tokens - 1
+        seen = max(seen, sum(tokens for at, tokens in stream.arrivals if at < first))
+    steps = len(gaps) // len(streams)
+    if steps < _MIN_STEPS:
+        raise BenchError(
+            f"only {steps} steps had all {len(streams)} streams decoding: raise --output-len "
+            f"above {output_len}"
+        )
+    gaps.sort()
+    return {
+        "steps": steps,
+        "first_token": seen,
+        "step_ms_median": round(statistics.median(gaps) * 1e3, 3),
+        "step_ms_p99": round(gaps[math.ceil(len(gaps) * 0.99) - 1] * 1e3, 3),
+        "step_ms_mean": round(statistics.fmean(gaps) * 1e3, 3),
+        "tokens_merged": merged,
+    }

@@ -1,0 +1,158 @@
+"""POST /v1/completions."""
+
+from __future__ import annotations
+
+import time
+
+import msgspec
+
+from albireo.ipc.protocol import Logprobs
+
+from .answering import asked, check_model, usage_of
+from .answers import Completion, CompletionChoice
+from .decode import decode
+from .errors import invalid
+from .events import CompletionEvents, stream, without_tokens
+from .http import Request
+from .inbox import Piece
+from .link import Ask, NodeLink
+from .logprobs import CompletionLogprobs, Offsets, completion_logprobs, joined, prompt_logprobs
+from .requests import CompletionRequest
+from .sampling import completion_params, scores_only
+
+MAX_PROMPTS = 1024
+
+_Prompt = str | list[int]
+
+
+class _Echo(msgspec.Struct, frozen=True):
+    """texts: of the prompts.  first_tokens: of each, where log-probabilities are asked for."""
+
+    texts: list[str]
+    first_tokens: list[bytes]
+
+
+async def completions(request: Request, link: NodeLink) -> None:
+    """Answers one request.  Raises HttpError, AlbireoError, ClientGone."""
+    ask = decode(CompletionRequest, await request.body())
+    check_model(link, ask.model)
+    request.adopt_id(ask.request_id)
+    params = completion_params(ask)
+    prompts = _prompts(ask)
+    echo = await _echo(link, ask, prompts)
+    prompts = await _tokenized(link, ask, prompts)
+    asks = [
+        Ask(
+            prompt=prompt, params=params, priority=ask.priority or 0, tenant=request.tenant,
+            cache_salt=ask.cache_salt or "",
+        )
+        for prompt in prompts
+    ]  # fmt: skip
+    async with asked(request, link, asks) as inbox:
+        if ask.stream:
+            usage = ask.stream_options is not None and bool(ask.stream_options.include_usage)
+            events = CompletionEvents(
+                request.id, link.welcome.model, params.n, usage, echo.texts, echo.first_tokens,
+                scores_only(ask),
+            )  # fmt: skip
+            await stream(request, inbox, events)
+            return
+        await inbox.wait_for_all()
+        answer = _answer(request, link, ask, echo, params.n, inbox.take())
+    await request.answer(200, msgspec.json.encode(answer))
+
+
+def _prompts(ask: CompletionRequest) -> list[_Prompt]:
+    """The prompts in their four forms as a list.  Raises HttpError."""
+    given = ask.prompt
+    if isinstance(given, str):
+        return [given]
+    if not given:
+        raise invalid("the prompt is an empty list", "prompt")
+    kinds = {type(each) for each in given}
+    if len(kinds) > 1:
+        raise invalid(
+            "prompt is a text, a list of texts, a list of token ids, or a list of such lists; "
+            "not a mixture of them",
+            "prompt",
+        )
+    if kinds == {int}:
+        return [given]  # type: ignore[list-item]
+    if len(given) > MAX_PROMPTS:
+        raise invalid(f"{len(given)} prompts are too many; at most {MAX_PROMPTS}", "prompt")
+    return given  # type: ignore[return-value]
+
+
+async def _tokenized(
+    link: NodeLink, ask: CompletionRequest, prompts: list[_Prompt]
+) -> list[_Prompt]:
+    """Ids instead of texts, where the node would add special tokens that are not wanted."""
+    if ask.add_special_tokens is not False:
+        return prompts
+    return [
+        await link.tokenize(each, add_special_tokens=False) if isinstance(each, str) else each
+        for each in prompts
+    ]
+
+
+async def _echo(link: NodeLink, ask: CompletionRequest, prompts: list[_Prompt]) -> _Echo:
+    """What the answers begin with."""
+    if not ask.echo:
+        return _Echo([], [])
+    texts = [each if isinstance(each, str) else await link.detokenize(each) for each in prompts]
+    if ask.logprobs is None:
+        return _Echo(texts, [])
+    first_tokens = []
+    for each in prompts:
+        if isinstance(each, str):
+            each = await link.tokenize(each, add_special_tokens=ask.add_special_tokens is not False)
+        first_tokens.append((await link.detokenize(each[:1])).encode())
+    return _Echo(texts, first_tokens)
+
+
+def _answer(
+    request: Request, link: NodeLink, ask: CompletionRequest, echo: _Echo, n: int,
+    pieces: dict[int, Piece],
+) -> Completion:  # fmt: skip
+    ends = []
+    choices = []
+    rows = {c // n: p.prompt_logprobs for c, p in pieces.items() if p.prompt_logprobs is not None}
+    for number in sorted(pieces):
+        piece = pieces[number]
+        if scores_only(ask):
+            piece = without_tokens(piece)
+        end = piece.end
+        assert end is not None
+        ends.append((number, end))
+        prompt = number // n
+        asked_rows = rows.get(prompt) if ask.prompt_logprobs is not None else None
+        choices.append(
+            CompletionChoice(
+                index=number,
+                text=(echo.texts[prompt] if echo.texts else "") + piece.text,
+                logprobs=_logprobs(ask, piece, echo, prompt, rows),
+                finish_reason=end.finish_reason,
+                stop_reason=end.stop_reason,
+                prompt_logprobs=None if asked_rows is None else prompt_logprobs(asked_rows),
+            )
+        )
+    return Completion(
+        id=f"cmpl-{request.id}",
+        created=int(time.time()),
+        model=link.welcome.model,
+        choices=choices,
+        usage=usage_of(ends, n),
+    )
+
+
+def _logprobs(
+    ask: CompletionRequest, piece: Piece, echo: _Echo, prompt: int, rows: dict[int, list[Logprobs]]
+) -> CompletionLogprobs | None:
+    if ask.logprobs is None:
+        return None
+    offsets = Offsets()
+    parts = []
+    if echo.first_tokens:
+        parts.append(completion_logprobs(rows.get(prompt, []), offsets, echo.first_tokens[prompt]))
+    parts.append(completion_logprobs(piece.logprobs or [], offsets))
+    return joined(parts)

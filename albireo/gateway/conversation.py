@@ -1,0 +1,44 @@
+"""Messages of a chat request to those of the node: text only, parts joined."""
+
+from __future__ import annotations
+
+from albireo.client import ChatMessage
+
+from .errors import invalid
+from .requests import ContentPart, Message
+
+MAX_MESSAGES = 4096
+
+
+def chat_messages(messages: list[Message]) -> list[ChatMessage]:
+    """Raises HttpError (400), which names the message."""
+    if len(messages) > MAX_MESSAGES:
+        raise invalid(f"{len(messages)} messages are too many; at most {MAX_MESSAGES}", "messages")
+    return [_message(each, f"messages[{place}]") for place, each in enumerate(messages)]
+
+
+def _message(message: Message, where: str) -> ChatMessage:
+    if message.tool_calls:
+        raise invalid(f"{where}: tool calls are not served yet", f"{where}.tool_calls")
+    if message.annotations:
+        raise invalid(f"{where}: annotations are not read", f"{where}.annotations")
+    content = message.content
+    if content is None:
+        raise invalid(f"{where} has no content", f"{where}.content")
+    if not isinstance(content, str):
+        content = "\n".join(_text(part, where) for part in content)
+    return ChatMessage(
+        role="system" if message.role == "developer" else message.role, content=content
+    )
+
+
+def _text(part: ContentPart, where: str) -> str:
+    if part.type != "text":
+        raise invalid(
+            f"{where}: a content part of type {part.type[:64]!r} is not supported: the model "
+            "reads text only",
+            f"{where}.content",
+        )
+    if part.text is None:
+        raise invalid(f"{where}: a text part has no text", f"{where}.content")
+    return part.text

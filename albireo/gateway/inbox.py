@@ -1,0 +1,137 @@
+"""What has come for one HTTP request and is not written yet, merged choice by choice.
+
+The link's callback puts Deltas in, the request's task takes them out when the
+client's connection has room; `direct` may take a Delta without waking the task.
+A slow reader thus finds one long piece for each choice instead of many short
+ones, and what is held is bounded by the text.
+
+A choice is prompt * n + i: request number `prompt`, its i-th answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from albireo.client import AlbireoError, Delta, InternalError
+from albireo.ipc.protocol import End, Logprobs
+
+from .http import ClientGone
+
+_MERGED_TEXTS = 64
+
+
+class Merged:
+    """Several Deltas of one choice as one; the fields that a Delta has."""
+
+    __slots__ = ("_texts", "end", "logprobs", "prompt_logprobs")
+
+    def __init__(self, first: Delta) -> None:
+        self._texts = [first.text]
+        self.end: End | None = first.end
+        self.logprobs: list[Logprobs] | None = None if first.logprobs is None else first.logprobs[:]
+        self.prompt_logprobs = first.prompt_logprobs
+
+    def add(self, delta: Delta) -> None:
+        self._texts.append(delta.text)
+        if len(self._texts) == _MERGED_TEXTS:
+            # Many small strings take far more memory than their characters.
+            self._texts = ["".join(self._texts)]
+        self.end = delta.end
+        if delta.logprobs:
+            if self.logprobs is None:
+                self.logprobs = []
+            self.logprobs += delta.logprobs
+        if delta.prompt_logprobs is not None:
+            self.prompt_logprobs = delta.prompt_logprobs
+
+    @property
+    def text(self) -> str:
+        return "".join(self._texts)
+
+
+Piece = Delta | Merged
+
+
+class Inbox:
+    """Replies to the `prompts` requests, of n answers each, behind one HTTP request."""
+
+    __slots__ = ("_gone", "_n", "_waiter", "direct", "error", "open", "pending")
+
+    def __init__(self, prompts: int, n: int) -> None:
+        self.pending: dict[int, Piece] = {}
+        self.open = prompts * n
+        """Choices whose end is still to come."""
+        self.error: AlbireoError | None = None
+        self.direct: Callable[[Delta], bool] | None = None
+        """For an inbox of one choice: takes a Delta at once, or says that it cannot."""
+        self._n = n
+        self._gone = False
+        self._waiter: asyncio.Future[None] | None = None
+
+    def put(self, prompt: int, reply: object) -> None:
+        """A reply to request number `prompt`."""
+        if isinstance(reply, Delta):
+            if (
+                self.direct is not None
+                and self._waiter is not None  # the task has written all that it took
+                and not self.pending
+                and reply.end is None
+                and self.direct(reply)
+            ):
+                return
+            choice = prompt * self._n + reply.choice
+            held = self.pending.get(choice)
+            if held is None:
+                self.pending[choice] = reply
+            else:
+                if not isinstance(held, Merged):
+                    held = self.pending[choice] = Merged(held)
+                held.add(reply)
+            if reply.end is not None:
+                self.open -= 1
+        elif self.error is None:
+            self.error = (
+                reply
+                if isinstance(reply, AlbireoError)
+                else InternalError(f"the node answered with an unexpected {type(reply).__name__}")
+            )
+        self._wake()
+
+    def leave(self) -> None:
+        """The client has gone."""
+        self._gone = True
+        self._wake()
+
+    async def wait(self) -> None:
+        """Returns when there is something new.  Raises ClientGone."""
+        while not self.pending and self.error is None and not self._gone:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        if self._gone:
+            raise ClientGone
+
+    async def wait_for_more(self) -> None:
+        """The same, but what is pending does not count."""
+        if self.error is None and not self._gone:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        if self._gone:
+            raise ClientGone
+
+    async def wait_for_all(self) -> None:
+        """Returns when everything has come.  Raises AlbireoError, ClientGone."""
+        while self.open and self.error is None:
+            await self.wait_for_more()
+        if self.error is not None:
+            raise self.error
+
+    def take(self) -> dict[int, Piece]:
+        """All that is pending."""
+        taken, self.pending = self.pending, {}
+        return taken
+
+    def _wake(self) -> None:
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)

@@ -1,0 +1,157 @@
+"""Log-probabilities in the three forms that OpenAI's and vLLM's clients expect."""
+
+from __future__ import annotations
+
+import codecs
+
+import msgspec
+
+from albireo.ipc.protocol import Logprobs, TokenLogprob
+
+LOWEST = -9999.0
+"""Stands for minus infinity, which JSON does not have."""
+
+
+class CompletionLogprobs(msgspec.Struct, kw_only=True):
+    """Of completions: four lists with an entry for each token.
+
+    tokens: texts; "bytes:\\\\x.." where a token is no whole text.  text_offset: in
+    characters of the choice's text.  Of the very first token of an echoed prompt
+    nothing is known: null.  top_logprobs: the token itself, and the best ones.
+    """
+
+    text_offset: list[int]
+    token_logprobs: list[float | None]
+    tokens: list[str]
+    top_logprobs: list[dict[str, float] | None]
+
+
+class TopLogprob(msgspec.Struct, kw_only=True):
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class ChatLogprob(msgspec.Struct, kw_only=True):
+    """bytes: of the token; several tokens may make one character."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(msgspec.Struct, kw_only=True):
+    content: list[ChatLogprob]
+    refusal: None = None
+
+
+class PromptLogprob(msgspec.Struct, kw_only=True):
+    logprob: float
+    rank: int
+    decoded_token: str
+
+
+PromptLogprobs = list[dict[str, PromptLogprob] | None]
+
+
+class Offsets:
+    """Where each token's text begins in a choice's text, token by token."""
+
+    __slots__ = ("_chars", "_decoder")
+
+    def __init__(self) -> None:
+        self._chars = 0
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def next(self, text: bytes) -> int:
+        """The offset of the token, in characters; counts it in."""
+        at = self._chars
+        self._chars += len(self._decoder.decode(text))
+        return at
+
+
+def completion_logprobs(
+    rows: list[Logprobs], offsets: Offsets, first: bytes | None = None
+) -> CompletionLogprobs:
+    """first: the text of a token before them of which nothing else is known."""
+    answer = CompletionLogprobs(text_offset=[], token_logprobs=[], tokens=[], top_logprobs=[])
+    if first is not None:
+        answer.text_offset.append(offsets.next(first))
+        answer.tokens.append(_name(first))
+        answer.token_logprobs.append(None)
+        answer.top_logprobs.append(None)
+    for row in rows:
+        token = row.token
+        answer.text_offset.append(offsets.next(token.text))
+        answer.tokens.append(_name(token.text))
+        answer.token_logprobs.append(_finite(token.logprob))
+        best: dict[str, float] = {}
+        for each in (*row.top, token):
+            best.setdefault(_name(each.text), _finite(each.logprob))
+        answer.top_logprobs.append(best)
+    return answer
+
+
+def joined(parts: list[CompletionLogprobs]) -> CompletionLogprobs:
+    """Several, one behind the other."""
+    answer = CompletionLogprobs(text_offset=[], token_logprobs=[], tokens=[], top_logprobs=[])
+    for part in parts:
+        answer.text_offset += part.text_offset
+        answer.token_logprobs += part.token_logprobs
+        answer.tokens += part.tokens
+        answer.top_logprobs += part.top_logprobs
+    return answer
+
+
+def chat_logprobs(rows: list[Logprobs]) -> ChatLogprobs:
+    return ChatLogprobs(
+        content=[
+            ChatLogprob(
+                token=_readable(row.token.text),
+                logprob=_finite(row.token.logprob),
+                bytes=list(row.token.text),
+                top_logprobs=[_top(each) for each in row.top],
+            )
+            for row in rows
+        ]
+    )
+
+
+def prompt_logprobs(rows: list[Logprobs]) -> PromptLogprobs:
+    """vLLM's form: null for the first token of the prompt, then a map by token id."""
+    answer: PromptLogprobs = [None]
+    for row in rows:
+        answer.append(
+            {
+                str(each.token_id): PromptLogprob(
+                    logprob=_finite(each.logprob),
+                    rank=each.rank,
+                    decoded_token=_readable(each.text),
+                )
+                for each in (row.token, *row.top)
+            }
+        )
+    return answer
+
+
+def _top(token: TokenLogprob) -> TopLogprob:
+    return TopLogprob(
+        token=_readable(token.text), logprob=_finite(token.logprob), bytes=list(token.text)
+    )
+
+
+def _finite(logprob: float) -> float:
+    return logprob if logprob > LOWEST else LOWEST
+
+
+def _readable(text: bytes) -> str:
+    return text.decode(errors="replace")
+
+
+def _name(text: bytes) -> str:
+    """Different for different bytes, as a key of a map has to be."""
+    try:
+        return text.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in text)

@@ -1,0 +1,132 @@
+"""Bodies of requests, as OpenAI and vLLM name their fields.
+
+A field that is not here is refused (decode.py), so nothing is accepted and
+ignored; but `user`, `safety_identifier` and `prompt_cache_key`, which OpenAI
+defines as hints without an effect on the answer.  None is a field's default
+everywhere: clients send null for what they do not set.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+
+_Priority = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
+_Name = Annotated[str, msgspec.Meta(max_length=256)]
+
+
+class StreamOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """include_usage: a last chunk without choices carries the usage."""
+
+    include_usage: bool | None = None
+
+
+class _Generation(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What completions and chat have in common; see ipc/params.py for ranges and meaning.
+
+    top_k: -1 is the same as 0, all tokens.
+    priority: lower goes first.  cache_salt: prefixes are shared only with requests
+        that have the same.  request_id: instead of the header X-Request-Id.
+    """
+
+    model: str | None = None
+    max_tokens: int | None = None
+    n: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    user: str | None = None
+    # vLLM's
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    min_tokens: int | None = None
+    ignore_eos: bool | None = None
+    stop_token_ids: list[int] | None = None
+    include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = None
+    bad_words: list[str] | None = None
+    allowed_token_ids: list[int] | None = None
+    prompt_logprobs: int | None = None
+    priority: _Priority | None = None
+    cache_salt: _Name | None = None
+    request_id: _Name | None = None
+
+
+class CompletionRequest(_Generation, kw_only=True, forbid_unknown_fields=True):
+    """/v1/completions.
+
+    prompt: a text, texts, token ids, or lists of token ids.
+    echo: the answer begins with the prompt.
+    logprobs: of each token, and of so many best ones.
+    add_special_tokens: to a text, those that the model's tokenizer adds.
+    """
+
+    prompt: str | list[str | int | list[int]]
+    echo: bool | None = None
+    logprobs: int | None = None
+    add_special_tokens: bool | None = None
+
+
+class ContentPart(msgspec.Struct, kw_only=True):
+    """A part of a message; type "text" is the only one that is served."""
+
+    type: str
+    text: str | None = None
+
+
+class Message(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """One message of a conversation; parts of its content are joined by line ends.
+
+    role: system, user, assistant, tool, or another that the model's template knows;
+        "developer" is OpenAI's newer name for system.
+    tool_call_id: of a tool's message; the templates have no place for it.
+    """
+
+    role: _Name
+    content: str | list[ContentPart] | None = None
+    tool_call_id: str | None = None
+    name: None = None
+    refusal: None = None
+    audio: None = None
+    function_call: None = None
+    tool_calls: list[Any] | None = None
+    annotations: list[Any] | None = None
+
+
+class ChatRequest(_Generation, kw_only=True, forbid_unknown_fields=True):
+    """/v1/chat/completions.
+
+    max_completion_tokens: the newer name of max_tokens.
+    logprobs: report them; top_logprobs: of so many best tokens besides, 0 to 20.
+    """
+
+    messages: list[Message]
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+
+
+class TokenizeRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """/tokenize: a text, or a conversation through the chat template."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: list[Message] | None = None
+    add_special_tokens: bool | None = None
+
+
+class DetokenizeRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """/detokenize: token ids to text, special tokens included."""
+
+    model: str | None = None
+    tokens: list[int]

@@ -1,0 +1,157 @@
+"""The HTTP server: uvicorn on the supervisor's sockets, with bounds on each connection.
+
+uvicorn limits neither the size of a request's head nor the time that it may take,
+nor for how long a client may read nothing; Connection does.  Signals are the
+supervisor's business, so uvicorn's handlers for them stay out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import resource
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from .http import CHUNKS
+
+MAX_HEAD_BYTES = 64 * 1024
+HEAD_TIMEOUT_S = 20.0
+STALL_TIMEOUT_S = 120.0
+KEEP_ALIVE_S = 60
+GRACE_S = 1
+_BACKLOG = 2048
+_SPARE_FDS = 64
+
+
+class Connection(HttpToolsProtocol):
+    """One HTTP connection.
+
+    Its requests' heads come within HEAD_TIMEOUT_S and MAX_HEAD_BYTES; a client
+    that reads nothing of what waits for it for STALL_TIMEOUT_S is gone.
+    """
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._head_bytes = 0
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._stall_timer: asyncio.TimerHandle | None = None
+        self._expect_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._head_came()
+        self._moves()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._head_timer is not None:
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+                self.send_400_response(f"The head of a request has at most {MAX_HEAD_BYTES} bytes.")
+
+    def on_message_begin(self) -> None:
+        self._expect_head()
+        super().on_message_begin()
+        extensions: dict[str, Any] = {CHUNKS: self}
+        self.scope["extensions"] = extensions
+
+    def on_headers_complete(self) -> None:
+        self._head_came()
+        super().on_headers_complete()
+
+    def pause_writing(self) -> None:
+        if self._stall_timer is None:
+            self._stall_timer = self.loop.call_later(STALL_TIMEOUT_S, self.transport.abort)
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        self._moves()
+        super().resume_writing()
+
+    def _moves(self) -> None:
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+            self._stall_timer = None
+
+    def can_write(self) -> bool:
+        return not self.flow.write_paused and not self.transport.is_closing()
+
+    def write_chunk(self, data: bytes) -> None:
+        self.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+
+    def _expect_head(self) -> None:
+        if self._head_timer is None:
+            self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self.transport.close)
+
+    def _head_came(self) -> None:
+        self._head_bytes = 0
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+
+class _Server(uvicorn.Server):
+    """Serves sockets of either family, and leaves signals alone."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await self.lifespan.startup()
+        loop = asyncio.get_running_loop()
+
+        def connection() -> asyncio.Protocol:
+            return Connection(self.config, self.server_state, self.lifespan.state, loop)
+
+        self.servers: list[Any] = []
+        for each in sockets or []:
+            listen = (
+                loop.create_unix_server if each.family == socket.AF_UNIX else loop.create_server
+            )
+            self.servers.append(await listen(connection, sock=each, backlog=_BACKLOG))
+        self.started = True
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:  # type: ignore[override]
+        yield
+
+
+class HttpServer:
+    """`await serve()` until stop() is called; requests in flight then have GRACE_S."""
+
+    def __init__(self, app: Any, sockets: list[socket.socket]) -> None:
+        config = uvicorn.Config(
+            app,
+            http=Connection,
+            ws="none",
+            loop="none",
+            lifespan="off",
+            interface="asgi3",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=GRACE_S,
+            limit_concurrency=_most_connections(),
+        )
+        self._sockets = sockets
+        self._server = _Server(config)
+
+    async def serve(self) -> None:
+        await self._server.serve(self._sockets)
+
+    def stop(self) -> None:
+        self._server.should_exit = True
+
+
+def _most_connections() -> int:
+    """Raises the limit of open files to what the system allows; a connection needs one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            soft = hard
+    return max(16, soft - _SPARE_FDS)

@@ -1,0 +1,242 @@
+"""What the timelines say about a group's steps: stage times, exposed times, the serial fraction.
+
+    device   | T3 forward n-1 | T4 |  idle  | T3 forward n | T4 |
+                                   ^        ^
+                               end of n-1   begin of n
+
+The time of step n is from the end of step n-1 to its own: idle, forward,
+sampling.  Only the forward pass scales with the number of GPUs, so the serial
+fraction is 1 - forward time / step time.  Idle time is blamed on what ran in
+the group meanwhile: T1, else T2, else T5, else "other" (waking up, launching).
+That is the exposed time of these tasks; what they take beside the forward pass
+costs nothing.  Sampling is exposed whole.
+
+A pause in which the scheduler had no request is nobody's fault: the step after
+it is left out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from albireo.ipc.stages import Stage, Task
+from albireo.ipc.timeline import Records
+
+from .rows import Source
+
+Int64Array = npt.NDArray[np.int64]
+
+_MIN_STEPS = 2
+_RECORDS_PER_STEP = 8
+"""More than any actor writes for a step."""
+
+
+class TaskStats(msgspec.Struct, frozen=True):
+    """mean_us, p99_us: of its time in a step.  exposed_us: mean of what the device waited for."""
+
+    mean_us: float
+    p99_us: float
+    exposed_us: float
+
+
+class StageStats(msgspec.Struct, frozen=True, kw_only=True):
+    """Of `steps` steps.  step: from end to end on the device.  idle: of the device, in a step.
+
+    planned_ahead: share of the steps whose plan was there before the step before ended.
+    other_exposed_us: idle time while no task of the group ran.
+    """
+
+    steps: int
+    step_us_mean: float
+    step_us_median: float
+    step_us_p99: float
+    idle_us_mean: float
+    idle_us_p99: float
+    serial_fraction: float
+    planned_ahead: float
+    schedule: TaskStats
+    input: TaskStats
+    forward: TaskStats
+    sample: TaskStats
+    output: TaskStats
+    other_exposed_us: float
+
+
+def group_stages(
+    sources: Iterable[Source], last: int, window_ns: tuple[int, int] | None = None
+) -> StageStats | None:
+    """Of the newest `last` steps of a group (within the window, where there is one).
+
+    sources: the group's rows.  None when there are too few steps.
+    """
+    most = (last + 2) * _RECORDS_PER_STEP
+    device: Records | None = None
+    actors: list[Records] = []
+    since = 0
+    for source in sources:
+        records = source.newest() if window_ns else source.newest(most)
+        if source.device:
+            if source.rank == 0:
+                device = records
+            continue
+        if window_ns is None and len(records) == most:
+            # Older records than these were not read: older steps would look less exposed.
+            since = max(since, int(records["end_ns"][0]))
+        actors.append(records)
+    if device is None or not actors:
+        return None
+    begin, end = window_ns or (since, np.iinfo(np.int64).max)
+    return measure(device, np.concatenate(actors), last, begin, end)
+
+
+def measure(
+    device: Records, actors: Records, last: int, begin_ns: int, end_ns: int
+) -> StageStats | None:
+    """device: FORWARD and SAMPLE of one rank.  actors: records of all others of the group."""
+    steps = _Steps(device, last, begin_ns, end_ns)
+    if len(steps.number) < _MIN_STEPS:
+        return None
+    idle = _Cover(*_spans(actors, Stage.NO_WORK)).within(steps.before, steps.begin)
+    steps.keep(idle == 0)
+    if len(steps.number) < _MIN_STEPS:
+        return None
+    exposed = _blame(actors, steps)
+    gap, took = steps.begin - steps.before, steps.done - steps.before
+    forward, sample = steps.forwarded - steps.begin, steps.done - steps.sampling
+    unblamed = took.mean() - forward.mean() - sample.mean() - sum(exposed.values())
+    return StageStats(
+        steps=len(took),
+        step_us_mean=_us(took.mean()),
+        step_us_median=_us(np.median(took)),
+        step_us_p99=_us(_p99(took)),
+        idle_us_mean=_us(gap.mean()),
+        idle_us_p99=_us(_p99(gap)),
+        serial_fraction=round(float(1 - forward.sum() / max(1, took.sum())), 5),
+        planned_ahead=round(_planned_ahead(actors, steps), 4),
+        forward=_task(forward, forward.mean()),
+        sample=_task(sample, sample.mean()),
+        other_exposed_us=_us(max(0.0, unblamed)),
+        **{
+            task.name.lower(): _task(_times(actors, task, steps), exposed[task])
+            for task in (Task.SCHEDULE, Task.INPUT, Task.OUTPUT)
+        },
+    )
+
+
+class _Steps:
+    """Times of steps on the device, [K] ns each: end of the step before, begin, end of the
+    forward pass, begin of sampling, end."""
+
+    def __init__(self, device: Records, last: int, begin_ns: int, end_ns: int) -> None:
+        forward = device[device["stage"] == Stage.FORWARD]
+        sample = device[device["stage"] == Stage.SAMPLE]
+        number, at, sampled = np.intersect1d(forward["step"], sample["step"], return_indices=True)
+        forward, sample = forward[at], sample[sampled]
+        inside = (forward["start_ns"] >= begin_ns) & (sample["end_ns"] <= end_ns)
+        forward, sample, number = forward[inside], sample[inside], number[inside]
+        recent = slice(max(1, len(number) - last), None)
+        self.number: npt.NDArray[Any] = number[recent]
+        self.before: Int64Array = sample["end_ns"][max(0, recent.start - 1) : -1]
+        self.forwarded: Int64Array = forward["end_ns"][recent]
+        self.sampling: Int64Array = sample["start_ns"][recent]
+        self.done: Int64Array = sample["end_ns"][recent]
+        # Clocks of two devices: what overlaps by a rounding error does not.
+        self.begin: Int64Array = np.maximum(forward["start_ns"][recent], self.before)
+
+    def keep(self, wanted: npt.NDArray[np.bool_]) -> None:
+        for name in ("number", "before", "begin", "forwarded", "sampling", "done"):
+            setattr(self, name, getattr(self, name)[wanted])
+
+
+class _Cover:
+    """The union of spans, and how much of it lies between two times."""
+
+    def __init__(self, start: Int64Array, end: Int64Array) -> None:
+        order = np.argsort(start, kind="stable")
+        start, end = start[order], np.maximum.accumulate(end[order])
+        first = np.ones(len(start), np.bool_)
+        first[1:] = start[1:] > end[:-1]
+        self._start = start[first]
+        self._end = end[np.append(first[1:], True)] if len(end) else end
+        self._sum = np.concatenate([[0], np.cumsum(self._end - self._start)])
+
+    def until(self, at: Int64Array) -> Int64Array:
+        """Covered time before each of the times, [K]."""
+        if not len(self._start):
+            return np.zeros(len(at), np.int64)
+        spans = np.searchsorted(self._start, at, side="right")
+        beyond = np.where(spans > 0, self._end[np.maximum(spans, 1) - 1] - at, 0)
+        return np.asarray(self._sum[spans] - np.maximum(beyond, 0))
+
+    def within(self, begin: Int64Array, end: Int64Array) -> Int64Array:
+        """Covered time from begin[k] to end[k], [K]."""
+        return self.until(end) - self.until(begin)
+
+
+def _blame(actors: Records, steps: _Steps) -> dict[Task, float]:
+    """Mean exposed ns a step of T1, T2, T5: what of the idle time each of them covers alone, or
+    together with a later one of them."""
+    exposed: dict[Task, float] = {}
+    so_far, stages = 0.0, []
+    for task in (Task.SCHEDULE, Task.INPUT, Task.OUTPUT):
+        stages += [stage for stage in Stage if stage.task is task]
+        covered = _Cover(*_spans(actors, *stages)).within(steps.before, steps.begin).mean()
+        exposed[task], so_far = float(covered) - so_far, float(covered)
+    return exposed
+
+
+def _spans(records: Records, *stages: Stage) -> tuple[Int64Array, Int64Array]:
+    chosen = records[_is_one_of(records, stages)]
+    return chosen["start_ns"], chosen["end_ns"]
+
+
+def _is_one_of(records: Records, stages: Iterable[Stage]) -> npt.NDArray[np.bool_]:
+    found = np.zeros(len(records), np.bool_)
+    for stage in stages:
+        found |= records["stage"] == stage
+    return found
+
+
+def _times(actors: Records, task: Task, steps: _Steps) -> Int64Array:
+    """ns that the task took in each of the steps, [K], all actors added up."""
+    chosen = actors[_is_one_of(actors, [stage for stage in Stage if stage.task is task])]
+    place = np.searchsorted(steps.number, chosen["step"])
+    place[place == len(steps.number)] = 0
+    chosen, place = _matching(chosen, place, steps)
+    took = (chosen["end_ns"] - chosen["start_ns"]).astype(np.float64)
+    return np.bincount(place, took, len(steps.number)).astype(np.int64)
+
+
+def _matching(
+    records: Records, place: npt.NDArray[np.intp], steps: _Steps
+) -> tuple[Records, npt.NDArray[np.intp]]:
+    """Without the records of other steps than these."""
+    same = steps.number[place] == records["step"]
+    return records[same], place[same]
+
+
+def _planned_ahead(actors: Records, steps: _Steps) -> float:
+    plans = actors[actors["stage"] == Stage.PLAN]
+    place = np.searchsorted(steps.number, plans["step"])
+    place[place == len(steps.number)] = 0
+    plans, place = _matching(plans, place, steps)
+    return float((plans["end_ns"] <= steps.before[place]).mean()) if len(plans) else 0.0
+
+
+def _task(times: Int64Array, exposed_ns: float) -> TaskStats:
+    return TaskStats(_us(times.mean()), _us(_p99(times)), _us(exposed_ns))
+
+
+def _p99(values: Int64Array) -> float:
+    place = math.ceil(len(values) * 0.99) - 1
+    return float(np.partition(values, place)[place])
+
+
+def _us(nanoseconds: float) -> float:
+    return round(float(nanoseconds) / 1000, 2)

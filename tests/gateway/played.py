@@ -1,0 +1,163 @@
+"""A node as the gateway's link sees it, played by the tests: no router, no process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import httpx2
+import msgspec
+
+from albireo.client import AlbireoError, Delta, End, Welcome
+from albireo.gateway.app import make_app
+from albireo.gateway.keys import ApiKeys
+from albireo.gateway.link import Ask
+from albireo.ipc.protocol import Logprobs, TokenLogprob
+
+MODEL = "played"
+Script = Callable[["PlayedLink", int, Ask, Callable[[Any], None]], Awaitable[None]]
+
+
+def token(text: str | bytes, logprob: float = -0.5, rank: int = 1, number: int = 0) -> TokenLogprob:
+    raw = text.encode() if isinstance(text, str) else text
+    return TokenLogprob(number or sum(raw), logprob, rank, raw)
+
+
+def row(text: str | bytes, *top: str | bytes) -> Logprobs:
+    best = [token(each, -0.1 * (place + 1), place + 1) for place, each in enumerate(top)]
+    return Logprobs(token(text), best)
+
+
+def words(ask: Ask) -> list[str]:
+    """What the played model says to a prompt: its own words, numbered."""
+    said = ask.prompt if ask.messages is None else ask.messages[-1].content
+    text = said if isinstance(said, str) else "".join(chr(each) for each in said or [])
+    most = ask.params.max_tokens or 4
+    return [f" {text}{place}" for place in range(most)]
+
+
+async def parrot(link: PlayedLink, number: int, ask: Ask, on_reply: Callable[[Any], None]) -> None:
+    """Every choice says its words, one a step, each choice in upper case but the first."""
+    said = words(ask)
+    params = ask.params
+    for place, word in enumerate(said):
+        await asyncio.sleep(0)
+        for choice in range(params.n):
+            text = word if choice == 0 else word.upper()
+            last = place == len(said) - 1
+            rows = None if params.logprobs is None else [row(text, *("a", "b")[: params.logprobs])]
+            prompt_rows = None
+            if params.prompt_logprobs is not None and place == 0 and choice == 0:
+                prompt_rows = [row("x", "y"), row("z")]
+            on_reply(
+                Delta(
+                    number,
+                    place,
+                    [place],
+                    text,
+                    End("length", None, 3, len(said)) if last else None,
+                    choice,
+                    rows,
+                    prompt_rows,
+                )
+            )
+
+
+class PlayedLink:
+    """Instead of albireo.gateway.link.NodeLink."""
+
+    def __init__(self, script: Script = parrot) -> None:
+        self.welcome = Welcome(
+            protocol=1, version="1.2.3", node="n", model=MODEL, max_model_len=100, vocab_size=1000,
+            max_frame_bytes=1 << 20,
+        )  # fmt: skip
+        self.asks: list[Ask] = []
+        self.abandoned: list[int] = []
+        self.tree: dict[str, Any] = status_tree()
+        self._script = script
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def submit(self, ask: Ask, on_reply: Callable[[Any], None]) -> Callable[[], None]:
+        number = len(self.asks)
+        self.asks.append(ask)
+        task = asyncio.ensure_future(self._script(self, number, ask, on_reply))
+        self._tasks.add(task)
+
+        def abandon() -> None:
+            if not task.done():
+                task.cancel()
+                self.abandoned.append(number)
+
+        return abandon
+
+    async def tokenize(self, text: Any, *, add_special_tokens: bool = True) -> list[int]:
+        said = text if isinstance(text, str) else text[-1].content
+        return [ord(each) for each in ("^" if add_special_tokens else "") + said]
+
+    async def detokenize(self, ids: list[int]) -> str:
+        return "".join(chr(each) for each in ids)
+
+    async def status(self) -> dict[str, Any]:
+        return self.tree
+
+
+def failing(error: AlbireoError, after: int = 0) -> Script:
+    """A script that ends with an error behind so many tokens."""
+
+    async def script(
+        link: PlayedLink, number: int, ask: Ask, on_reply: Callable[[Any], None]
+    ) -> None:
+        for place in range(after):
+            on_reply(Delta(number, place, [1], "x"))
+            await asyncio.sleep(0.005)
+        on_reply(error)
+
+    return script
+
+
+def post(
+    path: str, body: Any, link: PlayedLink | None = None, keys: ApiKeys | None = None,
+    headers: dict[str, str] | None = None,
+) -> httpx2.Response:  # fmt: skip
+    """One request straight to the application.  `body`: bytes as they are, or JSON."""
+    app = make_app(link or PlayedLink(), keys or ApiKeys(), ())  # type: ignore[arg-type]
+    payload = body if isinstance(body, bytes) else msgspec.json.encode(body)
+
+    async def ask() -> httpx2.Response:
+        transport = httpx2.ASGITransport(app=app)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://played") as client:
+            return await client.post(path, content=payload, headers=headers)
+
+    return asyncio.run(ask())
+
+
+def chunks(response: httpx2.Response) -> list[dict[str, Any]]:
+    """The chunks of a stream, which has to end with [DONE]."""
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"].startswith("text/event-stream")
+    events = response.text.split("\n\n")
+    assert events[-2:] == ["data: [DONE]", ""]
+    return [msgspec.json.decode(each.removeprefix("data: ").encode()) for each in events[:-2]]
+
+
+def status_tree() -> dict[str, Any]:
+    """A status tree with one group that has reported, and one that has not."""
+    scheduler = {
+        "running": 3, "waiting": 1, "kv_blocks_used": 5, "kv_blocks_total": 10,
+        "kv_tokens_total": 160, "kv_usage": 0.5, "preemptions": 2, "steps": 100,
+        "prompt_tokens": 40, "generated_tokens": 60, "requests_finished": 7,
+        "step_ms_mean": 10.0, "forward_ms_mean": 9.0,
+    }  # fmt: skip
+    return {
+        "node": "n",
+        "model": {"id": MODEL},
+        "draining": False,
+        "connections": 2,
+        "requests": {"in_flight": 4, "finished": 7, "cancelled": 1, "failed": 2},
+        "actors": [{"name": "router", "restarts": 1}],
+        "groups": [
+            {"group": 0, "state": "ready", "scheduler": scheduler, "stages": None},
+            {"group": 1, "state": "restarting", "scheduler": None},
+        ],
+    }

@@ -1,0 +1,130 @@
+"""/v1/chat/completions: messages, the first chunk's role, log-probabilities, streams."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from .played import MODEL, PlayedLink, chunks, post
+
+PATH = "/v1/chat/completions"
+HELLO = [{"role": "user", "content": "hi"}]
+
+
+def ask(body: dict[str, Any], link: PlayedLink | None = None) -> dict[str, Any]:
+    response = post(PATH, {"messages": HELLO} | body, link)
+    assert response.status_code == 200, response.text
+    answer: dict[str, Any] = response.json()
+    return answer
+
+
+def test_an_answer_has_every_field() -> None:
+    answer = ask({"max_tokens": 2, "n": 2})
+    assert answer.pop("id").startswith("chatcmpl-")
+    assert answer.pop("created") > 1_700_000_000
+    assert answer.pop("usage") == {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
+    assert [each["message"]["content"] for each in answer["choices"]] == [" hi0 hi1", " HI0 HI1"]
+    assert answer["choices"][1] == {
+        "index": 1,
+        "message": {"role": "assistant", "content": " HI0 HI1", "refusal": None},
+        "logprobs": None,
+        "finish_reason": "length",
+        "stop_reason": None,
+    }
+    assert (answer["object"], answer["model"]) == ("chat.completion", MODEL)
+
+
+def test_content_parts_are_joined_and_developer_is_system() -> None:
+    link = PlayedLink()
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    messages = [
+        {"role": "developer", "content": "be brief"},
+        {"role": "assistant", "content": "yes", "tool_calls": None, "refusal": None},
+        {"role": "tool", "content": "42", "tool_call_id": "c1"},
+        {"role": "user", "content": parts},
+    ]
+    ask({"messages": messages}, link)
+    sent = link.asks[0].messages
+    assert sent is not None
+    assert [(each.role, each.content) for each in sent] == [
+        ("system", "be brief"), ("assistant", "yes"), ("tool", "42"), ("user", "a\nb"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("message", "param"),
+    [
+        ({"role": "user", "content": [{"type": "image_url", "image_url": {}}]}, "content"),
+        ({"role": "user", "content": [{"type": "text"}]}, "content"),
+        ({"role": "assistant", "content": None}, "content"),
+        ({"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}, "tool_calls"),
+        ({"role": "user", "content": "x", "colour": "red"}, "colour"),
+        ({"role": "user", "content": "x", "name": "bob"}, "name"),
+        ({"content": "x"}, "messages"),
+        ({"role": 5, "content": "x"}, "role"),
+    ],
+)
+def test_a_message_that_cannot_be_served_is_named(message: Any, param: str) -> None:
+    response = post(PATH, {"messages": [*HELLO, message]})
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert error["param"].startswith("messages[1]")
+    assert param in error["param"]
+
+
+def test_logprobs() -> None:
+    answer = ask({"logprobs": True, "top_logprobs": 1, "max_tokens": 1})
+    assert answer["choices"][0]["logprobs"] == {
+        "content": [
+            {
+                "token": " hi0",
+                "logprob": -0.5,
+                "bytes": list(b" hi0"),
+                "top_logprobs": [{"token": "a", "logprob": -0.1, "bytes": [97]}],
+            }
+        ],
+        "refusal": None,
+    }
+    assert (
+        ask({"logprobs": True, "max_tokens": 1})["choices"][0]["logprobs"]["content"][0][
+            "top_logprobs"
+        ]
+        == []
+    )
+
+
+def test_the_newer_name_of_max_tokens() -> None:
+    link = PlayedLink()
+    ask({"max_completion_tokens": 3}, link)
+    ask({"max_completion_tokens": 3, "max_tokens": 3}, link)
+    ask({}, link)
+    assert [each.params.max_tokens for each in link.asks] == [3, 3, None]
+    assert (
+        post(PATH, {"messages": HELLO, "max_completion_tokens": 3, "max_tokens": 4}).json()[
+            "error"
+        ]["param"]
+        == "max_tokens"
+    )
+
+
+def test_a_stream_adds_up_and_its_first_chunk_has_the_role() -> None:
+    body = {"messages": HELLO, "n": 2, "max_tokens": 3, "logprobs": True, "stream": True}
+    got = chunks(post(PATH, body | {"stream_options": {"include_usage": True}}))
+    assert got[-1]["choices"] == []
+    assert got[-1]["usage"] == {"prompt_tokens": 3, "completion_tokens": 6, "total_tokens": 9}
+    for index, text in ((0, " hi0 hi1 hi2"), (1, " HI0 HI1 HI2")):
+        own = [c for g in got for c in g["choices"] if c["index"] == index]
+        assert own[0]["delta"] == {"role": "assistant", "content": ""}
+        assert all("role" not in each["delta"] for each in own[1:])
+        assert "".join(each["delta"]["content"] for each in own) == text
+        assert [each["finish_reason"] for each in own][-1] == "length"
+        assert sum(len((each["logprobs"] or {"content": []})["content"]) for each in own) == 3
+
+
+def test_what_the_request_says_reaches_the_node() -> None:
+    link = PlayedLink()
+    ask({"priority": -3, "cache_salt": "s", "user": "u", "seed": 7, "stop": "x"}, link)
+    sent = link.asks[0]
+    assert (sent.priority, sent.cache_salt, sent.tenant) == (-3, "s", "")
+    assert (sent.params.seed, sent.params.stop) == (7, ("x",))

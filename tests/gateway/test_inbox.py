@@ -1,0 +1,97 @@
+"""The inbox: nothing is lost, repeated or reordered by merging, and waiters wake."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from albireo.client import Delta, End, GroupFailed
+from albireo.gateway.http import ClientGone
+from albireo.gateway.inbox import Inbox
+
+from .played import row
+
+_STEP = st.tuples(
+    st.integers(0, 1), st.integers(0, 2), st.text("ab", max_size=3), st.booleans(), st.booleans()
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(_STEP, max_size=200))
+def test_merged_pieces_are_the_sum_of_their_deltas(
+    steps: list[tuple[int, int, str, bool, bool]],
+) -> None:
+    inbox = Inbox(prompts=2, n=3)
+    texts: dict[int, str] = {}
+    rows: dict[int, int] = {}
+    seen_texts: dict[int, str] = {}
+    seen_rows: dict[int, int] = {}
+    for prompt, choice, text, with_row, take in steps:
+        number = prompt * 3 + choice
+        found = [row(text)] if with_row else None
+        inbox.put(prompt, Delta(9, 0, [1], text, None, choice, found))
+        texts[number] = texts.get(number, "") + text
+        rows[number] = rows.get(number, 0) + int(with_row)
+        if take:
+            for key, piece in inbox.take().items():
+                seen_texts[key] = seen_texts.get(key, "") + piece.text
+                seen_rows[key] = seen_rows.get(key, 0) + len(piece.logprobs or [])
+    for key, piece in inbox.take().items():
+        seen_texts[key] = seen_texts.get(key, "") + piece.text
+        seen_rows[key] = seen_rows.get(key, 0) + len(piece.logprobs or [])
+    assert seen_texts == texts
+    assert seen_rows == rows
+
+
+def test_merging_leaves_the_nodes_deltas_as_they_are() -> None:
+    inbox = Inbox(1, 1)
+    first = Delta(1, 0, [1], "a", None, 0, [row("a")])
+    inbox.put(0, first)
+    inbox.put(0, Delta(1, 1, [2], "b", End("stop", "x", 1, 2), 0, [row("b")]))
+    piece = inbox.take()[0]
+    assert (piece.text, len(piece.logprobs or []), piece.end) == ("ab", 2, End("stop", "x", 1, 2))
+    assert len(first.logprobs or []) == 1
+    assert inbox.open == 0
+
+
+def test_waiting() -> None:
+    async def run() -> None:
+        inbox = Inbox(1, 1)
+        waiting = asyncio.ensure_future(inbox.wait())
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        inbox.put(0, Delta(1, 0, [1], "a"))
+        await asyncio.wait_for(waiting, 1)
+        everything = asyncio.ensure_future(inbox.wait_for_all())
+        await asyncio.sleep(0)
+        inbox.put(0, Delta(1, 1, [1], "b", End("stop", None, 1, 2)))
+        await asyncio.wait_for(everything, 1)
+
+    asyncio.run(run())
+
+
+def test_a_client_that_leaves_wakes_who_waits() -> None:
+    async def run() -> None:
+        for wait in (Inbox.wait, Inbox.wait_for_all):
+            inbox = Inbox(1, 1)
+            waiting = asyncio.ensure_future(wait(inbox))
+            await asyncio.sleep(0)
+            inbox.leave()
+            with pytest.raises(ClientGone):
+                await asyncio.wait_for(waiting, 1)
+
+    asyncio.run(run())
+
+
+def test_the_first_error_is_kept() -> None:
+    async def run() -> None:
+        inbox = Inbox(2, 1)
+        inbox.put(0, GroupFailed("first"))
+        inbox.put(1, GroupFailed("second"))
+        with pytest.raises(GroupFailed, match="first"):
+            await inbox.wait_for_all()
+
+    asyncio.run(run())

@@ -1,0 +1,49 @@
+"""The options of `albireo node start` that are about HTTP, and the bench of the gateway."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from albireo.bench.gateway import bench_gateway
+from albireo.cli.node import _http_address, start
+from albireo.node.options import NodeOptions, OptionError
+
+
+def test_http_is_one_option_or_two() -> None:
+    assert _http_address(None, None, None) is None
+    assert _http_address("a:1", None, None) == "a:1"
+    assert _http_address(None, "0.0.0.0", None) == "0.0.0.0:8000"
+    assert _http_address(None, None, 9) == "127.0.0.1:9"
+    assert _http_address(None, "::1", 9) == "[::1]:9"
+    with pytest.raises(OptionError, match="the one or the others"):
+        _http_address("a:1", None, 9)
+
+
+def test_no_gateway_runs_unless_http_is_asked_for() -> None:
+    assert NodeOptions(gateways=4).num_gateways == 0
+    assert NodeOptions(gateways=4, http=":1").num_gateways == 4
+    assert NodeOptions(gateways=4, uds="/s").num_gateways == 4
+
+
+def test_help_lists_the_options() -> None:
+    text = CliRunner().invoke(start, ["--help"]).output
+    for name in ("--http", "--host", "--port", "--uds", "--gateways", "--api-key",
+                 "--api-key-file", "--allowed-origins", "--served-model-name"):  # fmt: skip
+        assert name in text
+
+
+@pytest.mark.node
+@pytest.mark.parametrize(("chat", "uds"), [(True, False), (False, True)])
+def test_the_bench_counts_every_token(
+    node_home: Path, tiny_model_dir: Path, chat: bool, uds: bool
+) -> None:
+    options = NodeOptions(model=str(tiny_model_dir), sim_step_ms=2.0)
+    result = bench_gateway(options, 8, 60, chat=chat, uds=uds)
+    assert result["transport"] == ("unix" if uds else "tcp")
+    # The kernel counts in 10 ms: so short a run may show nothing.
+    assert 0 <= result["gateway_us_per_event"] < 5000
+    assert 0 < result["events"] <= 8 * 61
+    assert "gateway0" in result["cpu_share_of_a_core"]

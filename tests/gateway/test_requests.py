@@ -1,0 +1,189 @@
+"""What a body may hold: everything else is a 400 that names what is to blame."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from albireo.gateway.decode import decode
+from albireo.gateway.errors import HttpError
+from albireo.gateway.requests import ChatRequest, CompletionRequest
+from albireo.gateway.sampling import chat_params, completion_params
+
+from .played import PlayedLink, post
+
+HELLO = [{"role": "user", "content": "hi"}]
+
+
+def refusal(body: bytes | dict[str, Any], kind: Any = CompletionRequest) -> Any:
+    payload = body if isinstance(body, bytes) else msgspec.json.encode(body)
+    with pytest.raises(HttpError) as caught:
+        found = decode(kind, payload)
+        completion_params(found) if kind is CompletionRequest else chat_params(found)
+    assert caught.value.status == 400
+    return caught.value.answer.error
+
+
+def test_all_unknown_fields_are_named() -> None:
+    error = refusal({"prompt": "a", "colour": 1, "shape": 2})
+    assert error.message == "unknown parameters `colour`, `shape`"
+    assert (error.param, error.code) == ("colour", "unknown_parameter")
+    many = refusal({"prompt": "a"} | {f"x{i}": i for i in range(50)})
+    assert "and 30 more" in many.message
+
+
+def test_unsupported_fields_are_named_with_the_reason() -> None:
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    form = {"type": "json_object"}
+    error = refusal({"messages": HELLO, "tools": tools, "response_format": form}, ChatRequest)
+    assert error.code == "unsupported_parameter"
+    assert "`tools` is not supported: tool calls" in error.message
+    assert "`response_format` is not supported: structured output" in error.message
+
+
+@pytest.mark.parametrize(
+    "field",
+    ["guided_json", "guided_regex", "guided_choice", "guided_grammar", "audio", "suffix",
+     "logits_processors", "best_of", "use_beam_search", "truncate_prompt_tokens"],
+)  # fmt: skip
+def test_documented_fields_that_are_not_served_say_so(field: str) -> None:
+    error = refusal({"prompt": "a", field: 7})
+    assert (error.param, error.code) == (field, "unsupported_parameter")
+
+
+def test_values_that_ask_for_nothing_are_taken() -> None:
+    body = {
+        "messages": HELLO, "tools": None, "tool_choice": "none",
+        "response_format": {"type": "text"},
+        "best_of": 1, "store": False, "metadata": {}, "modalities": ["text"], "audio": None,
+        "use_beam_search": False, "length_penalty": 1.0, "temperature": None, "n": None,
+        "logit_bias": None, "stop": None, "stream_options": None, "service_tier": "auto",
+    }  # fmt: skip
+    found = decode(ChatRequest, msgspec.json.encode(body))
+    assert chat_params(found) == chat_params(ChatRequest(messages=found.messages))
+
+
+@pytest.mark.parametrize("value", [True, 0, "1", 2])
+def test_a_neutral_value_of_another_type_is_none(value: Any) -> None:
+    assert refusal({"prompt": "a", "best_of": value}).param == "best_of"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("max_tokens", "5"), ("max_tokens", 0), ("temperature", -1), ("temperature", 1e9),
+        ("top_p", 0), ("n", 0), ("n", 1000), ("logprobs", 21), ("logprobs", True), ("seed", 2**70),
+        ("stop", ["x"] * 17), ("stop", [""]), ("stop", {"a": 1}), ("logit_bias", {"a": 1}),
+        ("logit_bias", {"5": 101}), ("stream", "yes"), ("presence_penalty", 3),
+        ("repetition_penalty", 0), ("min_p", 2), ("top_k", -2), ("min_tokens", -1),
+        ("stop_token_ids", [-1]), ("bad_words", [""]), ("allowed_token_ids", []),
+        ("priority", 2**40), ("prompt_logprobs", -1), ("ignore_eos", 1),
+    ],
+)  # fmt: skip
+def test_a_value_out_of_its_range_names_its_field(field: str, value: Any) -> None:
+    error = refusal({"prompt": "a", field: value})
+    assert field in (error.param or "") + error.message
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"[]", b"null", b"5", b'"x"', b"\xff\xfe", b'{"prompt": "\xff"}', b'{"a":1}',
+     b"[" * 100_000, b'{"prompt":' + b"[" * 5000, b"{}"],
+)  # fmt: skip
+def test_what_is_no_request_is_refused(body: bytes) -> None:
+    refusal(body)
+
+
+def test_a_missing_field_is_named() -> None:
+    assert refusal({"model": "x"}).param == "prompt"
+    assert refusal({"model": "x"}, ChatRequest).param == "messages"
+
+
+def test_every_sampling_field_arrives() -> None:
+    body = {
+        "prompt": "a", "n": 2, "max_tokens": 9, "temperature": 0.5, "top_p": 0.9, "seed": 3,
+        "stop": ["x", "y"], "presence_penalty": 0.1, "frequency_penalty": 0.2,
+        "logit_bias": {"5": -100, "7": 1.5}, "top_k": -1, "min_p": 0.1, "repetition_penalty": 1.2,
+        "min_tokens": 2, "ignore_eos": True, "stop_token_ids": [4], "bad_words": ["no"],
+        "include_stop_str_in_output": True, "skip_special_tokens": False,
+        "allowed_token_ids": [1, 2], "prompt_logprobs": 3, "logprobs": 4,
+    }  # fmt: skip
+    params = completion_params(decode(CompletionRequest, msgspec.json.encode(body)))
+    assert params.logit_bias == {5: -100.0, 7: 1.5}
+    assert (params.stop, params.stop_token_ids, params.bad_words) == (("x", "y"), (4,), ("no",))
+    assert (params.top_k, params.allowed_token_ids, params.logprobs) == (0, (1, 2), 4)
+    for name in ("n", "max_tokens", "temperature", "top_p", "seed", "presence_penalty", "min_p",
+                 "frequency_penalty", "repetition_penalty", "min_tokens", "ignore_eos",
+                 "include_stop_str_in_output", "skip_special_tokens",
+                 "prompt_logprobs"):  # fmt: skip
+        assert getattr(params, name) == body[name]
+
+
+def test_combinations_that_mean_nothing_are_refused() -> None:
+    assert refusal({"prompt": "a", "stream_options": {"include_usage": True}}).param == (
+        "stream_options"
+    )
+    assert refusal({"prompt": "a", "stream": True, "prompt_logprobs": 1}).param == "prompt_logprobs"
+    assert refusal({"messages": HELLO, "top_logprobs": 1}, ChatRequest).param == "top_logprobs"
+    bad = {"prompt": "a", "stream": True, "stream_options": {"include_obfuscation": True}}
+    assert refusal(bad).param == "stream_options.include_obfuscation"
+
+
+_NAMES = [
+    "prompt", "model", "n", "stop", "logit_bias", "max_tokens", "stream", "stream_options", "echo",
+    "tools", "logprobs", "temperature", "seed", "suffix", "best_of", "messages", "extra", "",
+]  # fmt: skip
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.dictionaries(st.sampled_from(_NAMES), _JSON, max_size=5), st.booleans())
+def test_any_json_is_taken_or_refused(body: dict[str, Any], chat: bool) -> None:
+    kind: Any = ChatRequest if chat else CompletionRequest
+    import json
+
+    try:
+        found = decode(kind, json.dumps(body, allow_nan=False).encode())
+        chat_params(found) if chat else completion_params(found)
+    except ValueError as error:
+        assert "Out of range float" in str(error)
+    except HttpError as error:
+        assert error.status == 400
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.binary(max_size=60))
+def test_any_bytes_are_taken_or_refused(body: bytes) -> None:
+    try:
+        decode(CompletionRequest, body)
+    except HttpError as error:
+        assert error.status == 400
+
+
+def test_tokenize_and_detokenize() -> None:
+    assert post("/tokenize", {"prompt": "ab"}).json() == {
+        "count": 3, "max_model_len": 100, "tokens": [94, 97, 98],
+    }  # fmt: skip
+    assert post("/tokenize", {"prompt": "ab", "add_special_tokens": False}).json()["count"] == 2
+    assert post("/tokenize", {"messages": HELLO}).json()["count"] == 3
+    assert post("/detokenize", {"tokens": [97, 98]}).json() == {"prompt": "ab"}
+    for body in ({}, {"prompt": "a", "messages": HELLO}, {"messages": HELLO, "model": "other"}):
+        assert post("/tokenize", body).status_code in (400, 404)
+    assert post("/detokenize", {"tokens": "a"}).status_code == 400
+
+
+def test_an_unknown_model_is_404() -> None:
+    response = post("/v1/completions", {"model": "gpt-4", "prompt": "a"})
+    assert response.status_code == 404
+    assert response.json()["error"]["code"] == "model_not_found"
+    link = PlayedLink()
+    assert post("/v1/completions", {"model": "gpt-4", "prompt": "a"}, link).status_code == 404
+    assert link.asks == []

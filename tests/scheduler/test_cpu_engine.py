@@ -1,0 +1,99 @@
+"""The policy with the real engine of the CPU: pressure does not change a token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+
+from albireo.ipc.messages import Submit
+from albireo.ipc.plan import PlanView, plan_bytes, write_plan
+from albireo.scheduler.limits import Limits
+from albireo.scheduler.scheduler import Scheduler
+from albireo.workers.engine.engine import Engine
+from albireo.workers.kernels.cpu.kernels import CpuKernels
+from albireo.workers.models.load import load_model
+from albireo.workers.parallel.communicator import SingleRank
+
+from ..workers.engine_driver import ENGINE
+from ..workers.engine_story import CONFIG
+from .fake_group import submission
+
+EASE = msgspec.structs.replace(
+    ENGINE, block_size=16, num_blocks=80, max_num_seqs=20, max_num_batched_tokens=256,
+    prefix_caching=False, batch_invariant=True, lookahead=0,
+)  # fmt: skip
+REQUESTS = 20
+
+
+def submissions() -> list[Submit]:
+    """Some share their first 20 tokens, two are equal, some are greedy, one is penalised."""
+    made = []
+    for number in range(1, REQUESTS + 1):
+        how: dict[str, Any] = {"temperature": 0.0 if number % 3 else 0.9}
+        if number == 5:
+            how["repetition_penalty"] = 1.3
+        seed = 20_000 + (number if number < 18 else 7)
+        made.append(submission(number, 16 + number % 9, 24, seed=seed, top_k=0, **how))
+    return made
+
+
+def answers(engine: Any, limits: Any) -> tuple[dict[int, list[int]], Scheduler]:
+    """Tokens of each request, from a scheduler and an engine alone."""
+    kernels = CpuKernels(torch.float32, True)
+    (model,) = load_model("", CONFIG, torch.float32, "dummy", 1, kernels, lambda line: None)
+    worker = Engine(model, kernels, engine, SingleRank())
+    scheduler = Scheduler(limits)
+    tokens: dict[int, list[int]] = {}
+    for submit in submissions():
+        assert scheduler.submit(submit) is None
+        tokens[submit.request] = []
+    frame = memoryview(
+        bytearray(
+            plan_bytes(
+                engine.max_num_seqs, engine.max_num_batched_tokens, engine.block_size,
+                engine.max_model_len,
+            )
+        )
+    )  # fmt: skip
+    results: list[tuple[int, Any]] = []
+    while not scheduler.idle:
+        while (plan := scheduler.plan()) is not None:
+            length = write_plan(frame, plan.step, 0, plan.sections)
+            view = PlanView(memoryview(bytes(frame[:length])))
+            results.append((plan.step, worker.step(view, False).rows.copy()))
+        step, rows = results.pop(0)
+        ended = {end.request for end in scheduler.apply(step, rows)}
+        for request, count, token in rows.tolist():
+            if len(tokens[request]) < 24:
+                assert count == 1
+                tokens[request].append(token)
+        assert all(len(tokens[request]) == 24 for request in ended)
+    scheduler.check_idle()
+    return tokens, scheduler
+
+
+@pytest.fixture(scope="module")
+def at_ease() -> dict[int, list[int]]:
+    tokens, scheduler = answers(EASE, Limits.of(EASE))
+    assert scheduler.counters.preemptions == 0
+    return tokens
+
+
+@pytest.mark.parametrize("prefix_caching", [False, True])
+@pytest.mark.parametrize("num_swap_blocks", [0, 8])
+def test_a_tenth_of_the_cache_gives_the_same_tokens(
+    at_ease: dict[int, list[int]], prefix_caching: bool, num_swap_blocks: int
+) -> None:
+    # The twenty fill 60 blocks at their ends.
+    pressed = msgspec.structs.replace(
+        EASE, num_blocks=5, max_num_seqs=4, max_num_batched_tokens=24, lookahead=1,
+        prefix_caching=prefix_caching, num_swap_blocks=num_swap_blocks,
+    )  # fmt: skip
+    tokens, scheduler = answers(pressed, Limits.of(pressed))
+    assert tokens == at_ease
+    assert scheduler.counters.preemptions > 0
+    assert (scheduler.counters.prefix_hit_tokens > 0) == prefix_caching
+    assert (scheduler.counters.swapped_out_blocks > 0) == (num_swap_blocks > 0)

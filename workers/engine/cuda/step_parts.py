@@ -1,0 +1,127 @@
+"""The parts of a step on the GPU: graphs.py captures them, mixed steps launch them.
+
+    forward -> keep -> edit -> sample -> finish, as graphs.py says
+
+All of them work on the buffers of SlotTables and take nothing but sizes, so what
+is captured once fits every step of its size.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from ....ipc.plan import TAKE_FLAGS, PlanView
+from ...sampling.cuda.edits import edit
+from .apply_plan import advance, apply, gather_chunks, gather_decodes, gather_scores
+from .edit_state import keep_edits
+from .kinds import SamplingKind, SlotNeeds, StepNeeds
+from .slot_tables import SlotTables
+
+if TYPE_CHECKING:
+    from ...kernels.interface import KVLayer
+    from ...models.llama import Model
+    from ...sampling.cuda.logprobs import Logprobs
+    from ...sampling.cuda.sampler import CudaSampler
+
+
+class StepParts:
+    """One rank's; see graphs.DecodeStep for what steps of decodes alone are made of."""
+
+    def __init__(
+        self,
+        model: Model,
+        kv: list[KVLayer],
+        tables: SlotTables,
+        sampler: CudaSampler,
+        logprobs: Logprobs,
+    ) -> None:
+        self._model = model
+        self._kv = kv
+        self._tables = tables
+        self._sampler = sampler
+        self._logprobs = logprobs
+
+    def forward(self, rows: int) -> torch.Tensor:
+        """The plan's effect, and the logits of a step of `rows` decodes and nothing else."""
+        apply(self._tables)
+        gather_decodes(self._tables, rows)
+        return self._model.forward(self._tables.batch(rows, rows, rows, 0), self._kv)
+
+    def keep(self, logits: torch.Tensor, rows: int) -> None:
+        """What finish() needs of the logits before they are edited."""
+        self._logprobs.keep(logits, self._tables.sample_slots[:rows], self._tables.logprobs)
+
+    def edit(self, logits: torch.Tensor, rows: int) -> None:
+        """The requests' changes to their logits."""
+        tables = self._tables
+        edit(logits, tables.sample_slots[:rows], tables.draw_position[:rows], tables.edits)
+
+    def sample(self, logits: torch.Tensor, rows: int, kind: SamplingKind) -> None:
+        """Tokens, and the slots moved past the step."""
+        self._sample(logits, rows, rows, kind)
+
+    def finish(self, rows: int) -> None:
+        """The logprobs of the sampled tokens, into Logprobs.records."""
+        tables = self._tables
+        self._logprobs.finish(tables.sample_slots[:rows], tables.logprobs, tables.sampled[:rows])
+
+    def apply(self, plan: PlanView, needs: SlotNeeds) -> None:
+        """The plan's effect on the slots, edits and histories included.
+
+        needs: the mirror's, the plan's takes included.
+        """
+        apply(self._tables)
+        flagged = bool(plan.take[:, TAKE_FLAGS].any())
+        counted = needs.counts(np.concatenate([plan.history[:, 0], plan.chunk[:, 0]]))
+        if flagged or counted:
+            keep_edits(self._tables, plan, flagged, counted)
+
+    def forward_mixed(self, plan: PlanView, sampled: int) -> torch.Tensor:
+        """After apply(): the logits [sampled + scored rows, width] of any plan that feeds some."""
+        tables = self._tables
+        chunks, decodes, chunk_rows = len(plan.chunk), len(plan.decode), len(plan.chunk_token)
+        scores = len(plan.score)
+        if chunks:
+            gather_chunks(tables, chunks)
+        if decodes:
+            gather_decodes(tables, decodes, chunk_rows, chunks, sampled - decodes)
+        if scores:
+            scores_at = plan.words.size - plan.copy.size - plan.score.size
+            gather_scores(tables, scores_at, scores, sampled)
+        batch = tables.batch(chunk_rows + decodes, chunks + decodes, sampled + scores, chunks)
+        return self._model.forward(batch, self._kv)
+
+    def sample_mixed(
+        self, logits: torch.Tensor, plan: PlanView, needs: StepNeeds, sampled: int
+    ) -> None:
+        """From those logits to tokens, logprobs and scores."""
+        scores = len(plan.score)
+        if scores:
+            self._logprobs.score(logits[sampled:], self._tables.score_tokens[:scores])
+        logits = logits[:sampled]
+        if needs.logprobs:
+            self.keep(logits, sampled)
+        if needs.edits:
+            self.edit(logits, sampled)
+        self._sample(logits, len(plan.chunk) + len(plan.decode), sampled, needs.kind)
+        if needs.logprobs:
+            self.finish(sampled)
+
+    def _sample(
+        self, logits: torch.Tensor, sequences: int, sampled: int, kind: SamplingKind
+    ) -> None:
+        tables = self._tables
+        if sampled:
+            self._sampler.sample(
+                logits,
+                tables.sample_slots[:sampled],
+                tables,
+                tables.draw_position[:sampled],
+                kind is not SamplingKind.GREEDY,
+                tables.sampled[:sampled],
+                kind is SamplingKind.FILTERED,
+            )
+        advance(tables, sequences, sampled)
