@@ -34,14 +34,18 @@ class Joined(_Message, frozen=True):
 
 # ------------------------------------------------------------ router <-> tokenizer
 class EncodeText(_Message, frozen=True):
+    """words: texts to encode as well, each as it stands at a text's beginning and inside it."""
+
     key: int
     text: str
     add_special_tokens: bool
+    words: tuple[str, ...] = ()
 
 
 class EncodeChat(_Message, frozen=True):
     key: int
     messages: list[ChatMessage]
+    words: tuple[str, ...] = ()
 
 
 class DecodeIds(_Message, frozen=True):
@@ -51,8 +55,11 @@ class DecodeIds(_Message, frozen=True):
 
 
 class Encoded(_Message, frozen=True):
+    """words: token ids of the words, up to two ways of writing each."""
+
     key: int
     token_ids: list[int]
+    words: tuple[tuple[int, ...], ...] = ()
 
 
 class Decoded(_Message, frozen=True):

@@ -21,6 +21,7 @@ import numpy as np
 
 from albireo.ipc.messages import Output, Submit
 from albireo.workers.detokenizer.detokenizer import Detokenizer
+from albireo.workers.detokenizer.logprobs import TokenTexts
 from albireo.workers.detokenizer.stream import TextStream, WindowStream, stream_factory
 from albireo.workers.tokenizer.text_model import TextModel, load_text_model
 
@@ -50,10 +51,15 @@ def submission(request: int, max_tokens: int, stop: tuple[str, ...]) -> Submit:
 
 
 def measure(
-    new_stream: Callable[[bool], TextStream], ids: list[int], batch: int, steps: int, stop: bool
+    text: TextModel,
+    new_stream: Callable[[bool], TextStream],
+    ids: list[int],
+    batch: int,
+    steps: int,
+    stop: bool,
 ) -> dict[str, float]:
     """Milliseconds of a step with `batch` running sequences, each at its own place in the text."""
-    detokenizer = Detokenizer(new_stream, ())
+    detokenizer = Detokenizer(new_stream, TokenTexts(text), ())
     stops = ("\n\n\n", "<END>") if stop else ()
     for request in range(1, batch + 1):
         detokenizer.submit(submission(request, steps + 1, stops))
@@ -61,10 +67,10 @@ def measure(
     requests = np.arange(1, batch + 1)
     rows = np.ones((batch, 3), dtype=np.int32)
     rows[:, 0] = requests
-    text = np.array(ids, dtype=np.int32)
+    tokens = np.array(ids, dtype=np.int32)
     times_ms = []
     for step in range(steps):
-        rows[:, 2] = text[(requests * 7 + step) % len(text)]
+        rows[:, 2] = tokens[(requests * 7 + step) % len(tokens)]
         begin = time.perf_counter()
         detokenizer.add_rows(rows.tolist())
         encoder.encode(Output(detokenizer.take_pieces()))
@@ -81,9 +87,9 @@ def run(text: TextModel, batch: int, steps: int) -> dict[str, dict[str, float]]:
     ids = text.encode(SAMPLE, add_special_tokens=False)
     streams = stream_factory(text, text.vocab_size)
     return {
-        "plain": measure(streams, ids, batch, steps, False),
-        "stop strings": measure(streams, ids, batch, steps, True),
-        "window": measure(lambda skip: WindowStream(text, skip), ids, batch, steps, False),
+        "plain": measure(text, streams, ids, batch, steps, False),
+        "stop strings": measure(text, streams, ids, batch, steps, True),
+        "window": measure(text, lambda skip: WindowStream(text, skip), ids, batch, steps, False),
     }
 
 

@@ -12,7 +12,15 @@ flight on one connection.  Nothing here imports torch, numpy or zmq.
 from __future__ import annotations
 
 from albireo.ipc.params import SamplingParams
-from albireo.ipc.protocol import ChatMessage, Delta, End, ModelCard, Welcome
+from albireo.ipc.protocol import (
+    ChatMessage,
+    Delta,
+    End,
+    Logprobs,
+    ModelCard,
+    TokenLogprob,
+    Welcome,
+)
 
 from .asynchronous import AsyncClient, AsyncDeltaStream
 from .blocking import Client, DeltaStream
@@ -30,13 +38,14 @@ from .errors import (
     TooLong,
     Unavailable,
 )
-from .results import Completion, Usage
+from .results import Choice, Completion, Usage
 
 __all__ = [
     "AlbireoError",
     "AsyncClient",
     "AsyncDeltaStream",
     "ChatMessage",
+    "Choice",
     "Client",
     "Completion",
     "ConnectionLost",
@@ -46,12 +55,14 @@ __all__ = [
     "GroupFailed",
     "InternalError",
     "InvalidRequest",
+    "Logprobs",
     "ModelCard",
     "NodeNotRunning",
     "ProtocolMismatch",
     "QueueFull",
     "SamplingParams",
     "TimedOut",
+    "TokenLogprob",
     "TooLarge",
     "TooLong",
     "Unavailable",

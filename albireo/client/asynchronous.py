@@ -37,6 +37,7 @@ from .requests import (
     Messages,
     Prompt,
     SamplingOverrides,
+    answers_of,
     chat_message,
     frame,
     generate_message,
@@ -58,12 +59,15 @@ class AsyncDeltaStream:
     the request; cancel() does too, but lets its last Delta come.
     """
 
-    def __init__(self, client: AsyncClient, make: Callable[[int], msgspec.Struct]) -> None:
+    def __init__(
+        self, client: AsyncClient, make: Callable[[int], msgspec.Struct], n: int = 1
+    ) -> None:
         self._client = client
         self._inbox = _Inbox()
+        self._open = n
         self._over = False
         self.id = -1
-        self.id = client._begin(make, self._inbox.put)
+        self.id = client.request(make, self._inbox.put)
 
     def __aiter__(self) -> Self:
         return self
@@ -75,7 +79,8 @@ class AsyncDeltaStream:
         if reply is None:
             raise StopAsyncIteration
         if isinstance(reply, Delta):
-            self._over = reply.end is not None
+            self._open -= reply.end is not None
+            self._over = not self._open
             return reply
         self._over = True
         raise as_error(reply)
@@ -87,7 +92,7 @@ class AsyncDeltaStream:
     async def aclose(self) -> None:
         """Ends iteration, and the request if it is still running."""
         self._over = True
-        self._client._abandon(self.id)
+        self._client.abandon(self.id)
         self._inbox.put(None)
 
     async def __aenter__(self) -> Self:
@@ -187,7 +192,9 @@ class AsyncClient:
         Keywords are fields of SamplingParams and go before `params`.
         """
         chosen = resolve_params(params, overrides)
-        return await self._collect(lambda number: generate_message(number, prompt, chosen))
+        return await self._collect(
+            lambda number: generate_message(number, prompt, chosen), chosen.n
+        )
 
     def stream(
         self,
@@ -197,7 +204,9 @@ class AsyncClient:
     ) -> AsyncDeltaStream:
         """Like generate(), but gives the new tokens as they come."""
         chosen = resolve_params(params, overrides)
-        return AsyncDeltaStream(self, lambda number: generate_message(number, prompt, chosen))
+        return AsyncDeltaStream(
+            self, lambda number: generate_message(number, prompt, chosen), chosen.n
+        )
 
     @overload
     async def chat(
@@ -227,9 +236,13 @@ class AsyncClient:
     ) -> Completion | AsyncDeltaStream:
         """Answers a conversation: the whole answer, or with `stream` an iterator of Deltas."""
         chosen = resolve_params(params, overrides)
+
+        def make(number: int) -> msgspec.Struct:
+            return chat_message(number, messages, chosen)
+
         if stream:
-            return AsyncDeltaStream(self, lambda number: chat_message(number, messages, chosen))
-        return await self._collect(lambda number: chat_message(number, messages, chosen))
+            return AsyncDeltaStream(self, make, chosen.n)
+        return await self._collect(make, chosen.n)
 
     def submit(
         self,
@@ -240,12 +253,12 @@ class AsyncClient:
     ) -> int:
         """Starts a generate request and returns its id; for load generators.
 
-        `on_reply` is called on the event loop with each Delta, up to the one
+        `on_reply` is called on the event loop with each Delta, up to the last
         with an end, or with the error that ended the request.  That spares the
         queue and the wake-up that a stream costs per Delta.  It must not raise.
         """
         chosen = resolve_params(params, overrides)
-        return self._begin(
+        return self.request(
             lambda number: generate_message(number, prompt, chosen), _tokens_only(on_reply)
         )
 
@@ -297,17 +310,23 @@ class AsyncClient:
     ) -> None:
         await self.close()
 
-    def _begin(self, make: Callable[[int], msgspec.Struct], handler: Handler) -> int:
+    def request(self, make: Callable[[int], msgspec.Struct], handler: Handler) -> int:
+        """Sends the message that `make` gives for an id, and returns the id.
+
+        `handler` is called on the event loop with each reply, and must not raise.
+        """
         request_id = self._replies.expect(handler)
         try:
-            encoded = frame(make(request_id), self.welcome.max_frame_bytes)
+            message = make(request_id)
+            self._replies.expect_ends(request_id, answers_of(message))
+            encoded = frame(message, self.welcome.max_frame_bytes)
         except BaseException:
             self._replies.forget(request_id)
             raise
         self._transport.write(encoded)
         return request_id
 
-    def _abandon(self, request_id: int) -> None:
+    def abandon(self, request_id: int) -> None:
         """Cancels a request whose replies nobody wants any more."""
         if self._replies.forget(request_id) and not self._transport.is_closing():
             self._transport.write(frame(Cancel(id=request_id)))
@@ -315,20 +334,20 @@ class AsyncClient:
     def _abandon_soon(self, request_id: int) -> None:
         """The same from any thread: the garbage collector may run on another one."""
         if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._abandon, request_id)
+            self._loop.call_soon_threadsafe(self.abandon, request_id)
 
-    async def _collect(self, make: Callable[[int], msgspec.Struct]) -> Completion:
+    async def _collect(self, make: Callable[[int], msgspec.Struct], n: int) -> Completion:
         future: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
-        request_id = self._begin(make, Collector(_resolver(future)))
+        request_id = self.request(make, Collector(n, _resolver(future)))
         try:
             return await future
         except asyncio.CancelledError:
-            self._abandon(request_id)
+            self.abandon(request_id)
             raise
 
     async def _ask(self, kind: type[_Answer], make: Callable[[int], msgspec.Struct]) -> _Answer:
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        request_id = self._begin(make, _resolver(future))
+        request_id = self.request(make, _resolver(future))
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT_S):
                 reply = await future

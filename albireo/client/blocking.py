@@ -42,6 +42,7 @@ from .requests import (
     Messages,
     Prompt,
     SamplingOverrides,
+    answers_of,
     chat_message,
     frame,
     generate_message,
@@ -65,14 +66,19 @@ class DeltaStream:
     """
 
     def __init__(
-        self, client: Client, make: Callable[[int], msgspec.Struct], timeout_s: float | None
+        self,
+        client: Client,
+        make: Callable[[int], msgspec.Struct],
+        timeout_s: float | None,
+        n: int = 1,
     ) -> None:
         self._client = client
         self._timeout_s = timeout_s
         self._replies: queue.SimpleQueue[Reply | None] = queue.SimpleQueue()
+        self._open = n
         self._over = False
         self.id = -1
-        self.id = client._begin(make, self._replies.put)
+        self.id = client.request(make, self._replies.put)
 
     def __iter__(self) -> Self:
         return self
@@ -88,7 +94,8 @@ class DeltaStream:
         if reply is None:
             raise StopIteration
         if isinstance(reply, Delta):
-            self._over = reply.end is not None
+            self._open -= reply.end is not None
+            self._over = not self._open
             return reply
         self._over = True
         raise as_error(reply)
@@ -101,7 +108,7 @@ class DeltaStream:
         """Ends iteration, and the request if it is still running."""
         self._over = True
         if self.id >= 0:
-            self._client._abandon(self.id)
+            self._client.abandon(self.id)
             self._replies.put(None)
 
     def __enter__(self) -> Self:
@@ -180,7 +187,9 @@ class Client:
         Keywords are fields of SamplingParams and go before `params`.
         """
         chosen = resolve_params(params, overrides)
-        return self._collect(lambda number: generate_message(number, prompt, chosen), timeout_s)
+        return self._collect(
+            lambda number: generate_message(number, prompt, chosen), timeout_s, chosen.n
+        )
 
     def stream(
         self,
@@ -195,7 +204,9 @@ class Client:
         timeout_s: longest wait for the next of them.
         """
         chosen = resolve_params(params, overrides)
-        return DeltaStream(self, lambda number: generate_message(number, prompt, chosen), timeout_s)
+        return DeltaStream(
+            self, lambda number: generate_message(number, prompt, chosen), timeout_s, chosen.n
+        )
 
     @overload
     def chat(
@@ -232,7 +243,9 @@ class Client:
         def make(number: int) -> msgspec.Struct:
             return chat_message(number, messages, chosen)
 
-        return DeltaStream(self, make, timeout_s) if stream else self._collect(make, timeout_s)
+        if stream:
+            return DeltaStream(self, make, timeout_s, chosen.n)
+        return self._collect(make, timeout_s, chosen.n)
 
     def cancel(self, request_id: int) -> None:
         """Ends a request early; its last Delta has finish_reason "cancelled"."""
@@ -288,10 +301,16 @@ class Client:
         with contextlib.suppress(OSError):
             self._connection.shutdown(socket.SHUT_RDWR)
 
-    def _begin(self, make: Callable[[int], msgspec.Struct], handler: Handler) -> int:
+    def request(self, make: Callable[[int], msgspec.Struct], handler: Handler) -> int:
+        """Sends the message that `make` gives for an id, and returns the id.
+
+        `handler` is called on the reader's thread with each reply, and must not raise.
+        """
         request_id = self._replies.expect(handler)
         try:
-            self._write(make(request_id))
+            message = make(request_id)
+            self._replies.expect_ends(request_id, answers_of(message))
+            self._write(message)
         except BaseException:
             self._replies.forget(request_id)
             raise
@@ -300,16 +319,16 @@ class Client:
     def _write(self, message: msgspec.Struct) -> None:
         self._writer.write(frame(message, self.welcome.max_frame_bytes))
 
-    def _abandon(self, request_id: int) -> None:
+    def abandon(self, request_id: int) -> None:
         """Cancels a request whose replies nobody wants any more."""
         if self._replies.forget(request_id):
             self._write(Cancel(id=request_id))
 
     def _collect(
-        self, make: Callable[[int], msgspec.Struct], timeout_s: float | None
+        self, make: Callable[[int], msgspec.Struct], timeout_s: float | None, n: int
     ) -> Completion:
         results: queue.SimpleQueue[Completion | AlbireoError] = queue.SimpleQueue()
-        request_id = self._begin(make, Collector(results.put))
+        request_id = self.request(make, Collector(n, results.put))
         result: Completion | AlbireoError = self._wait(request_id, results, timeout_s)
         if isinstance(result, AlbireoError):
             raise result
@@ -317,7 +336,7 @@ class Client:
 
     def _ask(self, kind: type[_Answer], make: Callable[[int], msgspec.Struct]) -> _Answer:
         replies: queue.SimpleQueue[Reply] = queue.SimpleQueue()
-        reply = self._wait(self._begin(make, replies.put), replies, ANSWER_TIMEOUT_S)
+        reply = self._wait(self.request(make, replies.put), replies, ANSWER_TIMEOUT_S)
         if isinstance(reply, kind):
             return reply
         raise as_error(reply)
@@ -331,7 +350,7 @@ class Client:
             raise TimedOut(f"no answer within {timeout_s} s", retry=True) from None
         finally:
             # After a time-out, or an interrupt of the wait; after an answer it does nothing.
-            self._abandon(request_id)
+            self.abandon(request_id)
 
 
 class _Writer:

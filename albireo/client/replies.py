@@ -2,7 +2,8 @@
 
 Used by both clients: by the asyncio one on its loop, by the blocking one on
 its reader thread.  A request's handler is called with each of its Deltas, or
-with its one answer, or with an AlbireoError; after the last word it is gone.
+with its one answer, or with an AlbireoError; after the last word (the ends of
+all n answers) it is gone.
 """
 
 from __future__ import annotations
@@ -51,6 +52,8 @@ class Replies:
         self.welcome: Welcome | None = None
         self._ids = itertools.count(1)
         self._handlers: dict[int, Handler] = {}
+        self._more_ends: dict[int, int] = {}
+        """Of requests for several answers: how many ends are still to come but one."""
         self._splitter = FrameSplitter()
         self._complaint: Error | None = None
 
@@ -63,8 +66,14 @@ class Replies:
             raise self.lost
         return request_id
 
+    def expect_ends(self, request_id: int, n: int) -> None:
+        """The request is for n answers; said before it is sent."""
+        if n > 1:
+            self._more_ends[request_id] = n - 1
+
     def forget(self, request_id: int) -> bool:
         """Drops further replies; False when the last has come already."""
+        self._more_ends.pop(request_id, None)
         return self._handlers.pop(request_id, None) is not None
 
     def expects(self, request_id: int) -> bool:
@@ -81,7 +90,7 @@ class Replies:
                     for item in message.items:
                         handler = handlers.get(item.id)
                         if handler is not None:
-                            if item.end is not None:
+                            if item.end is not None and self._is_last_end(item.id):
                                 handlers.pop(item.id, None)
                             handler(item)
                 else:
@@ -102,12 +111,19 @@ class Replies:
                 return
             handler(self.lost)
 
+    def _is_last_end(self, request_id: int) -> bool:
+        more = self._more_ends.pop(request_id, 0)
+        if more > 1:
+            self._more_ends[request_id] = more - 1
+        return more == 0
+
     def _other(self, message: object) -> None:
         if isinstance(message, Error):
             if message.id is None:
                 # Where it does not end the connection, it is about no request of ours.
                 self._complaint = message if message.code in _LAST_CODES else None
                 return
+            self._more_ends.pop(message.id, None)
             handler = self._handlers.pop(message.id, None)
             if handler is not None:
                 handler(exception_of(message))

@@ -124,6 +124,11 @@ def token_ids(ids: Sequence[int]) -> list[int]:
     return [operator.index(each) for each in ids]
 
 
+def answers_of(message: msgspec.Struct) -> int:
+    """How many answers a request asks for, each with an end of its own."""
+    return message.params.n if isinstance(message, Generate | Chat) else 1
+
+
 def frame(message: msgspec.Struct, max_frame_bytes: int = MAX_FRAME_BYTES) -> bytes:
     """A message as a frame.  Raises TooLarge, or InvalidRequest for what msgpack cannot carry."""
     try:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from albireo.ipc.protocol import Delta
+from albireo.ipc.protocol import Delta, End, Logprobs
 
 from .errors import AlbireoError
 from .replies import Reply, as_error
@@ -23,11 +23,26 @@ class Usage(msgspec.Struct, frozen=True):
         return self.prompt_tokens + self.completion_tokens
 
 
-class Completion(msgspec.Struct, frozen=True):
-    """A whole answer.
+class Choice(msgspec.Struct, frozen=True):
+    """One of n answers.
 
     finish_reason: "stop", "length" or "cancelled".
     stop_reason: the stop string or token id that ended it, where one did.
+    logprobs: one for each token, where asked for.
+    """
+
+    text: str
+    token_ids: list[int]
+    finish_reason: str
+    stop_reason: str | int | None
+    logprobs: list[Logprobs] | None = None
+
+
+class Completion(msgspec.Struct, frozen=True):
+    """A whole answer: the fields of its first choice, and all n of them as `choices`.
+
+    usage: of all choices; the prompt counts once.
+    prompt_logprobs: of the prompt's tokens from the second on, where asked for.
     """
 
     text: str
@@ -35,34 +50,76 @@ class Completion(msgspec.Struct, frozen=True):
     finish_reason: str
     stop_reason: str | int | None
     usage: Usage
+    logprobs: list[Logprobs] | None = None
+    prompt_logprobs: list[Logprobs] | None = None
+    choices: list[Choice] = []
 
 
 class Collector:
     """Adds up the Deltas of one request; calls `done` once, with its result or error."""
 
-    __slots__ = ("_done", "_texts", "_token_ids")
+    __slots__ = ("_answers", "_done", "_open", "_prompt_logprobs")
 
-    def __init__(self, done: Callable[[Completion | AlbireoError], None]) -> None:
+    def __init__(self, n: int, done: Callable[[Completion | AlbireoError], None]) -> None:
         self._done = done
-        self._token_ids: list[int] = []
-        self._texts: list[str] = []
+        self._answers = [_Answer() for _ in range(n)]
+        self._open = n
+        self._prompt_logprobs: list[Logprobs] | None = None
 
     def __call__(self, reply: Reply) -> None:
-        if isinstance(reply, Delta):
-            self._token_ids += reply.token_ids
-            if reply.text:
-                self._texts.append(reply.text)
-            end = reply.end
-            if end is not None:
-                usage = Usage(end.prompt_tokens, end.completion_tokens)
-                self._done(
-                    Completion(
-                        "".join(self._texts),
-                        self._token_ids,
-                        end.finish_reason,
-                        end.stop_reason,
-                        usage,
-                    )
-                )
-        else:
+        if not isinstance(reply, Delta):
             self._done(as_error(reply))
+            return
+        if reply.prompt_logprobs is not None:
+            self._prompt_logprobs = (self._prompt_logprobs or []) + reply.prompt_logprobs
+        self._answers[reply.choice].add(reply)
+        if reply.end is not None:
+            self._open -= 1
+            if not self._open:
+                self._done(self._completion())
+
+    def _completion(self) -> Completion:
+        choices = [answer.choice() for answer in self._answers]
+        ends = [answer.end for answer in self._answers if answer.end is not None]
+        first = choices[0]
+        return Completion(
+            first.text,
+            first.token_ids,
+            first.finish_reason,
+            first.stop_reason,
+            Usage(ends[0].prompt_tokens, sum(end.completion_tokens for end in ends)),
+            first.logprobs,
+            self._prompt_logprobs,
+            choices,
+        )
+
+
+class _Answer:
+    """What has come of one choice."""
+
+    __slots__ = ("_logprobs", "_texts", "_token_ids", "end")
+
+    def __init__(self) -> None:
+        self._token_ids: list[int] = []
+        self._texts: list[str] = []
+        self._logprobs: list[Logprobs] | None = None
+        self.end: End | None = None
+
+    def add(self, delta: Delta) -> None:
+        self._token_ids += delta.token_ids
+        if delta.text:
+            self._texts.append(delta.text)
+        if delta.logprobs is not None:
+            self._logprobs = self._logprobs or []
+            self._logprobs += delta.logprobs
+        self.end = delta.end
+
+    def choice(self) -> Choice:
+        assert self.end is not None
+        return Choice(
+            "".join(self._texts),
+            self._token_ids,
+            self.end.finish_reason,
+            self.end.stop_reason,
+            self._logprobs,
+        )

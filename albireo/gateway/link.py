@@ -124,8 +124,8 @@ class NodeLink:
 
     def _begin(self, ask: Ask, on_reply: Callable[[Any], None]) -> Abandon:
         client = self._client
-        number = client._begin(ask.message, on_reply)
-        return functools.partial(client._abandon, number)
+        number = client.request(ask.message, on_reply)
+        return functools.partial(client.abandon, number)
 
     async def _call(self, method: Callable[[AsyncClient], Awaitable[_T]]) -> _T:
         """These can be asked twice: a router that dies in between is not noticed."""

@@ -103,7 +103,7 @@ class ActorMessages:
         if group is not None and stream is not None:
             group.remove(stream)
             self._router.fail(
-                stream,
+                stream.asker,
                 Refusal(refused.code, refused.message, retry=refused.code in _RETRY_CODES),
             )
 
@@ -166,7 +166,7 @@ class ActorMessages:
             retry=True,
         )
         for stream in lost:
-            self._router.fail(stream, refusal)
+            self._router.fail(stream.asker, refusal)
 
     def _tokenizer_down(self, peer: bytes, down: TokenizerDown) -> None:
         self._texts.down(down.incarnation)

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from albireo.ipc.messages import SchedulerStats
 
+from .latencies import GroupLatencies
 from .requests import Refusal, Stream
 
 
@@ -22,12 +23,14 @@ class Group:
     ended: the last incarnation known to be dead.
     lost_at: when it was found that it cannot be reached; None while it can.
     outstanding_tokens: prompt and new tokens that its streams may still need.
+    latencies: of all its answers since this router started.
     """
 
     __slots__ = (
         "announced",
         "ended",
         "incarnation",
+        "latencies",
         "lost_at",
         "number",
         "outstanding_tokens",
@@ -48,6 +51,7 @@ class Group:
         self.outstanding_tokens = 0
         self.served = 0
         self.stats: SchedulerStats | None = None
+        self.latencies = GroupLatencies()
 
     @property
     def state(self) -> str:
@@ -116,8 +120,8 @@ class GroupTable:
             retry=True,
         )
 
-    def admit(self, in_flight: int) -> None:
-        """Raises Refusal when one more request than `in_flight` cannot be taken."""
+    def admit(self, in_flight: int, answers: int) -> None:
+        """Raises Refusal when so many answers more than those `in_flight` cannot be taken."""
         refusal = self.hopeless()
         if refusal is not None:
             raise refusal
@@ -130,10 +134,11 @@ class GroupTable:
             starting = sum(group.state != "failed" for group in self._groups)
             capacity = starting * queued
             how = f"{starting} groups x {queued} queued, as no group is ready yet"
-        if in_flight >= capacity:
+        if in_flight + answers > capacity:
+            more = "" if answers == 1 else f", and this one asks for {answers}"
             raise Refusal(
                 "queue_full",
-                f"{in_flight} requests are in flight; the node takes {capacity} ({how}): "
+                f"{in_flight} answers are in flight{more}; the node takes {capacity} ({how}): "
                 "try again later, or start it with a larger --max-num-queued-reqs",
                 retry=True,
             )

@@ -1,7 +1,8 @@
-"""What the router knows of a request: a Stream of tokens, or a TextRequest.
+"""What the router knows of a request: a TokenRequest with its Streams, or a TextRequest.
 
-A Stream passes through three stages: its text is with the tokenizer (`job` is
-set), it waits for a group (`group` is None), it runs on a group.  It is in
+A TokenRequest has a Stream for each of its n answers.  A Stream passes through
+three stages: its text is with the tokenizer (the request's `job` is set), it
+waits for a group (`group` is None), it runs on a group.  It is in
 Router.streams, by the number of its attempt, from its first stage to its end,
 and a piece of output whose number is not there is nobody's.
 
@@ -15,6 +16,8 @@ from typing import TYPE_CHECKING
 
 from albireo.ipc.messages import Submit
 from albireo.ipc.protocol import Chat, Generate
+
+from .latencies import StreamTimes
 
 if TYPE_CHECKING:
     from .groups import Group
@@ -37,36 +40,57 @@ class Refusal(Exception):
         self.retry = retry
 
 
-class Stream:
+class TokenRequest:
     """A generate or chat request.
 
     client_id: the client's number for it, on its connection.
-    request: the number of this attempt, by which the actors of a group know it.
     asked: what the client sent.
+    job: while its texts are with the tokenizer.
+    streams: those of its answers that have not ended, by choice.
+    """
+
+    __slots__ = ("asked", "client_id", "job", "session", "streams")
+
+    def __init__(self, session: Session, asked: Generate | Chat) -> None:
+        self.session = session
+        self.client_id = asked.id
+        self.asked = asked
+        self.job: TextJob | None = None
+        self.streams: dict[int, Stream] = {}
+
+
+class Stream:
+    """One answer of a TokenRequest.
+
+    request: the number of this attempt, by which the actors of a group know it.
+    asker: the client's request; client_id and session are its own.
+    choice: which of the request's answers.
     token_ids: the new tokens handed on to the client so far.
     submit: what the group is given, once the prompt's ids are known.
     """
 
     __slots__ = (
-        "asked",
+        "asker",
+        "choice",
         "client_id",
         "group",
-        "job",
         "request",
         "session",
         "submit",
+        "times",
         "token_ids",
     )
 
-    def __init__(self, session: Session, request: int, asked: Generate | Chat) -> None:
-        self.session = session
-        self.client_id = asked.id
+    def __init__(self, asker: TokenRequest, choice: int, request: int, now: float) -> None:
+        self.asker = asker
+        self.choice = choice
+        self.session = asker.session
+        self.client_id = asker.client_id
         self.request = request
-        self.asked = asked
-        self.job: TextJob | None = None
         self.submit: Submit | None = None
         self.group: Group | None = None
         self.token_ids: list[int] = []
+        self.times = StreamTimes(now)
 
     @property
     def prompt_tokens(self) -> int:

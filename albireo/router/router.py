@@ -43,9 +43,10 @@ from albireo.ipc.timeline import NO_STEP, Recorder
 from albireo.trace.rows import NodeTimelines
 
 from .groups import Group, GroupTable
-from .requests import Refusal, RequestNumbers, Stream
+from .requests import Refusal, RequestNumbers, Stream, TokenRequest
 from .services import Services
 from .session import Session
+from .stage_times import StageTimes
 from .status import RequestCounts, status_tree
 from .texts import Answer, TextQueue
 from .validate import (
@@ -53,6 +54,7 @@ from .validate import (
     check_chat,
     check_generate,
     check_prompt_ids,
+    for_choice,
     resolve,
 )
 
@@ -72,7 +74,7 @@ class Router:
     ) -> None:
         self._spec = spec
         self.timeline = timeline
-        self._timelines = NodeTimelines(Path(spec.runtime_dir))
+        self._stages = StageTimes(NodeTimelines(Path(spec.runtime_dir)), spec.num_groups)
         self._send = send
         self._settling = False
         self._connections = 0
@@ -93,7 +95,7 @@ class Router:
         self.on_idle: Callable[[], None] = lambda: None
         """Called when requests have ended and none is in flight any more."""
         self._services = services = Services(
-            spec, self._limits, self.texts, self._status_tree, self._settle_soon
+            spec, self._limits, self.texts, self._answer_status, self._settle_soon
         )
         self._handlers: dict[type, Callable[[Session, Any], None]] = {
             Generate: self._generate,
@@ -128,9 +130,9 @@ class Router:
         """Aborts everywhere what the client had in flight."""
         self.sessions.discard(session)
         for request in list(session.requests.values()):
-            if isinstance(request, Stream):
+            if isinstance(request, TokenRequest):
+                self._counts.cancelled += len(request.streams)
                 self._abort(request)
-                self._counts.cancelled += 1
             else:
                 self.texts.cancel(request.job)
         session.requests.clear()
@@ -157,65 +159,83 @@ class Router:
         session.check_id(message.id)
         session.check_room()
         check_generate(self._limits, message)
-        stream = self._admit(session, message)
-        if message.prompt_ids is not None:
-            stream.submit = resolve(
-                self._limits, stream.request, message.prompt_ids, message, session.connection
-            )
-        elif message.prompt is not None:
-            stream.job = self.texts.encode_text(
-                message.prompt, True, functools.partial(self._encoded, stream)
-            )
-        self._begin(stream)
+        request = self._admit(session, message)
+        words = message.params.bad_words
+        if message.prompt_ids is None or words:
+            text = message.prompt or ""
+            done = functools.partial(self._encoded, request)
+            request.job = self.texts.encode_text(text, True, done, words)
+        else:
+            self._resolve(request, message.prompt_ids, ())
+        self._begin(request)
 
     def _chat(self, session: Session, message: Chat) -> None:
         session.check_id(message.id)
         session.check_room()
         check_chat(self._limits, message)
-        stream = self._admit(session, message)
-        stream.job = self.texts.encode_chat(
-            message.messages, functools.partial(self._encoded, stream)
-        )
-        self._begin(stream)
+        request = self._admit(session, message)
+        done = functools.partial(self._encoded, request)
+        request.job = self.texts.encode_chat(message.messages, done, message.params.bad_words)
+        self._begin(request)
 
-    def _admit(self, session: Session, message: Generate | Chat) -> Stream:
+    def _admit(self, session: Session, message: Generate | Chat) -> TokenRequest:
+        """A request with numbers for its streams, which are not in `streams` yet."""
         if self.refusing is not None:
             raise self.refusing
-        self.groups.admit(len(self.streams))
-        number = self._numbers.take(self.streams)
-        return Stream(session, number, message)
+        n = message.params.n
+        self.groups.admit(len(self.streams), n)
+        request = TokenRequest(session, message)
+        now = self._loop.time()
+        for choice in range(n):
+            number = self._numbers.take(self.streams)
+            request.streams[choice] = Stream(request, choice, number, now)
+        return request
 
-    def _begin(self, stream: Stream) -> None:
-        self.streams[stream.request] = stream
-        stream.session.requests[stream.client_id] = stream
-        if stream.submit is not None:
-            self._submit(stream)
+    def _begin(self, request: TokenRequest) -> None:
+        request.session.requests[request.client_id] = request
+        for stream in request.streams.values():
+            self.streams[stream.request] = stream
+        if request.job is None:
+            self._submit_all(request)
 
-    def _encoded(self, stream: Stream, answer: Answer) -> None:
-        """The tokenizer has answered for a stream."""
-        stream.job = None
+    def _encoded(self, request: TokenRequest, answer: Answer) -> None:
+        """The tokenizer has answered for a request."""
+        request.job = None
         try:
             if isinstance(answer, TextFailed):
                 raise Refusal(answer.code, answer.message, retry=answer.code == "unavailable")
             assert isinstance(answer, Encoded)
-            check_prompt_ids(self._limits, answer.token_ids)
-            stream.submit = resolve(
-                self._limits,
-                stream.request,
-                answer.token_ids,
-                stream.asked,
-                stream.session.connection,
-            )
+            prompt_ids = answer.token_ids
+            asked = request.asked
+            if isinstance(asked, Generate) and asked.prompt_ids is not None:
+                prompt_ids = asked.prompt_ids
+            check_prompt_ids(self._limits, prompt_ids)
+            self._resolve(request, prompt_ids, answer.words)
         except Refusal as refusal:
-            self.fail(stream, refusal)
+            self.fail(request, refusal)
         else:
-            self._submit(stream)
+            self._submit_all(request)
+
+    def _resolve(
+        self, request: TokenRequest, prompt_ids: list[int], bad_words: tuple[tuple[int, ...], ...]
+    ) -> None:
+        """Decides what the group is given for each stream.  Raises Refusal."""
+        first = resolve(
+            self._limits, prompt_ids, bad_words, request.asked, request.session.connection
+        )
+        for choice, stream in request.streams.items():
+            stream.submit = for_choice(first, stream.request, choice)
+
+    def _submit_all(self, request: TokenRequest) -> None:
+        for stream in list(request.streams.values()):
+            if stream.choice in request.streams:  # one that fails ends them all
+                self._submit(stream)
 
     def _submit(self, stream: Stream) -> None:
         """Gives a stream to a group, or lets it wait behind those that wait for one."""
         refusal = self.groups.hopeless()
         if refusal is not None:
-            self.fail(stream, refusal)
+            self.fail(stream.asker, refusal)
         elif self.groups.waiting or not self._place(stream):
             self.groups.waiting[stream.request] = stream
 
@@ -226,7 +246,7 @@ class Router:
             stream = next(iter(waiting.values()))
             refusal = self.groups.hopeless()
             if refusal is not None:
-                self.fail(stream, refusal)
+                self.fail(stream.asker, refusal)
             elif self._place(stream):
                 del waiting[stream.request]
             else:
@@ -241,21 +261,26 @@ class Router:
         return False
 
     def _cancel(self, session: Session, message: Cancel) -> None:
-        stream = session.requests.get(message.id)
-        if not isinstance(stream, Stream):
+        request = session.requests.get(message.id)
+        if not isinstance(request, TokenRequest):
             return
-        end = End("cancelled", None, stream.prompt_tokens, len(stream.token_ids))
-        session.outbox.append(Delta(stream.client_id, len(stream.token_ids), [], "", end))
-        self._abort(stream)
-        self._counts.cancelled += 1
+        for choice, stream in request.streams.items():
+            index = len(stream.token_ids)
+            end = End("cancelled", None, stream.prompt_tokens, index)
+            session.outbox.append(Delta(request.client_id, index, [], "", end, choice))
+        self._counts.cancelled += len(request.streams)
+        self._abort(request)
         del session.requests[message.id]
         session.flush()
         self._settle_soon()
 
+    def _answer_status(self, answer: Callable[[dict[str, Any]], None]) -> None:
+        self._stages.when_fresh(lambda: answer(self._status_tree()))
+
     def _status_tree(self) -> dict[str, Any]:
         counts = self._counts
         counts.in_flight = len(self.streams)
-        counts.tokenizing = sum(stream.job is not None for stream in self.streams.values())
+        counts.tokenizing = sum(stream.asker.job is not None for stream in self.streams.values())
         counts.waiting_for_group = len(self.groups.waiting)
         return status_tree(
             self._spec,
@@ -265,13 +290,14 @@ class Router:
             requests=counts,
             actors=self.actors,
             groups=self.groups,
-            timelines=self._timelines,
+            stages=self._stages.trees,
         )
 
     # ------------------------------------------------------------------ tokens
     def output(self, peer: bytes, group: Group, output: Output) -> None:
         """Hands a batch on: one frame for each client, then the credit goes back."""
-        streams = group.streams
+        streams, latencies = group.streams, group.latencies
+        now = self._loop.time()
         sessions: list[Session] = []
         broken: list[tuple[Stream, int]] = []
         tokens = 0
@@ -286,16 +312,25 @@ class Router:
                 continue
             token_ids = piece.token_ids
             known += token_ids
-            tokens += len(token_ids)
+            if token_ids:
+                tokens += len(token_ids)
+                latencies.tokens(stream.times, len(token_ids), now)
             session = stream.session
             outbox = session.outbox
             if not outbox:
                 sessions.append(session)
             end = piece.end
-            outbox.append(Delta(stream.client_id, index, token_ids, piece.text, end))
+            outbox.append(
+                Delta(
+                    stream.client_id, index, token_ids, piece.text, end,
+                    stream.choice, piece.logprobs, piece.prompt_logprobs,
+                )
+            )  # fmt: skip
             if end is not None:
+                latencies.end(stream.times, end.finish_reason, now)
                 self._finished(stream, group)
         group.outstanding_tokens -= tokens
+        latencies.batch(tokens)
         for session in sessions:
             session.flush()
         self._send(peer, _CREDIT)
@@ -305,15 +340,16 @@ class Router:
     def _finished(self, stream: Stream, group: Group) -> None:
         group.remove(stream)
         del self.streams[stream.request]
-        del stream.session.requests[stream.client_id]
+        request = stream.asker
+        del request.streams[stream.choice]
+        if not request.streams:
+            del request.session.requests[request.client_id]
         self._counts.finished += 1
         self._settle_soon()
 
     def _fail_broken(self, stream: Stream, index: int) -> None:
-        if self.streams.get(stream.request) is not stream:
-            return
         self.fail(
-            stream,
+            stream.asker,
             Refusal(
                 "internal",
                 f"the group sent tokens from index {index}, but {len(stream.token_ids)} had "
@@ -322,14 +358,16 @@ class Router:
         )
 
     # ------------------------------------------------------------------ ends
-    def fail(self, stream: Stream, refusal: Refusal) -> None:
-        """Ends a stream with an error."""
-        self._abort(stream)
-        self._counts.failed += 1
-        del stream.session.requests[stream.client_id]
-        stream.session.fail(
+    def fail(self, request: TokenRequest, refusal: Refusal) -> None:
+        """Ends a request, with all its streams, with an error; does nothing if it has ended."""
+        if request.session.requests.get(request.client_id) is not request:
+            return
+        self._counts.failed += len(request.streams)
+        self._abort(request)
+        del request.session.requests[request.client_id]
+        request.session.fail(
             Error(
-                id=stream.client_id,
+                id=request.client_id,
                 code=refusal.code,
                 message=refusal.message,
                 param=refusal.param,
@@ -344,7 +382,7 @@ class Router:
         for session in self.sessions:
             for request in list(session.requests.values()):
                 count += 1
-                if isinstance(request, Stream):
+                if isinstance(request, TokenRequest):
                     self.fail(request, refusal)
                 else:
                     self._services.fail(request, refusal)
@@ -358,17 +396,21 @@ class Router:
         self.groups.lose(group, self._loop.time())
         return False
 
-    def _abort(self, stream: Stream) -> None:
-        """Takes a stream from wherever it is; the session's record of it is the caller's."""
-        del self.streams[stream.request]
-        if stream.job is not None:
-            self.texts.cancel(stream.job)
-        elif stream.group is not None:
+    def _abort(self, request: TokenRequest) -> None:
+        """Takes a request's streams from wherever they are; the session's record of it is the
+        caller's."""
+        if request.job is not None:
+            self.texts.cancel(request.job)
+            request.job = None
+        for stream in request.streams.values():
+            del self.streams[stream.request]
             group = stream.group
-            group.remove(stream)
-            self._tell(group, Abort(stream.request))
-        else:
-            self.groups.waiting.pop(stream.request, None)
+            if group is not None:
+                group.remove(stream)
+                self._tell(group, Abort(stream.request))
+            else:
+                self.groups.waiting.pop(stream.request, None)
+        request.streams.clear()
 
     def _settle_soon(self) -> None:
         """After ends, however many: once, when the event loop comes round."""

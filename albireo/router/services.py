@@ -41,12 +41,12 @@ class Services:
         spec: ActorSpec,
         limits: RequestLimits,
         texts: TextQueue,
-        status: Callable[[], dict[str, Any]],
+        status: Callable[[Callable[[dict[str, Any]], None]], None],
         ended: Callable[[], None],
     ) -> None:
         self._limits = limits
         self._texts = texts
-        self._status_tree = status
+        self._answer_status = status
         self._ended = ended
         self._card = ModelCard(
             id=spec.model.name,
@@ -83,7 +83,11 @@ class Services:
 
     def status(self, session: Session, message: Status) -> None:
         session.check_id(message.id)
-        session.send(NodeStatus(id=message.id, status=self._status_tree()), message.id)
+
+        def answer(tree: dict[str, Any]) -> None:
+            session.send(NodeStatus(id=message.id, status=tree), message.id)
+
+        self._answer_status(answer)
 
     def fail(self, request: TextRequest, refusal: Refusal) -> None:
         """Ends a tokenize or detokenize request with an error."""

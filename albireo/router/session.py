@@ -31,10 +31,11 @@ from albireo.ipc.protocol import (
     End,
     Error,
     Hello,
+    Logprobs,
     Welcome,
 )
 
-from .requests import Refusal, Stream, TextRequest
+from .requests import Refusal, TextRequest, TokenRequest
 
 MAX_IN_FLIGHT = 4096
 HELLO_TIMEOUT_S = 10.0
@@ -47,6 +48,7 @@ MAX_QUOTED_CHARS = 300
 
 _log = logging.getLogger(__name__)
 _PREFIX_BYTES = 4
+_LOGPROB_BYTES = 24
 
 
 class _Head(msgspec.Struct):
@@ -82,26 +84,47 @@ class Handler(Protocol):
         """A valid message, not Hello.  Raises Refusal for a request that it does not take."""
 
 
-class _Held:
-    """New tokens of one request that wait for a slow reader."""
+class _HeldAnswer:
+    """New tokens of one answer that wait for a slow reader."""
 
-    __slots__ = ("end", "error", "index", "texts", "token_ids")
+    __slots__ = ("end", "index", "logprobs", "prompt_logprobs", "texts", "token_ids")
 
     def __init__(self, index: int) -> None:
         self.index = index
         self.token_ids: list[int] = []
         self.texts: list[str] = []
         self.end: End | None = None
-        self.error: Error | None = None
+        self.logprobs: list[Logprobs] | None = None
+        self.prompt_logprobs: list[Logprobs] | None = None
 
     def add(self, item: Delta) -> None:
         self.token_ids += item.token_ids
         self.end = item.end
+        if item.logprobs is not None:
+            self.logprobs = (self.logprobs or []) + item.logprobs
+        if item.prompt_logprobs is not None:
+            self.prompt_logprobs = (self.prompt_logprobs or []) + item.prompt_logprobs
         if item.text:
             self.texts.append(item.text)
             if len(self.texts) == MERGED_TEXTS:
                 # Many small strings take far more memory than their characters.
                 self.texts = ["".join(self.texts)]
+
+    def delta(self, request_id: int, choice: int) -> Delta:
+        return Delta(
+            request_id, self.index, self.token_ids, "".join(self.texts), self.end,
+            choice, self.logprobs, self.prompt_logprobs,
+        )  # fmt: skip
+
+
+class _Held:
+    """What waits of one request: its answers by choice, and the error that ended it."""
+
+    __slots__ = ("answers", "error")
+
+    def __init__(self) -> None:
+        self.answers: dict[int, _HeldAnswer] = {}
+        self.error: Error | None = None
 
 
 class Session(asyncio.Protocol):
@@ -114,7 +137,7 @@ class Session(asyncio.Protocol):
     """
 
     def __init__(self, handler: Handler, encoder: FrameEncoder) -> None:
-        self.requests: dict[int, Stream | TextRequest] = {}
+        self.requests: dict[int, TokenRequest | TextRequest] = {}
         self.outbox: list[Delta] = []
         self.client = ""
         self.connection = ""
@@ -201,8 +224,7 @@ class Session(asyncio.Protocol):
         if self._closing:
             return
         if self._paused or self._held:
-            held = self._held.setdefault(error.id, _Held(0))
-            held.error = error
+            self._held.setdefault(error.id, _Held()).error = error
         else:
             self._transport.write(self._encoder.encode(error))
 
@@ -327,10 +349,11 @@ class Session(asyncio.Protocol):
 
     def _hold(self, items: list[Delta]) -> None:
         for item in items:
-            held = self._held.get(item.id)
-            if held is None:
-                held = self._held[item.id] = _Held(item.index)
-            held.add(item)
+            answers = self._held.setdefault(item.id, _Held()).answers
+            answer = answers.get(item.choice)
+            if answer is None:
+                answer = answers[item.choice] = _HeldAnswer(item.index)
+            answer.add(item)
 
     def _write_held(self) -> None:
         """Writes what was held until the transport pauses again."""
@@ -349,16 +372,25 @@ class Session(asyncio.Protocol):
             while self._held and size < MERGED_FRAME_BYTES:
                 request_id = next(iter(self._held))
                 held = self._held.pop(request_id)
-                text = "".join(held.texts)
-                if held.token_ids or text or held.end is not None:
-                    items.append(Delta(request_id, held.index, held.token_ids, text, held.end))
+                for choice, answer in held.answers.items():
+                    item = answer.delta(request_id, choice)
+                    items.append(item)
+                    size += _rough_bytes(item)
                 if held.error is not None:
                     errors.append(held.error)
-                size += 32 + 4 * len(held.token_ids) + len(text)
             if items:
                 self._write_deltas(items)
             for error in errors:
                 self._transport.write(self._encoder.encode(error))
+
+
+def _rough_bytes(item: Delta) -> int:
+    """Of a Delta in a frame."""
+    size = 32 + 4 * len(item.token_ids) + len(item.text)
+    for scored in (item.logprobs, item.prompt_logprobs):
+        if scored:
+            size += len(scored) * _LOGPROB_BYTES * (1 + len(scored[0].top))
+    return size
 
 
 def _explain(error: BaseException) -> Refusal:

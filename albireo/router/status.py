@@ -6,7 +6,7 @@ together.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -15,17 +15,12 @@ from albireo import __version__
 from albireo.ipc.config import ActorSpec
 from albireo.ipc.messages import ActorInfo
 from albireo.ipc.protocol import PROTOCOL_VERSION
-from albireo.trace.rows import NodeTimelines, Source
-from albireo.trace.stages import group_stages
 
 from .groups import Group
 
-_STAGE_STEPS = 1000
-"""Steps of all groups together that the stage times are computed from: some milliseconds."""
-
 
 class RequestCounts(msgspec.Struct, kw_only=True):
-    """Requests for tokens of this router since it started, and now.
+    """Answers of this router since it started, and now: a request with n > 1 has n.
 
     tokenizing and waiting are stages of those in flight; the rest of them runs
     on a group.
@@ -48,7 +43,7 @@ def status_tree(
     requests: RequestCounts,
     actors: Iterable[ActorInfo],
     groups: Iterable[Group],
-    timelines: NodeTimelines,
+    stages: Sequence[dict[str, Any] | None],
 ) -> dict[str, Any]:
     """Plain maps, lists, numbers and strings."""
     engine = spec.engine
@@ -70,18 +65,8 @@ def status_tree(
         "connections": connections,
         "requests": msgspec.structs.asdict(requests),
         "actors": [_actor(actor) for actor in actors],
-        "groups": [
-            _group(group, engine.block_size)
-            | {"stages": _stages(timelines.group(group.number), _STAGE_STEPS // spec.num_groups)}
-            for group in groups
-        ],
+        "groups": [_group(group, engine.block_size, stages[group.number]) for group in groups],
     }
-
-
-def _stages(sources: list[Source], last: int) -> dict[str, Any] | None:
-    """Null until there are steps to look at."""
-    found = group_stages(sources, last)
-    return None if found is None else msgspec.to_builtins(found)
 
 
 def _actor(actor: ActorInfo) -> dict[str, Any]:
@@ -91,8 +76,9 @@ def _actor(actor: ActorInfo) -> dict[str, Any]:
     return fields
 
 
-def _group(group: Group, block_size: int) -> dict[str, Any]:
-    """State as the router has it; `scheduler` is null until its first report."""
+def _group(group: Group, block_size: int, stages: dict[str, Any] | None) -> dict[str, Any]:
+    """State as the router has it; `scheduler` is null until its first report, `stages` until there
+    are steps."""
     stats = group.stats
     return {
         "group": group.number,
@@ -109,6 +95,10 @@ def _group(group: Group, block_size: int) -> dict[str, Any]:
             "kv_tokens_total": stats.kv_blocks_total * block_size,
             "kv_usage": round(stats.kv_blocks_used / max(1, stats.kv_blocks_total), 4),
             "preemptions": stats.preemptions,
+            "prefix_queried_tokens": stats.prefix_queried_tokens,
+            "prefix_hit_tokens": stats.prefix_hit_tokens,
+            "swapped_out_blocks": stats.swapped_out_blocks,
+            "swapped_in_blocks": stats.swapped_in_blocks,
             "steps": stats.steps,
             "prompt_tokens": stats.prompt_tokens,
             "generated_tokens": stats.generated_tokens,
@@ -116,4 +106,7 @@ def _group(group: Group, block_size: int) -> dict[str, Any]:
             "step_ms_mean": round(stats.step_ms_mean, 3),
             "forward_ms_mean": round(stats.forward_ms_mean, 3),
         },
+        "stages": stages,
+        "finished": group.latencies.finished,
+        "latencies": group.latencies.tree(),
     }

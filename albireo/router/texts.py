@@ -86,16 +86,28 @@ class TextQueue:
         return len(self._waiting) + len(self._outstanding)
 
     def encode_text(
-        self, text: str, add_special_tokens: bool, done: Callable[[Answer], None]
+        self,
+        text: str,
+        add_special_tokens: bool,
+        done: Callable[[Answer], None],
+        words: tuple[str, ...] = (),
     ) -> TextJob:
-        """Asks for the ids of a text.  Raises Refusal when too much is waiting."""
-        message = EncodeText(self._take_key(), text, add_special_tokens)
+        """Asks for the ids of a text, and of `words`.  Raises Refusal when too much is waiting."""
+        message = EncodeText(self._take_key(), text, add_special_tokens, words)
         return self._add(message, sys.getsizeof(text), done)
 
-    def encode_chat(self, messages: list[ChatMessage], done: Callable[[Answer], None]) -> TextJob:
-        """Asks for the ids of a conversation.  Raises Refusal when too much is waiting."""
+    def encode_chat(
+        self,
+        messages: list[ChatMessage],
+        done: Callable[[Answer], None],
+        words: tuple[str, ...] = (),
+    ) -> TextJob:
+        """Asks for the ids of a conversation, and of `words`.
+
+        Raises Refusal when too much is waiting.
+        """
         size = sum(sys.getsizeof(each.role) + sys.getsizeof(each.content) for each in messages)
-        message = EncodeChat(self._take_key(), messages)
+        message = EncodeChat(self._take_key(), messages, words)
         return self._add(message, size, done)
 
     def decode_ids(

@@ -13,6 +13,7 @@ import msgspec
 from albireo.ipc.config import ActorSpec
 from albireo.ipc.messages import Submit
 from albireo.ipc.params import ParameterError, SamplingParams
+from albireo.ipc.plan import MAX_BAD_WORD_TOKENS
 from albireo.ipc.protocol import Chat, Generate, Tokenize
 
 from .requests import Refusal
@@ -22,10 +23,7 @@ MAX_DETOKENIZE_IDS = 262_144
 MAX_NAME_CHARS = 256
 PRIORITIES = (-1000, 1000)
 
-_NOT_SUPPORTED = ("bad_words", "n", "logprobs", "prompt_logprobs")
-"""Sampling parameters that the node does not carry yet: only their defaults are taken."""
-
-_DEFAULTS = SamplingParams()
+_SEED_MASK = 2**64 - 1
 
 
 class RequestLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,7 +95,6 @@ def check_params(limits: RequestLimits, params: SamplingParams) -> None:
     _check_range(limits, params.stop_token_ids, "stop_token_ids")
     _check_range(limits, tuple(params.logit_bias), "logit_bias")
     _check_range(limits, params.allowed_token_ids or (), "allowed_token_ids")
-    _check_supported(params)
 
 
 def check_prompt_ids(limits: RequestLimits, prompt_ids: list[int]) -> None:
@@ -124,24 +121,37 @@ def check_prompt_ids(limits: RequestLimits, prompt_ids: list[int]) -> None:
     _check_range(limits, prompt_ids, "prompt_ids")
 
 
+def for_choice(first: Submit, request: int, choice: int) -> Submit:
+    """What a group is given for the i-th answer: its own random stream, the prompt scored once."""
+    return msgspec.structs.replace(
+        first,
+        request=request,
+        seed=_signed(first.seed + choice),
+        prompt_logprobs=-1 if choice else first.prompt_logprobs,
+    )
+
+
 def resolve(
     limits: RequestLimits,
-    request: int,
     prompt_ids: list[int],
+    bad_words: tuple[tuple[int, ...], ...],
     asked: Generate | Chat,
     connection: str,
 ) -> Submit:
-    """The message for a group.  `prompt_ids` and `asked` have been checked by the functions above.
+    """The message for a group, but for its number: see for_choice.
 
+    prompt_ids, asked: checked by the functions above.
+    bad_words: token ids of params.bad_words.  Raises Refusal for one with too many.
     connection: the tenant of a request that names none.
     """
     params = asked.params
+    _check_bad_words(bad_words)
     max_tokens = _resolve_max_tokens(limits, len(prompt_ids), params, isinstance(asked, Chat))
     stop_token_ids = params.stop_token_ids
     if not params.ignore_eos:
         stop_token_ids = tuple(dict.fromkeys((*stop_token_ids, *limits.eos_token_ids)))
     return Submit(
-        request=request,
+        request=0,
         prompt_ids=prompt_ids,
         max_tokens=max_tokens,
         min_tokens=params.min_tokens,
@@ -159,6 +169,9 @@ def resolve(
         frequency_penalty=params.frequency_penalty,
         logit_bias=params.logit_bias,
         allowed_token_ids=params.allowed_token_ids or (),
+        bad_words=bad_words,
+        logprobs=-1 if params.logprobs is None else params.logprobs,
+        prompt_logprobs=-1 if params.prompt_logprobs is None else params.prompt_logprobs,
         priority=asked.priority,
         tenant=asked.tenant or connection,
         cache_salt=asked.cache_salt,
@@ -183,10 +196,15 @@ def _check_request(limits: RequestLimits, message: Generate | Chat) -> None:
             )
 
 
-def _check_supported(params: SamplingParams) -> None:
-    for name in _NOT_SUPPORTED:
-        if getattr(params, name) != getattr(_DEFAULTS, name):
-            raise Refusal("invalid_request", f"{name} is not supported yet", param=name)
+def _check_bad_words(words: tuple[tuple[int, ...], ...]) -> None:
+    longest = max(map(len, words), default=0)
+    if longest > MAX_BAD_WORD_TOKENS:
+        raise Refusal(
+            "invalid_request",
+            f"a bad word has {longest} tokens; {MAX_BAD_WORD_TOKENS} are the limit: ban a shorter "
+            "part of it",
+            param="bad_words",
+        )
 
 
 def _resolve_max_tokens(
@@ -247,5 +265,5 @@ def _check_range(limits: RequestLimits, token_ids: list[int] | tuple[int, ...], 
 
 def _signed(seed: int) -> int:
     """64 bits as the signed number that has them."""
-    seed &= 2**64 - 1
+    seed &= _SEED_MASK
     return seed - 2**64 if seed >= 2**63 else seed

@@ -187,3 +187,18 @@ def test_the_node_s_name_finds_its_socket(
             assert client.welcome.node == "test"
 
     asyncio.run(connect())
+
+
+def test_several_answers(node: PlayedNode) -> None:
+    async def main() -> None:
+        async with await AsyncClient.connect(node.path) as client:
+            answer = await client.generate("abc", max_tokens=5, n=3)
+            assert [each.text for each in answer.choices] == ["abcab"] * 3
+            ends = [
+                delta.choice
+                async for delta in client.stream("ab", max_tokens=4, n=2)
+                if delta.end is not None
+            ]
+            assert sorted(ends) == [0, 1]
+
+    asyncio.run(main())

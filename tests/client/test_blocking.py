@@ -13,6 +13,7 @@ import pytest
 
 from albireo.client import (
     ChatMessage,
+    Choice,
     Client,
     Completion,
     ConnectionLost,
@@ -42,7 +43,8 @@ def eventually(condition: Callable[[], bool]) -> None:
 def test_generate_returns_text_ids_reason_and_usage(node: PlayedNode) -> None:
     with Client.connect(node.path) as client:
         answer = client.generate("abc", max_tokens=7)
-        assert answer == Completion("abcabca", encode("abcabca"), "length", None, answer.usage)
+        fields = "abcabca", encode("abcabca"), "length", None
+        assert answer == Completion(*fields, answer.usage, choices=[Choice(*fields)])
         assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (3, 7)
         assert answer.usage.total_tokens == 10
         assert client.generate(encode("xy"), SamplingParams(max_tokens=3)).text == "xyx"
@@ -233,3 +235,16 @@ def test_no_node_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_eos_is_not_what_the_fakes_generate() -> None:
     assert EOS not in encode("any text")
+
+
+def test_several_answers(node: PlayedNode) -> None:
+    with Client.connect(node.path) as client:
+        answer = client.generate("abc", max_tokens=5, n=3)
+        assert [each.text for each in answer.choices] == ["abcab"] * 3
+        assert answer.text == "abcab"
+        assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (3, 15)
+        with client.stream("ab", max_tokens=4, n=2) as stream:
+            deltas = list(stream)
+        assert sorted(each.choice for each in deltas if each.end is not None) == [0, 1]
+        for choice in (0, 1):
+            assert "".join(each.text for each in deltas if each.choice == choice) == "abab"

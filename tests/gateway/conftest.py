@@ -29,7 +29,7 @@ class HttpNode(msgspec.Struct):
 
 def start_http_node(home: Path, **fields: object) -> HttpNode:
     """Starts a node in `home`; ALBIREO_RUNTIME_DIR and _STATE_DIR must be there already."""
-    options = NodeOptions(uds=str(home / "http.sock"), http="127.0.0.1:0", **fields)  # type: ignore[arg-type]
+    options = NodeOptions(uds=str(home / f"{fields['name']}.sock"), http="127.0.0.1:0", **fields)  # type: ignore[arg-type]
     events: list[Event] = []
     if run_detached(options, events.append) != 0:
         log = home / "state" / f"{options.name}.log"

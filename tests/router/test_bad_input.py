@@ -107,22 +107,6 @@ def test_a_token_outside_the_vocabulary_is_refused(start: Start, name: str, valu
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("bad_words", ["no"]),
-        ("n", 2),
-        ("logprobs", 0),
-        ("prompt_logprobs", 0),
-    ],
-)
-def test_what_is_not_supported_is_refused_by_name(start: Start, name: str, value: Any) -> None:
-    client = start().client()
-    client.send(type="generate", id=1, prompt_ids=[5], params={name: value})
-    error = client.expect_error("invalid_request", 1)
-    assert error["param"] == name and "not supported yet" in error["message"]
-
-
-@pytest.mark.parametrize(
     ("name", "value"), [("priority", 1001), ("tenant", "t" * 257), ("cache_salt", "s" * 257)]
 )
 def test_who_asks_has_limits(start: Start, name: str, value: Any) -> None:

@@ -62,7 +62,7 @@ def test_a_full_node_says_so_with_the_numbers(start: Start) -> None:
     error = client.expect_error("queue_full", 6)
     assert error["retry"]
     assert (
-        "6 requests" in error["message"] and "2 groups x (2 running + 1 queued)" in error["message"]
+        "6 answers" in error["message"] and "2 groups x (2 running + 1 queued)" in error["message"]
     )
     request = groups[0].expect(Submit).request
     groups[0].output(piece(request, 0, [1], "a", "stop"))

@@ -121,3 +121,27 @@ def test_a_client_that_asks_and_never_reads_is_not_read_any_more(start: Start) -
     other = near.client()
     other.send(type="models", id=1)
     assert other.receive()["type"] == "model_list"
+
+
+def test_answers_to_one_request_are_merged_apart(start: Start) -> None:
+    near = start(max_model_len=LONG, num_blocks=LONG)
+    group, slow = near.group(), near.client()
+    begin(near, group, slow)
+    slow.send(type="generate", id=99, prompt_ids=[5], params={"n": 2, "max_tokens": 4000})
+    zero, one = (group.expect(Submit).request for _ in range(2))
+    batches = 3000
+    for index in range(batches):
+        group.output(piece(zero, index, [1], "zero " * 20), piece(one, index, [2], "one " * 20))
+        assert isinstance(group.next(), Credit)
+    group.output(piece(zero, batches, [1], "", "stop"), piece(one, batches, [2], "", "stop"))
+    texts, counts, open_answers = ["", ""], [0, 0], 2
+    while open_answers:
+        for item in slow.receive()["items"]:
+            choice = item[5]
+            assert item[0] == 99 and item[1] == counts[choice]
+            assert set(item[2]) == {choice + 1}
+            counts[choice] += len(item[2])
+            texts[choice] += item[3]
+            open_answers -= item[4] is not None
+    assert counts == [batches + 1, batches + 1]
+    assert texts == ["zero " * 20 * batches, "one " * 20 * batches]

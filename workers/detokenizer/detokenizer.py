@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from albireo.ipc.messages import Piece, Refused, Submit
+from albireo.ipc.plan import Int32Array
 
+from .logprobs import TokenTexts
 from .request import RequestText
 from .stream import TextStream
 
@@ -24,13 +26,18 @@ class Detokenizer:
     """All requests of one group.
 
     new_stream: streams for the model's tokenizer, from stream_factory.
+    token_texts: the bytes of its tokens.
     eos_token_ids: the model's own end tokens.
     """
 
     def __init__(
-        self, new_stream: Callable[[bool], TextStream], eos_token_ids: Iterable[int]
+        self,
+        new_stream: Callable[[bool], TextStream],
+        token_texts: TokenTexts,
+        eos_token_ids: Iterable[int],
     ) -> None:
         self._new_stream = new_stream
+        self._token_texts = token_texts
         self._eos_token_ids = frozenset(eos_token_ids)
         self._running: dict[int, RequestText] = {}
         self._changed: dict[int, RequestText] = {}
@@ -48,6 +55,16 @@ class Detokenizer:
         """Forgets all requests."""
         self._running.clear()
         self._changed.clear()
+
+    def add_logprobs(self, records: Int32Array, rows: Iterable[tuple[int, int, int]]) -> None:
+        """Takes the logprobs of one step (ipc/plan.py) and its rows; add_rows takes these next."""
+        tokens = {request: token for request, count, token in rows if count}
+        for record in records:
+            request = int(record[0])
+            state = self._running.get(request)
+            if state is not None:
+                state.score(record, tokens.get(request), self._token_texts)
+                self._changed[request] = state
 
     def add_rows(self, rows: Iterable[tuple[int, int, int]]) -> tuple[list[int], list[Refused]]:
         """Takes the rows of one step: (request, count, token), as in ipc/plan.py.

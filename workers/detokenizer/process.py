@@ -1,6 +1,6 @@
 """The detokenizer process: the group's end towards the router.
 
-                 Submit, Abort, Reset, Credit         Submit, Abort, Reset
+                 Submit, Abort, Reset, Credit         Submit, Abort, Reset, Processed
                 ─────────────────────────────▶     ────────────────────────▶
         router                         detokenizer                           scheduler
                 ◀─────────────────────────────     ◀────────────────────────
@@ -33,6 +33,7 @@ from albireo.ipc.messages import (
     GroupStats,
     Joined,
     Output,
+    Processed,
     Refused,
     Reset,
     SchedulerStats,
@@ -48,6 +49,7 @@ from albireo.ipc.timeline import Recorder
 from albireo.workers.tokenizer.text_model import TextModel
 
 from .detokenizer import Detokenizer
+from .logprobs import TokenTexts
 from .stream import stream_factory
 
 OUTPUT_CREDITS = 8
@@ -67,6 +69,7 @@ def main(actor: Actor, fds: Mapping[str, int], text: TextModel) -> None:
         group.take_router_messages()
         group.take_results()
         group.send_output()
+        group.say_processed()
     group.close()
 
 
@@ -82,9 +85,12 @@ class _Group:
         self._waiting: list[ToScheduler] = []
         self._credits = OUTPUT_CREDITS
         self._timeline = Recorder.of(fds)
-        self._step = 0
+        self._step = self._said = 0
+        self._says_processed = not spec.engine.async_output
         self._detokenizer = Detokenizer(
-            stream_factory(text, spec.model.vocab_size), spec.model.eos_token_ids
+            stream_factory(text, spec.model.vocab_size),
+            TokenTexts(text),
+            spec.model.eos_token_ids,
         )
         self.results = RingReader(
             result_ring(spec.group, spec.engine),
@@ -133,6 +139,8 @@ class _Group:
             start_ns = time.monotonic_ns()
             result = ResultView(frame)
             self._step, rows = result.step, result.rows.tolist()
+            if len(result.logprobs):
+                self._detokenizer.add_logprobs(result.logprobs, rows)
             self.results.release()
             stopped, refused = self._detokenizer.add_rows(rows)
             for request in stopped:
@@ -151,6 +159,12 @@ class _Group:
             self._timeline.record(
                 Stage.SEND, self._step, start_ns, time.monotonic_ns(), len(pieces)
             )
+
+    def say_processed(self) -> None:
+        """Without asynchronous output the scheduler plans on only then."""
+        if self._says_processed and self._step != self._said:
+            self._said = self._step
+            self._tell_scheduler(Processed(self._step))
 
     def close(self) -> None:
         self.router.close()

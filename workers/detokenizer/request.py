@@ -16,9 +16,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from albireo.ipc.messages import Piece, Submit
-from albireo.ipc.protocol import End
+from albireo.ipc.plan import Int32Array
+from albireo.ipc.protocol import End, Logprobs
 from albireo.ipc.stopping import end_of_tokens
 
+from .logprobs import TokenTexts, read_logprobs
 from .stop_strings import StopMatcher
 from .stream import TextStream
 
@@ -26,24 +28,30 @@ from .stream import TextStream
 class RequestText:
     """State of one request in the detokenizer.
 
+    prompt_tokens: of the prompt as the client sent it.
     silent_stops: the model's own end tokens, which are no stop_reason.
     end: None until the answer is complete.
     """
 
     __slots__ = (
+        "_best",
         "_generated",
         "_ids",
-        "_include_stop",
+        "_logprobs",
         "_matcher",
         "_max_tokens",
         "_min_tokens",
-        "_prompt_tokens",
+        "_prompt_best",
+        "_prompt_ids",
+        "_prompt_logprobs",
+        "_scored",
         "_sent",
         "_silent_stops",
         "_stop_token_ids",
         "_stream",
         "_texts",
         "end",
+        "prompt_tokens",
         "request",
     )
 
@@ -57,7 +65,7 @@ class RequestText:
         self.end: End | None = None
         self._stream = new_stream(submit.skip_special_tokens)
         self._matcher = StopMatcher(submit.stop, submit.include_stop) if submit.stop else None
-        self._prompt_tokens = len(submit.prompt_ids)
+        self.prompt_tokens = len(submit.prompt_ids)
         self._max_tokens = submit.max_tokens
         self._min_tokens = submit.min_tokens
         self._stop_token_ids = frozenset(submit.stop_token_ids)
@@ -66,6 +74,27 @@ class RequestText:
         self._sent = 0
         self._ids: list[int] = []
         self._texts: list[str] = []
+        self._best = submit.logprobs
+        self._prompt_best = submit.prompt_logprobs
+        self._prompt_ids = submit.prompt_ids if submit.prompt_logprobs >= 0 else []
+        self._scored = 1  # positions of the prompt; the first one has nothing before it
+        self._logprobs: list[Logprobs] | None = [] if submit.logprobs >= 0 else None
+        self._prompt_logprobs: list[Logprobs] | None = None
+
+    def score(self, record: Int32Array, token: int | None, texts: TokenTexts) -> None:
+        """Takes a logprob record of the request, of the new token before the token itself.
+
+        A position of the prompt is scored again when the request is computed again.
+        """
+        position = int(record[1])
+        if position >= self.prompt_tokens:
+            if self._logprobs is not None and token is not None:
+                self._logprobs.append(read_logprobs(record, token, self._best, texts))
+        elif position == self._scored and self._prompt_ids:
+            found = read_logprobs(record, self._prompt_ids[position], self._prompt_best, texts)
+            self._scored += 1
+            self._prompt_logprobs = self._prompt_logprobs or []
+            self._prompt_logprobs.append(found)
 
     def add(self, token: int) -> bool:
         """Takes the next token; True when the answer is complete with it."""
@@ -97,7 +126,7 @@ class RequestText:
 
     def _finish(self, text: str, reason: str, stop_reason: str | int | None) -> bool:
         self._texts.append(text)
-        self.end = End(reason, stop_reason, self._prompt_tokens, self._generated)
+        self.end = End(reason, stop_reason, self.prompt_tokens, self._generated)
         return True
 
     @property
@@ -108,8 +137,14 @@ class RequestText:
     def take_piece(self) -> Piece:
         """What is new since the last call."""
         ids = self._ids
-        piece = Piece(self.request, self._sent, ids, "".join(self._texts), self.end)
+        piece = Piece(
+            self.request, self._sent, ids, "".join(self._texts), self.end,
+            self._logprobs, self._prompt_logprobs,
+        )  # fmt: skip
         self._sent += len(ids)
         self._ids = []
         self._texts = []
+        if self._logprobs is not None:
+            self._logprobs = []
+        self._prompt_logprobs = None
         return piece

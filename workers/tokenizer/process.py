@@ -61,10 +61,11 @@ def answer(text: TextModel, request: ToTokenizer) -> msgspec.Struct:
     """Encoded, Decoded or TextFailed; never an exception."""
     try:
         match request:
-            case EncodeText(key, prompt, add_special_tokens):
-                return Encoded(key, text.encode(prompt, add_special_tokens))
-            case EncodeChat(key, messages):
-                return Encoded(key, text.encode_chat(messages))
+            case EncodeText(key, prompt, add_special_tokens, words):
+                ids = text.encode(prompt, add_special_tokens)
+                return Encoded(key, ids, text.encode_words(words))
+            case EncodeChat(key, messages, words):
+                return Encoded(key, text.encode_chat(messages), text.encode_words(words))
             case DecodeIds(key, token_ids, skip_special_tokens):
                 return Decoded(key, text.decode(token_ids, skip_special_tokens))
     except TextModelError as error:

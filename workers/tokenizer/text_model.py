@@ -74,6 +74,23 @@ class TextModel:
         """Token ids of render_chat: the template has written every special token itself."""
         return self.encode(self.render_chat(messages), add_special_tokens=False)
 
+    def encode_words(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+        """Token ids of each word, as it begins a text and as it follows a space where these differ.
+
+        A tokenizer that writes the space as a token of its own gives that token first in the
+        second way; it is left out then, for the word is what matters.
+        """
+        found: dict[tuple[int, ...], None] = {}
+        for word in words:
+            bare = self.encode(word, add_special_tokens=False)
+            spaced = self.encode(" " + word.lstrip(" "), add_special_tokens=False)
+            if len(spaced) == len(bare) + 1 and spaced[1:] == bare:
+                spaced = bare
+            for ids in (bare, spaced):
+                if ids:
+                    found[tuple(ids)] = None
+        return tuple(found)
+
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool) -> str:
         """Text of token ids; bytes that are not UTF-8 become U+FFFD.
 
