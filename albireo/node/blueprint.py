@@ -23,6 +23,7 @@ def what_to_load(options: NodeOptions, model_path: str, model_name: str) -> Load
         load_format=options.load_format,
         tp_degrees=tuple(sorted(set(options.groups))),
         batch_invariant=options.batch_invariant,
+        gateways=options.num_gateways,
     )
 
 
@@ -36,7 +37,9 @@ class Blueprint:
         self._options = options
         self._runtime_dir = runtime_dir
         self._model = loaded.model
-        self.cores: CorePlan = make_core_plan(options.groups, loaded.device, options.threads)
+        self.cores: CorePlan = make_core_plan(
+            options.groups, loaded.device, options.threads, gateways=options.num_gateways
+        )
         self._gpus: list[tuple[Gpu, ...]] = [()] * len(options.groups)
         if loaded.device == "cuda":
             self._gpus = assign(options.groups, visible_gpus())

@@ -35,7 +35,11 @@ class CorePlan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def make_core_plan(
-    groups: tuple[int, ...], device: str, threads: int | None, cores: int | None = None
+    groups: tuple[int, ...],
+    device: str,
+    threads: int | None,
+    cores: int | None = None,
+    gateways: int = 0,
 ) -> CorePlan:
     """Plans for the cores this process may run on (or `cores`).
 
@@ -43,7 +47,7 @@ def make_core_plan(
     """
     cores = cores or len(os.sched_getaffinity(0))
     workers = sum(groups)
-    actors = 2 + 2 * len(groups)
+    actors = 2 + gateways + 2 * len(groups)
     if threads is None:
         if device in ("cuda", "sim"):
             threads = 1

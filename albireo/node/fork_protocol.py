@@ -23,6 +23,7 @@ class Load(msgspec.Struct, frozen=True, tag=True, array_like=True):
     load_format: str
     tp_degrees: tuple[int, ...]
     batch_invariant: bool
+    gateways: int
 
 
 class Loaded(msgspec.Struct, frozen=True, tag=True, array_like=True):

@@ -124,8 +124,9 @@ def _load(load: Load, inheritance: _Inheritance, phase: Any) -> Loaded:
     from .preload import load_everything
 
     loaded, inheritance.text, inheritance.model = load_everything(load, phase)
-    for module in _ENTRY_POINTS.values():
-        importlib.import_module(module)
+    for role, module in _ENTRY_POINTS.items():
+        if role != "gateway" or load.gateways:
+            importlib.import_module(module)
     return loaded
 
 
