@@ -89,6 +89,13 @@ name_option = click.option(
     help="Most requests waiting for each group.",
 )
 @click.option(
+    "--max-num-reqs-per-tenant",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Most requests in flight of one client or API key; 0 = no limit.",
+)
+@click.option(
     "--block-size",
     type=click.Choice(("16",)),
     default="16",

@@ -3,6 +3,10 @@
 A group can be used from its detokenizer's Joined until its GroupDown (or until
 it cannot be reached).  `peer`, the detokenizer's identity, names the
 incarnation: what comes from any other identity is of the past.
+
+A request goes where least is outstanding; a token of its prompt that a group is
+likely to have in its prefix cache counts as FOUND_WORTH tokens less there.  So
+requests with a common prefix stay together until their group is clearly busier.
 """
 
 from __future__ import annotations
@@ -11,8 +15,11 @@ from collections.abc import Iterator, Sequence
 
 from albireo.ipc.messages import SchedulerStats
 
+from .affinity import GroupPrefixes, names_of
 from .latencies import GroupLatencies
 from .requests import Refusal, Stream
+
+FOUND_WORTH = 2
 
 
 class Group:
@@ -23,25 +30,31 @@ class Group:
     ended: the last incarnation known to be dead.
     lost_at: when it was found that it cannot be reached; None while it can.
     outstanding_tokens: prompt and new tokens that its streams may still need.
+    prefixes: that its cache is likely to hold; None = it has none, or there is no other group.
+    found_tokens: of prompts that it was given, those that were likely to be there.
     latencies: of all its answers since this router started.
     """
 
     __slots__ = (
         "announced",
         "ended",
+        "found_tokens",
         "incarnation",
         "latencies",
         "lost_at",
         "number",
         "outstanding_tokens",
         "peer",
+        "prefixes",
         "served",
         "stats",
         "streams",
     )
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, prefixes: GroupPrefixes | None) -> None:
         self.number = number
+        self.prefixes = prefixes
+        self.found_tokens = 0
         self.announced: str | None = None
         self.peer: bytes | None = None
         self.incarnation = -1
@@ -66,6 +79,17 @@ class Group:
         self.streams[stream.request] = stream
         self.outstanding_tokens += stream.prompt_tokens + stream.submit.max_tokens
         self.served += 1
+        if self.prefixes is not None:
+            self.found_tokens += self.prefixes.found(stream.prefix)
+            self.prefixes.add(stream.prefix)
+
+    def remember(self, stream: Stream) -> None:
+        """An answer has ended whole: its tokens are part of the next turn's prompt."""
+        assert stream.submit is not None
+        if self.prefixes is not None:
+            tokens = stream.submit.prompt_ids + stream.token_ids
+            salt = stream.submit.cache_salt
+            self.prefixes.add(names_of(tokens, salt, stream.prefix))
 
     def remove(self, stream: Stream) -> None:
         assert stream.submit is not None
@@ -79,10 +103,21 @@ class GroupTable:
     """All groups, and the streams that wait for one.
 
     max_num_seqs, max_num_queued_reqs: of each group.
+    cached_tokens: that a group's prefix cache can hold; 0 = it has none.
     """
 
-    def __init__(self, num_groups: int, max_num_seqs: int, max_num_queued_reqs: int) -> None:
-        self._groups = [Group(number) for number in range(num_groups)]
+    def __init__(
+        self,
+        num_groups: int,
+        max_num_seqs: int,
+        max_num_queued_reqs: int,
+        cached_tokens: int = 0,
+    ) -> None:
+        self._affinity = num_groups > 1 and cached_tokens > 0
+        self._groups = [
+            Group(number, GroupPrefixes(cached_tokens) if self._affinity else None)
+            for number in range(num_groups)
+        ]
         self._by_peer: dict[bytes, Group] = {}
         self._max_num_seqs = max_num_seqs
         self._max_num_queued_reqs = max_num_queued_reqs
@@ -96,18 +131,16 @@ class GroupTable:
         """The group whose present detokenizer has this identity."""
         return self._by_peer.get(peer)
 
-    def choose(self) -> Group | None:
-        """The group with the fewest outstanding tokens that has room; ready ones first.
+    def choose(self, stream: Stream) -> Group | None:
+        """The best group for a stream of those that have room; ready ones first.
 
         Between equals, the one that has served less.
         """
         room = self._max_num_seqs + self._max_num_queued_reqs
         usable = [group for group in self._by_peer.values() if len(group.streams) < room]
-        return min(
-            usable,
-            key=lambda group: (group.state != "ready", group.outstanding_tokens, group.served),
-            default=None,
-        )
+        if self._affinity and not stream.prefix and stream.submit is not None:
+            stream.prefix = names_of(stream.submit.prompt_ids, stream.submit.cache_salt)
+        return min(usable, key=lambda group: _cost(group, stream), default=None)
 
     def hopeless(self) -> Refusal | None:
         """Why no group can be waited for, or None."""
@@ -196,5 +229,12 @@ class GroupTable:
         group.lost_at = None
         group.streams = {}
         group.outstanding_tokens = 0
+        if group.prefixes is not None:
+            group.prefixes.clear()
         group.stats = None
         return lost
+
+
+def _cost(group: Group, stream: Stream) -> tuple[bool, int, int]:
+    found = 0 if group.prefixes is None else group.prefixes.found(stream.prefix)
+    return group.state != "ready", group.outstanding_tokens - FOUND_WORTH * found, group.served

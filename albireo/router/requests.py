@@ -45,16 +45,18 @@ class TokenRequest:
 
     client_id: the client's number for it, on its connection.
     asked: what the client sent.
+    tenant: on whose behalf.
     job: while its texts are with the tokenizer.
     streams: those of its answers that have not ended, by choice.
     """
 
-    __slots__ = ("asked", "client_id", "job", "session", "streams")
+    __slots__ = ("asked", "client_id", "job", "session", "streams", "tenant")
 
     def __init__(self, session: Session, asked: Generate | Chat) -> None:
         self.session = session
         self.client_id = asked.id
         self.asked = asked
+        self.tenant = asked.tenant or session.connection
         self.job: TextJob | None = None
         self.streams: dict[int, Stream] = {}
 
@@ -67,6 +69,7 @@ class Stream:
     choice: which of the request's answers.
     token_ids: the new tokens handed on to the client so far.
     submit: what the group is given, once the prompt's ids are known.
+    prefix: names of the prompt's pieces (affinity.py), once a group is chosen by them.
     """
 
     __slots__ = (
@@ -74,6 +77,7 @@ class Stream:
         "choice",
         "client_id",
         "group",
+        "prefix",
         "request",
         "session",
         "submit",
@@ -90,6 +94,7 @@ class Stream:
         self.submit: Submit | None = None
         self.group: Group | None = None
         self.token_ids: list[int] = []
+        self.prefix: list[int] = []
         self.times = StreamTimes(now)
 
     @property

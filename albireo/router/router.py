@@ -48,6 +48,7 @@ from .services import Services
 from .session import Session
 from .stage_times import StageTimes
 from .status import RequestCounts, status_tree
+from .tenants import Tenants
 from .texts import Answer, TextQueue
 from .validate import (
     RequestLimits,
@@ -83,10 +84,14 @@ class Router:
         self._limits = RequestLimits.of(spec)
         self._numbers = RequestNumbers(spec.incarnation)
         self._counts = RequestCounts()
+        self._tenants = Tenants(spec.max_num_reqs_per_tenant)
         self.sessions: set[Session] = set()
         self.streams: dict[int, Stream] = {}
         self.groups = GroupTable(
-            spec.num_groups, spec.engine.max_num_seqs, spec.max_num_queued_reqs
+            spec.num_groups,
+            spec.engine.max_num_seqs,
+            spec.max_num_queued_reqs,
+            spec.engine.num_blocks * spec.engine.block_size if spec.engine.prefix_caching else 0,
         )
         self.texts = TextQueue(send, self._loop.time, (spec.incarnation & 0x7FFF) << 40)
         self.actors: list[ActorInfo] = []
@@ -183,8 +188,9 @@ class Router:
         if self.refusing is not None:
             raise self.refusing
         n = message.params.n
-        self.groups.admit(len(self.streams), n)
         request = TokenRequest(session, message)
+        self.groups.admit(len(self.streams), n)
+        self._tenants.admit(request.tenant, n)
         now = self._loop.time()
         for choice in range(n):
             number = self._numbers.take(self.streams)
@@ -193,6 +199,7 @@ class Router:
 
     def _begin(self, request: TokenRequest) -> None:
         request.session.requests[request.client_id] = request
+        self._tenants.begin(request.tenant, len(request.streams))
         for stream in request.streams.values():
             self.streams[stream.request] = stream
         if request.job is None:
@@ -220,9 +227,7 @@ class Router:
         self, request: TokenRequest, prompt_ids: list[int], bad_words: tuple[tuple[int, ...], ...]
     ) -> None:
         """Decides what the group is given for each stream.  Raises Refusal."""
-        first = resolve(
-            self._limits, prompt_ids, bad_words, request.asked, request.session.connection
-        )
+        first = resolve(self._limits, prompt_ids, bad_words, request.asked, request.tenant)
         for choice, stream in request.streams.items():
             stream.submit = for_choice(first, stream.request, choice)
 
@@ -254,7 +259,7 @@ class Router:
 
     def _place(self, stream: Stream) -> bool:
         assert stream.submit is not None
-        while (group := self.groups.choose()) is not None:
+        while (group := self.groups.choose(stream)) is not None:
             if self._tell(group, stream.submit):
                 group.add(stream)
                 return True
@@ -338,9 +343,11 @@ class Router:
             self._fail_broken(stream, index)
 
     def _finished(self, stream: Stream, group: Group) -> None:
+        group.remember(stream)
         group.remove(stream)
         del self.streams[stream.request]
         request = stream.asker
+        self._tenants.end(request.tenant, 1)
         del request.streams[stream.choice]
         if not request.streams:
             del request.session.requests[request.client_id]
@@ -402,6 +409,7 @@ class Router:
         if request.job is not None:
             self.texts.cancel(request.job)
             request.job = None
+        self._tenants.end(request.tenant, len(request.streams))
         for stream in request.streams.values():
             del self.streams[stream.request]
             group = stream.group

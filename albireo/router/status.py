@@ -85,6 +85,7 @@ def _group(group: Group, block_size: int, stages: dict[str, Any] | None) -> dict
         "state": group.state,
         "in_flight": len(group.streams),
         "outstanding_tokens": group.outstanding_tokens,
+        "found_tokens": group.found_tokens,
         "scheduler": None
         if stats is None
         else {

@@ -136,13 +136,13 @@ def resolve(
     prompt_ids: list[int],
     bad_words: tuple[tuple[int, ...], ...],
     asked: Generate | Chat,
-    connection: str,
+    tenant: str,
 ) -> Submit:
     """The message for a group, but for its number: see for_choice.
 
     prompt_ids, asked: checked by the functions above.
     bad_words: token ids of params.bad_words.  Raises Refusal for one with too many.
-    connection: the tenant of a request that names none.
+    tenant: on whose behalf it is.
     """
     params = asked.params
     _check_bad_words(bad_words)
@@ -173,7 +173,7 @@ def resolve(
         logprobs=-1 if params.logprobs is None else params.logprobs,
         prompt_logprobs=-1 if params.prompt_logprobs is None else params.prompt_logprobs,
         priority=asked.priority,
-        tenant=asked.tenant or connection,
+        tenant=tenant,
         cache_salt=asked.cache_salt,
     )
 

@@ -7,12 +7,13 @@ from collections.abc import Callable
 import pytest
 
 from albireo.ipc import protocol
-from albireo.ipc.messages import Decoded, DecodeIds, Submit
+from albireo.ipc.messages import Abort, Credit, Decoded, DecodeIds, Submit
 from albireo.router import router as router_module
 from albireo.router import session as session_module
 from albireo.router.requests import NUMBERS_PER_ROUTER, RequestNumbers
 
 from .conftest import Neighbourhood
+from .fakes import RawClient, piece
 
 Start = Callable[..., Neighbourhood]
 
@@ -79,3 +80,32 @@ def test_numbers_differ_from_those_of_the_router_before_and_skip_what_is_in_use(
     last._next = NUMBERS_PER_ROUTER - 1
     assert last.take({}) == 2**31 - 1
     assert last.take({}) == (127 << 24) + 1
+
+
+def test_a_tenant_has_a_limit_of_its_own(start: Start) -> None:
+    near = start(max_num_reqs_per_tenant=3)
+    group = near.group()
+    one, other = near.client(), near.client()
+
+    def ask(client: RawClient, number: int, n: int = 1, tenant: str = "") -> None:
+        client.send(type="generate", id=number, prompt_ids=[5], tenant=tenant, params={"n": n})
+
+    ask(one, 1, 2)
+    ask(one, 2)
+    found = [group.expect(Submit).request for _ in range(3)]
+    ask(one, 3)
+    error = one.expect_error("queue_full", 3)
+    assert error["retry"] and "3 answers of this client" in error["message"]
+    ask(other, 1, 4)
+    assert "asks for 4" in other.expect_error("queue_full", 1)["message"]
+    ask(other, 2, tenant="alice")
+    ask(one, 4, tenant="alice")
+    assert {group.expect(Submit).tenant for _ in range(2)} == {"alice"}
+    # Room comes back with ends of every kind.
+    group.output(piece(found[0], 0, [1], "", "stop"))
+    assert one.receive()["items"]
+    one.send(type="cancel", id=2)
+    assert one.receive()["items"]
+    ask(one, 5, 2)
+    assert group.expect(Credit) and group.expect(Abort)
+    assert group.expect(Submit) and group.expect(Submit)
