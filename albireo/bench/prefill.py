@@ -34,7 +34,7 @@ from .device_rates import measure_products
 from .machine import machine, spare_the_collector
 from .nodes import BenchError, running_node
 from .shapes import write_model
-from .streams import TimedStream, run_streams
+from .streams import TimedStream, random_prompt, run_streams, time_prompts
 
 _ROUNDS = 5
 _MIXED_INPUT_LEN, _MIXED_OUTPUT_LEN = 256, 768
@@ -119,11 +119,8 @@ async def _measure(
 
 
 async def _prompt_s(client: AsyncClient, rng: random.Random, count: int, length: int) -> float:
-    """From the submission of prompts to the last one's first token."""
     spare_the_collector()
-    began = time.perf_counter()
-    streams = await run_streams(client, rng, count, length, 1, "greedy")
-    return max(stream.arrivals[0][0] for stream in streams) - began
+    return await time_prompts(client, [random_prompt(client, rng, length) for _ in range(count)])
 
 
 async def _mixed(

@@ -55,6 +55,22 @@ class TimedStream:
             self._on_end()
 
 
+def random_prompt(client: AsyncClient, rng: random.Random, length: int) -> list[int]:
+    """Token ids of the client's model, no special ones among them."""
+    vocab = client.welcome.vocab_size
+    return [rng.randrange(min(_FIRST_ID, vocab // 2), vocab) for _ in range(length)]
+
+
+async def time_prompts(client: AsyncClient, prompts: list[list[int]]) -> float:
+    """Seconds from the submission of prompts to the last one's first token, which ends it.
+
+    Raises AlbireoError.
+    """
+    began = time.perf_counter()
+    await asyncio.gather(*(client.generate(each, max_tokens=1, temperature=0) for each in prompts))
+    return time.perf_counter() - began
+
+
 async def run_streams(
     client: AsyncClient,
     rng: random.Random,
@@ -77,11 +93,10 @@ async def run_streams(
         if running == 0:
             done.set()
 
-    vocab = client.welcome.vocab_size
     streams = [] if streams is None else streams
     for _ in range(batch):
         stream = TimedStream(on_end)
-        prompt = [rng.randrange(min(_FIRST_ID, vocab // 2), vocab) for _ in range(input_len)]
+        prompt = random_prompt(client, rng, input_len)
         params = SamplingParams(
             max_tokens=tokens, ignore_eos=True, seed=rng.randrange(2**31), **SAMPLING[sampling]
         )

@@ -1,4 +1,4 @@
-"""`albireo bench runtime | throughput | step | prefill | sampling | ablation`."""
+"""`albireo bench runtime | throughput | step | prefill | prefix | sampling | ablation`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from albireo.node.options import DTYPES, NodeOptions, OptionError, parse_groups
 from .bench_ablation import ablation
 from .bench_gateway import gateway
 from .bench_prefill import prefill
+from .bench_prefix import prefix
 from .bench_sampling import sampling
 from .bench_step import step
 
@@ -26,6 +27,7 @@ bench.add_command(step)
 bench.add_command(sampling)
 bench.add_command(gateway)
 bench.add_command(prefill)
+bench.add_command(prefix)
 bench.add_command(ablation)
 
 
