@@ -1,4 +1,4 @@
-"""`albireo bench prefix`: the time to the first token of prompts that share a prefix, and of others.
+"""`albireo bench prefix`: the time to the first token of prompts with a common prefix, and without.
 
 Prompts are sent one after the other to an idle node: each has `input_len`
 tokens, of which the first share are common to all of its kind and the rest its
@@ -35,7 +35,9 @@ def bench_prefix(
     """
     if not options.enable_prefix_caching:
         raise BenchError("the prefix cache is off: there is nothing to measure")
-    options = msgspec.structs.replace(options, max_num_batched_tokens=input_len)
+    options = msgspec.structs.replace(
+        options, max_num_seqs=8, max_num_batched_tokens=input_len, max_model_len=input_len + 1
+    )
     with running_node(options) as node:
         measured = uvloop.run(_measure(node, input_len, round(input_len * shared), rounds))
     return {
