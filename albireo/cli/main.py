@@ -14,6 +14,7 @@ from .lazy import LazyGroup
         "generate": ("albireo.cli.ask:generate", "Continue a text."),
         "chat": ("albireo.cli.ask:chat", "Talk with the model."),
         "trace": ("albireo.cli.trace:trace", "Draw what every process does, step by step."),
+        "simulate": ("albireo.cli.simulate:simulate", "Try a workload on virtual time."),
         "bench": ("albireo.cli.bench:bench", "Measure."),
     },
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},

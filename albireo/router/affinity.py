@@ -57,6 +57,8 @@ class GroupPrefixes:
     def found(self, names: Sequence[int]) -> int:
         """Tokens at a prompt's beginning that the group is likely to have."""
         mine = self._names
+        if not names or names[0] not in mine:
+            return 0
         for place, name in enumerate(names):
             if name not in mine:
                 return place * PIECE

@@ -20,6 +20,7 @@ from .latencies import GroupLatencies
 from .requests import Refusal, Stream
 
 FOUND_WORTH = 2
+_NO_COST = (True, float("inf"), 0)
 
 
 class Group:
@@ -137,10 +138,15 @@ class GroupTable:
         Between equals, the one that has served less.
         """
         room = self._max_num_seqs + self._max_num_queued_reqs
-        usable = [group for group in self._by_peer.values() if len(group.streams) < room]
         if self._affinity and not stream.prefix and stream.submit is not None:
             stream.prefix = names_of(stream.submit.prompt_ids, stream.submit.cache_salt)
-        return min(usable, key=lambda group: _cost(group, stream), default=None)
+        best, least = None, _NO_COST
+        for group in self._by_peer.values():
+            if len(group.streams) < room:
+                cost = _cost(group, stream.prefix)
+                if cost < least:
+                    best, least = group, cost
+        return best
 
     def hopeless(self) -> Refusal | None:
         """Why no group can be waited for, or None."""
@@ -235,6 +241,8 @@ class GroupTable:
         return lost
 
 
-def _cost(group: Group, stream: Stream) -> tuple[bool, int, int]:
-    found = 0 if group.prefixes is None else group.prefixes.found(stream.prefix)
-    return group.state != "ready", group.outstanding_tokens - FOUND_WORTH * found, group.served
+def _cost(group: Group, prefix: list[int]) -> tuple[bool, float, int]:
+    tokens = group.outstanding_tokens
+    if prefix and group.prefixes is not None:
+        tokens -= FOUND_WORTH * group.prefixes.found(prefix)
+    return group.state != "ready", tokens, group.served

@@ -1,0 +1,155 @@
+"""`albireo simulate`."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from albireo.node.options import OptionError, parse_groups
+
+
+@click.command(context_settings={"show_default": True})
+@click.option("--trace", type=click.Path(path_type=Path), help="Requests, a line of JSON each.")
+@click.option(
+    "--arrivals",
+    metavar="poisson:RATE|load:SHARE",
+    help="Requests at random: so many a second, or a share of what all slots can serve.",
+)
+@click.option("--requests", type=click.IntRange(min=1), default=10_000)
+@click.option("--input-len", type=click.IntRange(min=1), default=256)
+@click.option("--output-len", type=click.IntRange(min=1), default=64)
+@click.option("--prefix-len", type=click.IntRange(min=0), default=0, help="Common to many prompts.")
+@click.option("--prefixes", type=click.IntRange(min=1), default=1, help="How many there are.")
+@click.option("--groups", default="1x1", metavar="GxT", help="As of `node start`.")
+@click.option("--profile", default="h100-qwen3-8b", metavar="NAME|sim:MS|FILE.json")
+@click.option("--max-model-len", type=click.IntRange(min=2), default=8192)
+@click.option("--max-num-seqs", type=click.IntRange(min=1), default=256)
+@click.option(
+    "--max-num-batched-tokens", type=click.IntRange(min=1), help="[default: the profile's]"
+)
+@click.option("--max-num-queued-reqs", type=click.IntRange(min=0), default=1024)
+@click.option(
+    "--kv-tokens", type=click.IntRange(min=16), help="Of a group. [default: the profile's]"
+)
+@click.option("--block-size", type=click.IntRange(min=1), default=16)
+@click.option("--swap-space-tokens", type=click.IntRange(min=0), default=0)
+@click.option("--itl-target-ms", type=click.FloatRange(min=0), default=0.0)
+@click.option("--async-scheduling/--no-async-scheduling", default=True)
+@click.option("--enable-prefix-caching/--no-enable-prefix-caching", "caching", default=True)
+@click.option("--slo", default="", metavar="ttft:MS,tpot:MS,e2e:MS", help="Of a good request.")
+@click.option("--seed", type=int, default=0)
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="A plot, .png or .svg.")
+@click.option("--json", "as_json", is_flag=True, help="The result as JSON.")
+def simulate(**options: Any) -> None:
+    """The real scheduler and choice of groups on virtual time, with step times from a profile.
+
+    A line of a trace: {"at": SECONDS, "input_len": 256, "output_len": 64}, and optionally
+    prefix, prefix_len, prompt_ids, tenant, priority.
+    """
+    from albireo.simulate.plot import PlotError
+    from albireo.simulate.profile import ProfileError
+    from albireo.simulate.workload import WorkloadError
+
+    try:
+        result = _run(**options)
+    except (OptionError, ProfileError, WorkloadError, PlotError) as error:
+        raise click.ClickException(str(error)) from None
+    click.echo(json.dumps(result, indent=2) if options["as_json"] else _table(result))
+
+
+def _run(
+    *, trace: Path | None, arrivals: str | None, requests: int, input_len: int, output_len: int,
+    prefix_len: int, prefixes: int, groups: str, profile: str, max_model_len: int,
+    max_num_seqs: int,
+    max_num_batched_tokens: int | None, max_num_queued_reqs: int, kv_tokens: int | None,
+    block_size: int, swap_space_tokens: int, itl_target_ms: float, async_scheduling: bool,
+    caching: bool, slo: str, seed: int, output: Path | None, as_json: bool,
+) -> dict[str, Any]:  # fmt: skip
+    from albireo.scheduler.limits import Limits
+    from albireo.simulate.plot import draw
+    from albireo.simulate.profile import load_profile
+    from albireo.simulate.report import Figures
+    from albireo.simulate.simulation import NodeLimits, Simulation
+    from albireo.simulate.workload import arrival_rate, random_arrivals, read_trace
+
+    if (trace is None) == (arrivals is None):
+        raise OptionError("give either --trace FILE or --arrivals poisson:RATE")
+    count = len(parse_groups(groups))
+    steps = load_profile(profile)
+    batched = max_num_batched_tokens or max(max_num_seqs, steps.max_num_batched_tokens)
+    if batched < max_num_seqs:
+        raise OptionError(
+            f"--max-num-batched-tokens {batched} is less than --max-num-seqs {max_num_seqs}"
+        )
+    blocks = (kv_tokens or steps.kv_tokens) // block_size
+    limits = Limits(
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=batched,
+        max_model_len=min(max_model_len, blocks * block_size),
+        block_size=block_size,
+        num_blocks=blocks,
+        lookahead=1 if async_scheduling else 0,
+        prefix_caching=caching,
+        num_swap_blocks=swap_space_tokens // block_size,
+        itl_target_ms=itl_target_ms,
+        swap_block_us=steps.swap_block_us,
+    )
+    if trace is not None:
+        coming = read_trace(trace)
+    else:
+        rate = arrival_rate(
+            arrivals or "", steps, count * max_num_seqs, max_num_seqs, input_len, output_len
+        )
+        coming = random_arrivals(rate, requests, input_len, output_len, prefix_len, prefixes, seed)
+    figures = Figures(_slo(slo))
+    node = NodeLimits(groups=count, max_num_queued_reqs=max_num_queued_reqs, limits=limits)
+    simulation = Simulation(node, steps, coming, seed, figures)
+    began = time.perf_counter()
+    virtual_s = simulation.run()
+    tree = figures.tree(simulation.groups, virtual_s, time.perf_counter() - began)
+    if figures.never is not None and not figures.completed:
+        raise OptionError(figures.never)
+    if output is not None:
+        draw(figures, f"{count} groups, {steps.name}", output)
+    return {"simulate": steps.name, "groups": count, **tree}
+
+
+def _slo(text: str) -> dict[str, float]:
+    found = {}
+    for part in filter(None, text.split(",")):
+        name, _, value = part.partition(":")
+        try:
+            found[name] = float(value) / 1e3
+        except ValueError:
+            found[name] = 0.0
+        if name not in ("ttft", "tpot", "e2e") or not found[name] > 0:
+            raise OptionError(f"--slo: {part!r} is not ttft:MS, tpot:MS or e2e:MS")
+    return found
+
+
+def _table(tree: dict[str, Any]) -> str:
+    requests = tree["requests"]
+    lines = [
+        f"{requests['completed']:,} requests on {tree['groups']} groups of {tree['simulate']} in "
+        f"{tree['virtual_s']:,.1f} s ({requests['refused']:,} refused): "
+        f"{tree['requests_per_s']:,.1f} requests/s, {tree['output_tokens_per_s']:,.0f} tokens/s",
+        f"{'ms':6}" + "".join(f"{name:>12}" for name in ("mean", "p50", "p90", "p99")),
+    ]
+    lines += [
+        f"{name.upper():6}" + "".join(f"{value:12,.2f}" for value in tree[f"{name}_ms"].values())
+        for name in ("ttft", "tpot", "itl", "e2e")
+    ]
+    goodput = tree["goodput"]
+    lines.append(
+        f"devices busy {tree['busy']:.1%} · goodput {goodput['share']:.1%}, "
+        f"{goodput['requests_per_s']:,.1f} requests/s · {tree['preemptions']:,} preemptions · "
+        f"{tree['prefix_hit_share']:.1%} of prompt tokens found in the caches"
+    )
+    lines.append(
+        f"{tree['steps']:,} steps in {tree['wall_s']:,.1f} s, {tree['peak_memory_mib']:,} MiB"
+    )
+    return "\n".join(lines)

@@ -1,0 +1,174 @@
+"""`albireo simulate`: what it says, what it refuses, and that nothing of it is chance."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from albireo.cli.main import main
+from albireo.simulate.histogram import Histogram
+from albireo.simulate.profile import StepTimes, known_profiles, load_profile
+from albireo.simulate.workload import Arrival, Prompts, arrival_rate
+
+
+def simulate(*arguments: str) -> dict[str, Any]:
+    ended = CliRunner().invoke(main, ["simulate", *arguments, "--json"])
+    assert ended.exit_code == 0, ended.output
+    return dict(json.loads(ended.stdout))
+
+
+def write(path: Path, *lines: dict[str, Any]) -> str:
+    path.write_text("\n".join(json.dumps(line) for line in lines))
+    return str(path)
+
+
+def test_one_request_by_hand(tmp_path: Path) -> None:
+    """It finds the device idle: prefill is one step, and each further token another one."""
+    trace = write(tmp_path / "trace", {"at": 1.0, "input_len": 32, "output_len": 4})
+    tree = simulate("--trace", trace, "--profile", "sim:20")
+    assert tree["requests"] == {"completed": 1, "refused": 0}
+    assert tree["ttft_ms"]["mean"] == pytest.approx(20)
+    assert tree["tpot_ms"]["mean"] == tree["itl_ms"]["mean"] == pytest.approx(20)
+    assert tree["e2e_ms"]["mean"] == pytest.approx(80)
+    assert tree["virtual_s"] == pytest.approx(1.08)
+
+
+def test_the_next_one_waits_for_the_steps_that_are_planned(tmp_path: Path) -> None:
+    trace = write(
+        tmp_path / "trace",
+        {"at": 0.0, "input_len": 32, "output_len": 10},
+        {"at": 0.05, "input_len": 32, "output_len": 1},
+    )
+    # At 50 ms step 3 runs and step 4 is planned; the prompt is in step 5, which ends at 100.
+    tree = simulate("--trace", trace, "--profile", "sim:20")
+    assert tree["ttft_ms"]["mean"] == pytest.approx((20 + 50) / 2)
+    # Without plans ahead it is in step 4.
+    tree = simulate("--trace", trace, "--profile", "sim:20", "--no-async-scheduling")
+    assert tree["ttft_ms"]["mean"] == pytest.approx((20 + 30) / 2)
+
+
+def test_the_same_again_is_the_same() -> None:
+    arguments = ["--arrivals", "poisson:40", "--requests", "500", "--groups", "2x1"]
+    one, other, third = (simulate(*arguments, "--seed", seed) for seed in ("1", "1", "2"))
+    for tree in (one, other, third):
+        del tree["wall_s"], tree["peak_memory_mib"]
+    assert one == other != third
+    assert one["requests"]["completed"] == 500
+
+
+def test_prefixes_preemptions_and_goodput_are_counted() -> None:
+    arguments = ["--arrivals", "poisson:200", "--requests", "400", "--groups", "2x1"]
+    arguments += ["--prefix-len", "192", "--prefixes", "4"]
+    tree = simulate(*arguments)
+    assert 0.5 < tree["prefix_hit_share"] < 0.75  # 192 of 256 tokens, but the first ones
+    assert simulate(*arguments, "--no-enable-prefix-caching")["prefix_hit_share"] == 0
+    tight = simulate(*arguments, "--kv-tokens", "4096", "--slo", "ttft:1,tpot:1000")
+    assert tight["preemptions"] > 0 and tight["requests"]["completed"] == 400
+    assert tight["goodput"]["share"] == 0
+    assert simulate(*arguments, "--slo", "ttft:60000")["goodput"]["share"] == 1
+
+
+def test_what_finds_no_room_is_refused(tmp_path: Path) -> None:
+    lines = [{"at": 0.0, "input_len": 8, "output_len": 4} for _ in range(10)]
+    trace = write(tmp_path / "trace", *lines)
+    tree = simulate("--trace", trace, "--max-num-seqs", "2", "--max-num-queued-reqs", "3")
+    assert tree["requests"] == {"completed": 5, "refused": 5}
+
+
+def test_a_plot(tmp_path: Path) -> None:
+    path = tmp_path / "plot.png"
+    simulate("--arrivals", "poisson:50", "--requests", "50", "-o", str(path))
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ([], "give either --trace"),
+        (["--arrivals", "often"], "give poisson:RATE or load:SHARE"),
+        (["--arrivals", "poisson:0"], "give poisson:RATE or load:SHARE"),
+        (["--arrivals", "poisson:1", "--profile", "none"], "there is no profile 'none'"),
+        (["--arrivals", "poisson:1", "--profile", "sim:x"], "give sim:MS"),
+        (["--arrivals", "poisson:1", "--slo", "ttft"], "is not ttft:MS"),
+        (["--arrivals", "poisson:1", "--input-len", "9000"], "the limit is 8192"),
+        (["--trace", "/nowhere"], "the trace cannot be read"),
+    ],
+)
+def test_what_is_wrong_is_said(arguments: list[str], reason: str) -> None:
+    ended = CliRunner().invoke(main, ["simulate", "--requests", "2", *arguments])
+    assert ended.exit_code == 1 and reason in ended.output, ended.output
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ({"at": 1.0, "output_len": 3}, "0 prompt tokens and 3 new ones"),
+        ({"at": 0.5, "input_len": 3, "output_len": 3}, "is in the order of time"),
+        (
+            {"at": 1.0, "input_len": 3, "output_len": 3, "top_k": 1},
+            "line 2: Object contains unknown",
+        ),
+    ],
+)
+def test_a_damaged_trace_is_refused_with_its_line(
+    tmp_path: Path, line: dict[str, Any], reason: str
+) -> None:
+    trace = write(tmp_path / "trace", {"at": 0.9, "input_len": 3, "output_len": 3}, line)
+    ended = CliRunner().invoke(main, ["simulate", "--trace", trace])
+    assert ended.exit_code == 1 and "line 2" in ended.output and reason in ended.output
+
+
+@given(st.lists(st.floats(1e-5, 1e3), min_size=1, max_size=60), st.sampled_from([1, 50, 99, 100]))
+def test_percentiles_are_within_one_percent(values: list[float], percent: int) -> None:
+    one, all_at_once = Histogram(), Histogram()
+    for value in values:
+        one.add(value)
+    all_at_once.add_all(np.array(values))
+    expected = float(np.percentile(values, percent, method="inverted_cdf"))
+    for found in (one, all_at_once):
+        assert found.percentile(percent) == pytest.approx(expected, rel=0.011)
+        assert found.mean == pytest.approx(float(np.mean(values)))
+    assert all_at_once.curve()[1][-1] == 1
+
+
+def test_the_profile_of_the_h100_is_what_was_measured() -> None:
+    """docs/performance.md: decodes at a context of 320, prompts, and a mixed step."""
+    profile = load_profile("h100-qwen3-8b")
+    times = StepTimes(profile, 10_000)
+    for batch, step_ms in ((1, 5.51), (64, 7.57), (128, 8.87), (256, 12.28)):
+        assert times.step_s(batch, batch * 320, 0, 0) * 1e3 == pytest.approx(step_ms, rel=0.01)
+    for prompts, length, prompt_ms in ((4, 2048, 208), (1, 8192, 257)):
+        pairs = prompts * length * length // 2
+        found = times.step_s(prompts * length, 0, pairs, 0)
+        assert found * 1e3 == pytest.approx(prompt_ms, rel=0.01)
+    mixed = times.step_s(64 + 512, 64 * 320, 512 * 256, 0)
+    assert mixed * 1e3 == pytest.approx(15.2, rel=0.05)
+
+
+def test_every_profile_of_the_package_can_be_read() -> None:
+    assert "h100-qwen3-8b" in known_profiles()
+    for name in known_profiles():
+        profile = load_profile(name)
+        assert profile.name == name and profile.source
+        assert list(profile.rows) == sorted(profile.rows)
+
+
+def test_a_load_is_a_share_of_what_all_slots_serve() -> None:
+    profile = load_profile("sim:20")
+    # 64 slots, each of which serves an answer of 10 steps of 20 ms in 0.2 s.
+    assert arrival_rate("load:0.5", profile, 64, 32, 8, 10) == pytest.approx(0.5 * 64 / 0.2)
+
+
+def test_prompts_share_what_they_are_to_share() -> None:
+    prompts = Prompts(3)
+    asked = Arrival(at=0, input_len=20, output_len=1, prefix="a", prefix_len=12)
+    one, other = prompts.of(asked), prompts.of(asked)
+    assert one[:12] == other[:12] and one[12:] != other[12:]
+    assert len(one) == 20 and Prompts(3).of(asked) == one
