@@ -18,10 +18,12 @@ class ModelError(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RopeConfig:
-    """Rotary embedding: `kind` is "default", "linear", "llama3" or "yarn"; see layers/rope.py.
+    """Rotary embedding; see layers/rope.py.
 
-    The other fields are those of the kind, named as in Hugging Face's `rope_scaling`.
-    frequency_factors: [head_dim / 2] divisors of the frequencies, applied on top of
+    kind: "default", "linear", "llama3", "yarn" or "longrope". The other fields are
+        those of the kind, named as in Hugging Face's `rope_scaling`.
+    rotary_dim: the first dimensions of a head, which alone rotate; 0 = all.
+    frequency_factors: [rotary_dim / 2] divisors of the frequencies, applied on top of
         the kind; GGUF files carry llama3 scaling this way. Empty = all ones.
     """
 
@@ -34,6 +36,7 @@ class RopeConfig:
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     attention_factor: float | None = None
+    rotary_dim: int = 0
     frequency_factors: tuple[float, ...] = ()
 
 
@@ -41,8 +44,9 @@ class RopeConfig:
 class ModelConfig:
     """One decoder-only transformer of the Llama line.
 
-    family: "llama", "mistral", "qwen2" or "qwen3".
+    family: as transformers names it, "llama" or "phi3".
     sliding_window: keys a token sees, 0 = all.
+    full_layers: layers whose tokens see all keys although there is a window.
     qkv_bias: Qwen2; o_bias, mlp_bias: some Llama variants; qk_norm: Qwen3.
     """
 
@@ -64,6 +68,7 @@ class ModelConfig:
     mlp_bias: bool = False
     qk_norm: bool = False
     sliding_window: int = 0
+    full_layers: frozenset[int] = frozenset()
     eos_token_ids: tuple[int, ...] = ()
     bos_token_id: int | None = None
 
@@ -78,10 +83,16 @@ class ModelConfig:
             and self.vocab_size % t == 0
         )
 
-    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of all tensors by their Hugging Face names, in the order of the forward pass.
+    def window(self, layer: int) -> int:
+        """Keys that a token sees in a layer, 0 = all."""
+        return 0 if layer in self.full_layers else self.sliding_window
 
-        A linear layer's weight is [out, in]. Without "lm_head.weight" where embeddings are tied.
+    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of all tensors by their names, in the order of the forward pass.
+
+        Names are Llama's in Hugging Face files, whatever a family's files call and
+        fuse them (stored.py). A linear layer's weight is [out, in].
+        Without "lm_head.weight" where embeddings are tied.
         """
         hidden = self.hidden_size
         shapes: dict[str, tuple[int, ...]] = {
