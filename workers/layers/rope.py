@@ -75,8 +75,8 @@ class RotaryOrder:
         found = self._weights.find(name)
         if found is None or name.split("_")[0] not in ("q", "k"):
             return found
-        heads = found.unflatten(0, (-1, self._head_dim))
-        return heads[:, self._order.to(found.device)].flatten(0, 1)
+        heads = found.view(-1, self._head_dim, *found.shape[1:])
+        return heads[:, self._order.to(found.device)].view(found.shape)
 
     def __getitem__(self, name: str) -> torch.Tensor:
         found = self.find(name)

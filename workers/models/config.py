@@ -47,6 +47,10 @@ class ModelConfig:
     family: as transformers names it, "llama" or "phi3".
     sliding_window: keys a token sees, 0 = all.
     full_layers: layers whose tokens see all keys although there is a window.
+    num_experts: of each layer's MLP, 0 = one dense MLP; the other settings of a mixture:
+        expert_size, of an expert's inner layer; experts_per_token, which the router
+        picks; normalise_experts: their weights sum up to 1; dense_layers: layers with
+        a dense MLP nevertheless.
     qkv_bias: Qwen2; o_bias, mlp_bias: some Llama variants; qk_norm: Qwen3.
     """
 
@@ -69,6 +73,11 @@ class ModelConfig:
     qk_norm: bool = False
     sliding_window: int = 0
     full_layers: frozenset[int] = frozenset()
+    num_experts: int = 0
+    expert_size: int = 0
+    experts_per_token: int = 0
+    normalise_experts: bool = False
+    dense_layers: frozenset[int] = frozenset()
     eos_token_ids: tuple[int, ...] = ()
     bos_token_id: int | None = None
 
@@ -79,9 +88,18 @@ class ModelConfig:
             for t in range(1, self.num_heads + 1)
             if self.num_heads % t == 0
             and self.num_kv_heads % t == 0
-            and self.intermediate_size % t == 0
+            and all(size % t == 0 for size in self.mlp_sizes())
             and self.vocab_size % t == 0
         )
+
+    def is_sparse(self, layer: int) -> bool:
+        """Whether a layer's MLP is a mixture of experts."""
+        return self.num_experts > 0 and layer not in self.dense_layers
+
+    def mlp_sizes(self) -> list[int]:
+        """Inner sizes of the MLPs and experts that there are."""
+        sparse = {self.is_sparse(layer) for layer in range(self.num_layers)}
+        return [self.expert_size if kind else self.intermediate_size for kind in sorted(sparse)]
 
     def window(self, layer: int) -> int:
         """Keys that a token sees in a layer, 0 = all."""
@@ -99,7 +117,7 @@ class ModelConfig:
             "model.embed_tokens.weight": (self.vocab_size, hidden)
         }
         for layer in range(self.num_layers):
-            for name, shape in self._layer_shapes().items():
+            for name, shape in self._layer_shapes(layer).items():
                 shapes[f"model.layers.{layer}.{name}"] = shape
         shapes["model.norm.weight"] = (hidden,)
         if not self.tie_embeddings:
@@ -110,8 +128,8 @@ class ModelConfig:
         """Number of weights, tied embeddings counted once."""
         return sum(math.prod(shape) for shape in self.tensor_shapes().values())
 
-    def _layer_shapes(self) -> dict[str, tuple[int, ...]]:
-        hidden, intermediate = self.hidden_size, self.intermediate_size
+    def _layer_shapes(self, layer: int) -> dict[str, tuple[int, ...]]:
+        hidden = self.hidden_size
         q_rows, kv_rows = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         shapes: dict[str, tuple[int, ...]] = {"input_layernorm.weight": (hidden,)}
         for name, out, into, bias in (
@@ -119,9 +137,7 @@ class ModelConfig:
             ("self_attn.k_proj", kv_rows, hidden, self.qkv_bias),
             ("self_attn.v_proj", kv_rows, hidden, self.qkv_bias),
             ("self_attn.o_proj", hidden, q_rows, self.o_bias),
-            ("mlp.gate_proj", intermediate, hidden, self.mlp_bias),
-            ("mlp.up_proj", intermediate, hidden, self.mlp_bias),
-            ("mlp.down_proj", hidden, intermediate, self.mlp_bias),
+            *self._mlp_layers(layer),
         ):
             shapes[f"{name}.weight"] = (out, into)
             if bias:
@@ -131,3 +147,18 @@ class ModelConfig:
             shapes["self_attn.k_norm.weight"] = (self.head_dim,)
         shapes["post_attention_layernorm.weight"] = (hidden,)
         return shapes
+
+    def _mlp_layers(self, layer: int) -> list[tuple[str, int, int, bool]]:
+        """(name, outputs, inputs, has a bias) of the linear layers of an MLP."""
+        hidden = self.hidden_size
+        if self.is_sparse(layer):
+            size, bias = self.expert_size, False
+            modules = [f"mlp.experts.{expert}" for expert in range(self.num_experts)]
+            linear = [("mlp.gate", self.num_experts, hidden, False)]
+        else:
+            size, bias, modules, linear = self.intermediate_size, self.mlp_bias, ["mlp"], []
+        for module in modules:
+            linear.append((f"{module}.gate_proj", size, hidden, bias))
+            linear.append((f"{module}.up_proj", size, hidden, bias))
+            linear.append((f"{module}.down_proj", hidden, size, bias))
+        return linear

@@ -8,6 +8,7 @@ with a ModelError; nothing is guessed over.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from .config import ModelConfig, RopeConfig
 from .hf_rope import read_rope
@@ -17,8 +18,10 @@ _FAMILIES = {
     "LlamaForCausalLM": "llama",
     "MistralForCausalLM": "mistral",
     "Phi3ForCausalLM": "phi3",
+    "MixtralForCausalLM": "mixtral",
     "Qwen2ForCausalLM": "qwen2",
     "Qwen3ForCausalLM": "qwen3",
+    "Qwen3MoeForCausalLM": "qwen3_moe",
 }
 _MISTRAL_DEFAULT_WINDOW = 4096  # what transformers takes where the key is absent
 _QWEN3_DEFAULT_HEAD_DIM = 128
@@ -38,7 +41,11 @@ def read_hf_config(directory: Path) -> ModelConfig:
         raise settings.error(
             f"{heads} attention heads of {head_dim} over {kv_heads} KV heads do not fit together"
         )
-    biased = bool(settings.get("attention_bias", False)) and family in ("llama", "qwen3")
+    biased = bool(settings.get("attention_bias", False)) and family in (
+        "llama",
+        "qwen3",
+        "qwen3_moe",
+    )
     rope = read_rope(settings, family, head_dim)
     num_layers = settings.count("num_hidden_layers")
     window, full_layers = _windows(settings, family, num_layers)
@@ -59,9 +66,10 @@ def read_hf_config(directory: Path) -> ModelConfig:
         qkv_bias=biased or family == "qwen2",
         o_bias=biased,
         mlp_bias=bool(settings.get("mlp_bias", False)) and family == "llama",
-        qk_norm=family == "qwen3",
+        qk_norm=family in ("qwen3", "qwen3_moe"),
         sliding_window=window,
         full_layers=full_layers,
+        **_experts(settings, family, num_layers),
         eos_token_ids=_eos_token_ids(settings, directory),
         bos_token_id=settings.get("bos_token_id"),
     )
@@ -95,6 +103,30 @@ def _default_head_dim(family: str, hidden: int, heads: int) -> int:
     return _QWEN3_DEFAULT_HEAD_DIM if family == "qwen3" else hidden // heads
 
 
+def _experts(settings: Settings, family: str, layers: int) -> dict[str, Any]:
+    """ModelConfig's settings of a mixture of experts, none for a dense model."""
+    if family not in ("mixtral", "qwen3_moe"):
+        return {}
+    is_mixtral = family == "mixtral"
+    of_experts = "num_local_experts" if is_mixtral or settings.has("num_local_experts") else ""
+    count = settings.count(of_experts or "num_experts")
+    chosen = settings.count("num_experts_per_tok")
+    if chosen > count:
+        raise settings.error(f"num_experts_per_tok {chosen} exceeds the {count} experts")
+    size = settings.count("intermediate_size" if is_mixtral else "moe_intermediate_size")
+    every = 1 if is_mixtral else settings.count("decoder_sparse_step", 1)
+    dense = set() if is_mixtral else set(settings.get("mlp_only_layers", []))
+    return {
+        "num_experts": count,
+        "expert_size": size,
+        "experts_per_token": chosen,
+        "normalise_experts": is_mixtral or bool(settings.get("norm_topk_prob", False)),
+        "dense_layers": frozenset(
+            layer for layer in range(layers) if layer in dense or (layer + 1) % every
+        ),
+    }
+
+
 def _context_len(settings: Settings, rope: RopeConfig) -> int:
     """YaRN stretches the original length; max_position_embeddings may be either.
 
@@ -112,12 +144,12 @@ def _context_len(settings: Settings, rope: RopeConfig) -> int:
 def _windows(settings: Settings, family: str, layers: int) -> tuple[int, frozenset[int]]:
     """The sliding window, 0 for none, and the layers that see everything nevertheless."""
     window, full_below = 0, 0
-    if family in ("mistral", "phi3"):
+    if family in ("mistral", "mixtral", "phi3"):
         default = _MISTRAL_DEFAULT_WINDOW if family == "mistral" else 0
         window = settings.get("sliding_window", 0 if settings.has("sliding_window") else default)
-    elif family in ("qwen2", "qwen3") and settings.get("use_sliding_window"):
+    elif family.startswith("qwen") and settings.get("use_sliding_window"):
         window = settings.get("sliding_window", 0)
-        full_below = settings.get("max_window_layers", 28)
+        full_below = settings.get("max_window_layers", 28) if family != "qwen3_moe" else 0
     if not window:
         return 0, frozenset()
     window = settings.count("sliding_window", window)

@@ -1,4 +1,4 @@
-"""The decoder-only transformer of the Llama line: Llama, Mistral, Phi-3, Qwen2 and Qwen3.
+"""The decoder-only transformer of the Llama line: Llama, Mistral, Mixtral, Phi-3, Qwen.
 
     x = embed(tokens)
     for each layer:
@@ -19,6 +19,7 @@ from ..engine.batch import StepBatch
 from ..kernels.interface import KVLayer
 from ..layers.attention import Attention, AttentionShape
 from ..layers.embedding import LMHead, VocabParallelEmbedding
+from ..layers.mixture import MixtureOfExperts
 from ..layers.mlp import MLP
 from ..layers.norm import RMSNorm
 from ..layers.rank import Rank
@@ -51,7 +52,17 @@ class DecoderLayer:
         shape = attention_shape(config, layer)
         self._attention = Attention(weights.at("self_attn"), shape, rope, rank)
         self._mlp_norm = RMSNorm(weights.at("post_attention_layernorm"), eps, rank)
-        self._mlp = MLP(weights.at("mlp"), rank)
+        self._mlp: MLP | MixtureOfExperts
+        if config.is_sparse(layer):
+            self._mlp = MixtureOfExperts(
+                weights.at("mlp"),
+                config.num_experts,
+                config.experts_per_token,
+                config.normalise_experts,
+                rank,
+            )
+        else:
+            self._mlp = MLP(weights.at("mlp"), rank)
 
     def __call__(
         self, x: torch.Tensor, residual: torch.Tensor, batch: StepBatch, kv: KVLayer

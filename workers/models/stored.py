@@ -7,7 +7,7 @@ it calls them: Hugging Face directories here, GGUF files in gguf_names.py.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .config import ModelConfig
 
@@ -19,6 +19,9 @@ _FUSED = {
     }
 }
 """By family: projections that its files keep as one, and what they are made of, row upon row."""
+
+_MIXTRAL = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
+"""What the files of Mixtral call the projections of an expert."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +36,20 @@ class Stored:
 
 def hf_tensors(config: ModelConfig) -> dict[str, Stored]:
     """Where a Hugging Face directory keeps the tensors of config.tensor_shapes()."""
-    return fuse(config.tensor_shapes(), _FUSED.get(config.family, {}))
+    tensors = fuse(config.tensor_shapes(), _FUSED.get(config.family, {}))
+    if config.family == "mixtral":
+        for name, stored in tensors.items():
+            tensors[name] = replace(stored, name=_mixtral_name(name))
+    return tensors
+
+
+def _mixtral_name(name: str) -> str:
+    """ "mlp.experts.0.up_proj.weight" -> "block_sparse_moe.experts.0.w3.weight"."""
+    block, module, kind = split_name(name)
+    parent, _, projection = module.rpartition(".")
+    projection = _MIXTRAL.get(projection, projection) if parent.startswith("mlp.") else projection
+    module = f"{parent}.{projection}" if parent else projection
+    return f"{block}{module.replace('mlp.', 'block_sparse_moe.')}.{kind}"
 
 
 def fuse(
