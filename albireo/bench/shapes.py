@@ -36,6 +36,16 @@ def _qwen3(hidden: int, intermediate: int, layers: int, heads: int, tied: bool) 
 SHAPES: dict[str, dict[str, Any]] = {
     "qwen3-0.6b": _qwen3(1024, 3072, 28, 16, True),
     "qwen3-8b": _qwen3(4096, 12288, 36, 32, False),
+    "qwen3-30b-a3b": {
+        **_qwen3(2048, 6144, 48, 32, False),
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "model_type": "qwen3_moe",
+        "num_key_value_heads": 4,
+        "num_experts": 128,
+        "num_experts_per_tok": 8,
+        "moe_intermediate_size": 768,
+        "norm_topk_prob": True,
+    },
     "llama-3.1-8b": {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",

@@ -8,9 +8,9 @@ ended, so the contexts grow and no prefill runs.
 
 The floor is the bytes that a step cannot avoid, over the bandwidth of a large
 copy on the same device: the weights but for the input embedding, of which only
-the batch's rows are read, and the keys and values of all sequences at the
-middle of the measured answer.  On several ranks each has its share; all-reduces
-are taken to cost nothing.
+the batch's rows are read, and for experts that no row picks, and the keys and
+values of all sequences at the middle of the measured answer.  On several ranks
+each has its share; all-reduces are taken to cost nothing.
 """
 
 from __future__ import annotations
@@ -132,13 +132,24 @@ def _add_floor(
 ) -> None:
     """The bytes of a step on each rank, the time they take, and what the step takes of that."""
     element = 2 if dtype == "bfloat16" else 4
-    read = config.num_params()
+    read = config.num_params() - _unread_experts(config, row["batch"])
     if not config.tie_embeddings:
         read -= config.vocab_size * config.hidden_size
-    kv_token = 2 * config.num_layers * config.num_kv_heads * config.head_dim * element
-    weights, kv = read * element / tp, row["batch"] * context * kv_token / tp
+    windows = [config.window(layer) for layer in range(config.num_layers)]
+    seen = sum(min(context, window or context) for window in windows)
+    kv_token = 2 * config.num_kv_heads * config.head_dim * element
+    weights, kv = read * element / tp, row["batch"] * seen * kv_token / tp
     floor_ms = (weights + kv) / bandwidth * 1e3
     row["weights_gb"] = round(weights / 1e9, 3)
     row["kv_gb"] = round(kv / 1e9, 3)
     row["floor_ms"] = round(floor_ms, 3)
     row["ratio"] = round(row["step_ms_median"] / floor_ms, 3)
+
+
+def _unread_experts(config: ModelConfig, batch: int) -> float:
+    """Weights of experts that no row of a step picks, if rows pick evenly and independently."""
+    if not config.num_experts:
+        return 0.0
+    layers = sum(config.is_sparse(layer) for layer in range(config.num_layers))
+    unread = config.num_experts * (1 - config.experts_per_token / config.num_experts) ** batch
+    return layers * unread * 3 * config.hidden_size * config.expert_size

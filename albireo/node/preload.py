@@ -110,13 +110,27 @@ def _load_weights(
     return model
 
 
+def _mlp_elements(config: Any, element: int) -> int:
+    """What a token has at once in the widest MLP: gate and up with what is made of them.
+
+    With experts that for each one chosen, and beside it their float32 results.
+    """
+    widest = 0
+    if not all(config.is_sparse(layer) for layer in range(config.num_layers)):
+        widest = 3 * config.intermediate_size
+    if config.num_experts:
+        results = config.hidden_size * 4 // element
+        widest = max(widest, config.experts_per_token * (3 * config.expert_size + results))
+    return widest
+
+
 def _model_info(load: Load, config: Any, dtype: str) -> ModelInfo:
     element = 2 if dtype == "bfloat16" else 4
     params = config.num_params()
     kv_bytes = 2 * config.num_layers * config.num_kv_heads * config.head_dim * element
     # Residual stream and its norms; beside them what the widest layer reads and makes.
     attention = (2 * config.num_heads + 2 * config.num_kv_heads) * config.head_dim
-    widest = 4 * config.hidden_size + max(2 * attention, 3 * config.intermediate_size)
+    widest = 4 * config.hidden_size + max(2 * attention, _mlp_elements(config, element))
     head = config.vocab_size * config.hidden_size if config.tie_embeddings else 0
     return ModelInfo(
         name=load.model_name,

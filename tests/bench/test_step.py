@@ -15,6 +15,7 @@ from albireo.workers.models.load import read_config
 from albireo.workers.tokenizer.text_model import load_text_model
 
 BILLIONS = {"qwen3-0.6b": 0.596, "qwen3-8b": 8.19, "llama-3.1-8b": 8.03, "qwen2.5-32b": 32.76}
+BILLIONS["qwen3-30b-a3b"] = 30.53
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -38,6 +39,16 @@ def test_the_floor_is_that_of_the_feasibility_study(tmp_path: Path) -> None:
         _add_floor(row, config, 1, "bfloat16", 320, 3.0e12)
         assert row["floor_ms"] == pytest.approx(floor_ms, rel=0.01)
         assert row["ratio"] == pytest.approx(10 / floor_ms, rel=0.01)
+
+
+def test_the_floor_counts_the_experts_that_are_picked(tmp_path: Path) -> None:
+    """Of 30.5 billion weights 3.0 for one sequence; nearly all for 256. The rest is no floor."""
+    write_model("qwen3-30b-a3b", tmp_path)
+    config = read_config(tmp_path)
+    for batch, billions in ((1, 3.04), (256, 30.2)):
+        row = {"batch": batch, "step_ms_median": 10.0}
+        _add_floor(row, config, 1, "bfloat16", 320, 3.0e12)
+        assert row["weights_gb"] == pytest.approx(2 * billions, rel=0.01)
 
 
 @pytest.mark.node

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 import pytest
 
+from albireo.bench.shapes import write_model
 from albireo.node.core_plan import make_core_plan
+from albireo.node.fork_protocol import Load
 from albireo.node.gpu_memory import estimate
 from albireo.node.gpus import Gpu, assign, chosen
 from albireo.node.options import NodeOptions, OptionError
+from albireo.node.preload import _model_info
 from albireo.node.sizing import size_engine
+from albireo.workers.models.load import read_config
 
 from .test_decisions import MODEL
 
@@ -23,6 +29,20 @@ BIG = msgspec.structs.replace(
     kv_bytes_per_token=144 << 10,
     activation_bytes_per_token=256 << 10,
 )
+
+
+def test_experts_are_counted(tmp_path: Path) -> None:
+    """All experts' weights; a token's activations are those of its eight experts."""
+    write_model("qwen3-30b-a3b", tmp_path)
+    load = Load(
+        model_path=str(tmp_path), model_name="moe", device="cuda", dtype="bfloat16",
+        tokenizer_path="", chat_template=None, load_format="dummy", tp_degrees=(1,),
+        batch_invariant=False, gateways=0,
+    )  # fmt: skip
+    info = _model_info(load, read_config(tmp_path), "bfloat16")
+    assert info.weight_bytes == info.loaded_bytes == pytest.approx(2 * 30.53e9, rel=1e-3)
+    of_experts = 8 * (3 * 768 * 2 + 2048 * 4)
+    assert info.activation_bytes_per_token == 4 * 2048 * 2 + of_experts
 
 
 @pytest.mark.parametrize(

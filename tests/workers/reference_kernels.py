@@ -6,6 +6,7 @@ textbook formula, in float32 where the interface says so.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -94,6 +95,31 @@ class ReferenceKernels:
     def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
         gate, up = gate_up.chunk(2, dim=1)
         return F.silu(gate) * up
+
+    def pack_experts(self, weights: Iterable[torch.Tensor], count: int) -> Any:
+        packed = [weight.float().clone() for weight in weights]
+        assert len(packed) == count
+        return packed
+
+    def experts(
+        self,
+        x: torch.Tensor,
+        scores: torch.Tensor,
+        gate_up: Any,
+        down: Any,
+        chosen: int,
+        normalise: bool,
+    ) -> torch.Tensor:
+        weights, picks = scores.softmax(-1).sort(dim=-1, descending=True, stable=True)
+        weights, picks = weights[:, :chosen], picks[:, :chosen]
+        if normalise:
+            weights = weights / weights.sum(-1, keepdim=True)
+        out = torch.zeros_like(x, dtype=torch.float32)
+        for row, (row_weights, row_picks) in enumerate(zip(weights, picks, strict=True)):
+            for weight, expert in zip(row_weights, row_picks.tolist(), strict=True):
+                inner = F.linear(x[row : row + 1].float(), gate_up[expert]).to(x.dtype)
+                out[row] += weight * F.linear(self.silu_mul(inner).float(), down[expert])[0]
+        return out.to(x.dtype)
 
     def new_kv_layer(
         self, num_blocks: int, block_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype

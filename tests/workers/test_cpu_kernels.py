@@ -16,6 +16,7 @@ from albireo.workers.kernels.cpu import products, simd
 from albireo.workers.kernels.cpu.threads import Parameters, Team
 from albireo.workers.kernels.interface import Kernels
 
+from .mixture_check import MixtureCheck
 from .paged import ints
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -219,3 +220,27 @@ def test_only_known_devices_and_dtypes() -> None:
         create("cpu", torch.float16, False)
     with pytest.raises(ValueError, match="even number of inputs"):
         create("cpu", torch.bfloat16, False).pack_linear(torch.zeros(4, 3).bfloat16(), None)
+
+
+@pytest.mark.parametrize("normalise", [False, True])
+@pytest.mark.parametrize("rows", [1, 3, 70])
+def test_experts(kernels: Kernels, rows: int, normalise: bool) -> None:
+    """Against the reference; a row alone, and with other threads, has the same bits."""
+    check = MixtureCheck(kernels, experts=11, chosen=4, hidden=100, size=70, seed=rows)
+    got = check.run(rows, normalise)
+    for row in range(0, rows, 9):
+        assert torch.equal(check.run(slice(row, row + 1), normalise)[0], got[row])
+    team = create("cpu", kernels.dtype, False)
+    team.set_threads(3)
+    assert torch.equal(check.run(rows, normalise, team), got)
+    team.set_threads(1)
+
+
+def test_a_nan_row_stays_in_its_row(kernels: Kernels) -> None:
+    check = MixtureCheck(kernels, experts=4, chosen=2, hidden=64, size=32, seed=0)
+    expected = check.run(9, True)
+    check.scores[4], check.x[4] = float("nan"), float("nan")
+    got = check.run(9, True, compare=False)
+    assert got[4].isnan().all()
+    others = torch.arange(9) != 4
+    assert torch.equal(got[others], expected[others])

@@ -17,6 +17,7 @@ from albireo.workers.kernels.cuda.kernels import CudaKernels  # noqa: E402
 
 from . import cuda_kernel_checks as checks  # noqa: E402
 from .cuda_kernel_checks import Conversation, Shape  # noqa: E402
+from .mixture_check import MixtureCheck  # noqa: E402
 
 DTYPES = [
     pytest.param(torch.float32, id="float32"),
@@ -156,3 +157,26 @@ def test_what_cannot_be_computed_is_refused() -> None:
         k.new_kv_layer(4, 16, 1, 64, torch.float32)
     with pytest.raises(ValueError, match=r"no CUDA kernels for torch\.float16"):
         CudaKernels(torch.float16, False, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("invariant", [False, True])
+@pytest.mark.parametrize("rows", [1, 90])
+def test_experts(dtype: torch.dtype, invariant: bool, rows: int) -> None:
+    k = kernels(dtype, invariant)
+    check = MixtureCheck(k, experts=5, chosen=3, hidden=72, size=40, seed=rows)
+    for normalise in (False, True):
+        got = check.run(rows, normalise)
+        if invariant:
+            alone = check.run(slice(rows - 1, rows), normalise)
+            assert torch.equal(alone[0], got[-1])
+
+
+def test_a_nan_row_of_experts_stays_in_its_row() -> None:
+    check = MixtureCheck(kernels(torch.float32), experts=4, chosen=2, hidden=64, size=32, seed=0)
+    expected = check.run(9, True)
+    check.scores[4], check.x[4] = float("nan"), float("nan")
+    got = check.run(9, True, compare=False)
+    assert got[4].isnan().all()
+    others = torch.arange(9) != 4
+    assert torch.equal(got[others], expected[others])

@@ -32,6 +32,8 @@ _LLAMA: dict[str, Any] = {
 }
 _QWEN2 = {**_LLAMA, "architectures": ["Qwen2ForCausalLM"], "num_key_value_heads": 2}
 
+_PHI3 = {**_LLAMA, "architectures": ["Phi3ForCausalLM"]}
+
 
 def write_config(directory: Path, settings: dict[str, Any]) -> Path:
     (directory / "config.json").write_text(json.dumps(settings))
@@ -83,7 +85,7 @@ def test_sliding_windows(settings: dict[str, Any], window: int, tmp_path: Path) 
     ("settings", "message"),
     [
         ({"architectures": ["GemmaForCausalLM"]}, r"\['GemmaForCausalLM'\].* is not supported"),
-        ({"architectures": None}, "supported are LlamaForCausalLM, MistralForCausalLM, Qwen2"),
+        ({"architectures": None}, "supported are LlamaForCausalLM, MistralForCausalLM, Phi3"),
         ({"hidden_size": None}, "hidden_size is None, but has to be a whole number above 0"),
         ({"vocab_size": -3}, "vocab_size is -3"),
         ({"num_key_value_heads": 3}, "4 attention heads of 16 over 3 KV heads do not fit"),
@@ -100,6 +102,8 @@ def test_sliding_windows(settings: dict[str, Any], window: int, tmp_path: Path) 
             "differ between layers",
         ),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
+        ({**_PHI3, "partial_rotary_factor": 0.45}, "rotates 7 of a head's 16 dimensions"),
+        ({**_PHI3, "rope_scaling": {"type": "llama3"}}, "'llama3' is not supported"),
         ({"eos_token_id": "</s>"}, "eos_token_id '</s>' is neither"),
     ],
 )
@@ -112,13 +116,26 @@ def test_unsupported_settings_are_refused(
     assert str(tmp_path / "config.json") in str(caught.value)
 
 
-def test_layers_of_different_attention_are_refused(tmp_path: Path) -> None:
+def test_layers_of_different_attention(tmp_path: Path) -> None:
     mixed = {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 1}
     write_config(tmp_path, {**_QWEN2, **mixed})
-    with pytest.raises(
-        ModelError, match=r"1 x full_attention, 1 x sliding_attention.*not supported"
-    ):
+    config = read_config(tmp_path)
+    assert [config.window(layer) for layer in range(2)] == [0, 64]
+    write_config(tmp_path, {**_QWEN2, **mixed, "layer_types": ["full_attention", "chunked"]})
+    with pytest.raises(ModelError, match=r"layer_types \['full_attention', 'chunked'\] is not"):
         read_config(tmp_path)
+
+
+def test_longrope_serves_the_length_for_which_it_is_exact(tmp_path: Path) -> None:
+    rope = {"type": "longrope", "short_factor": [1.5] * 8, "long_factor": [3.0] * 8}
+    stretched = {**_PHI3, "rope_scaling": rope, "original_max_position_embeddings": 128}
+    config = read_config(write_config(tmp_path, stretched))
+    assert config.context_len == 128
+    assert config.rope.frequency_factors == (1.5,) * 8
+    for factors, message in (([1.0] * 6, "a list of 8 numbers"), (None, "short_factor is None")):
+        rope["short_factor"] = factors
+        with pytest.raises(ModelError, match=message):
+            read_config(write_config(tmp_path, stretched))
 
 
 def test_paths_without_a_model_are_refused(tmp_path: Path) -> None:
@@ -146,13 +163,24 @@ def test_reading_a_config_does_not_import_torch(tmp_path: Path) -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("name", ["llama", "llama-tied", "llama-biases", "qwen2", "qwen3"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "llama", "llama-tied", "llama-biases", "phi3", "phi3-window", "phi4-mini", "qwen2", "qwen3",
+    ],
+)  # fmt: skip
 def test_gguf_says_what_the_directory_says(name: str, tmp_path: Path) -> None:
     write_gguf(save(name, tmp_path), tmp_path / "model.gguf")
     found, wanted = read_config(tmp_path / "model.gguf"), read_config(tmp_path)
     for field in wanted.__slots__:
         if field == "rms_norm_eps":
             assert found.rms_norm_eps == pytest.approx(wanted.rms_norm_eps)
+        elif field == "rope" and wanted.rope.kind == "longrope":
+            assert (
+                rope_table(found.rope, 16, 64).sub(rope_table(wanted.rope, 16, 64)).abs().max()
+                < 1e-5
+            )
+            assert found.rope.rotary_dim == wanted.rope.rotary_dim
         else:
             assert getattr(found, field) == getattr(wanted, field), field
 

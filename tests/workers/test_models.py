@@ -95,7 +95,8 @@ def test_nothing_of_the_files_is_kept(file: str, tmp_path: Path, kernels: Kernel
 
 
 @pytest.mark.parametrize(
-    "name", ["llama", "llama-3-ranks", "llama-biases", "mistral", "qwen2", "qwen3"]
+    "name",
+    ["llama", "llama-3-ranks", "llama-biases", "mistral", "phi3-partial", "qwen2", "qwen3"],
 )
 def test_gguf_equals_the_directory(name: str, tmp_path: Path, kernels: Kernels) -> None:
     reference = save(name, tmp_path)

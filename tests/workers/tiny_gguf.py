@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,16 @@ from gguf import GGMLQuantizationType, GGUFWriter
 from gguf.quants import dequantize, quantize
 from transformers import PreTrainedModel
 
-from albireo.workers.models.gguf_config import gguf_name
+from albireo.workers.models.gguf_names import gguf_name
 
 F32 = GGMLQuantizationType.F32
-_ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
+_ARCHITECTURES = {
+    "llama": "llama",
+    "mistral": "llama",
+    "phi3": "phi3",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+}
 
 
 def write_gguf(
@@ -73,9 +80,25 @@ def _write_shape(writer: GGUFWriter, config: Any) -> None:
     if head_dim * config.num_attention_heads != config.hidden_size:
         writer.add_key_length(head_dim)
         writer.add_value_length(head_dim)
+    if config.model_type == "phi3":
+        _write_phi3(writer, config, head_dim)
     writer.add_token_list([b"<unk>", b"<s>", "</s> é".encode()])
     writer.add_bos_token_id(config.bos_token_id)
     writer.add_eos_token_id(config.eos_token_id)
+
+
+def _write_phi3(writer: GGUFWriter, config: Any, head_dim: int) -> None:
+    rope = config.rope_parameters
+    writer.add_rope_dimension_count(int(head_dim * rope["partial_rotary_factor"]))
+    writer.add_sliding_window(config.sliding_window or 0)
+    writer.add_rope_scaling_orig_ctx_len(config.original_max_position_embeddings)
+    if rope["rope_type"] == "longrope":
+        original = config.original_max_position_embeddings
+        stretch = config.max_position_embeddings / original
+        writer.add_rope_scaling_attn_factors((1 + math.log(stretch) / math.log(original)) ** 0.5)
+        for length in ("long", "short"):
+            factors = np.array(rope[f"{length}_factor"], np.float32)
+            writer.add_tensor(f"rope_factors_{length}.weight", factors)
 
 
 def _interleaved_heads(architecture: str, name: str, config: Any) -> int:

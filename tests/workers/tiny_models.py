@@ -15,10 +15,13 @@ from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
+    Phi3Config,
     PreTrainedConfig,
     PreTrainedModel,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
 
 VOCAB_SIZE = 96
@@ -51,6 +54,25 @@ _YARN = {
     "original_max_position_embeddings": 64,
 }
 _LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 3.0}
+_LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0 + i / 8 for i in range(8)],
+    "long_factor": [2.0 + i for i in range(8)],
+}
+_PARTIAL = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.75}
+_PARTIAL_LONGROPE = {
+    **_LONGROPE,
+    "partial_rotary_factor": 0.75,
+    "short_factor": [1.0 + i / 8 for i in range(6)],
+    "long_factor": [2.0 + i for i in range(6)],
+}
+_MIXTURE = {
+    "head_dim": 16,
+    "num_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 24,
+}
 _ALL_SLIDING = {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 0}
 
 
@@ -89,11 +111,32 @@ TINY: dict[str, Tiny] = {
     "yarn-rope": Tiny(LlamaConfig, {"rope_parameters": _YARN}),
     "mistral": Tiny(MistralConfig, {"sliding_window": None}),
     "mistral-window": Tiny(MistralConfig, {"sliding_window": 5}),
+    "phi3": Tiny(Phi3Config, {}),
+    "phi3-window": Tiny(Phi3Config, {"sliding_window": 9, "tie_word_embeddings": True}),
+    "phi3-partial": Tiny(Phi3Config, {"rope_parameters": _PARTIAL}),
+    "phi3-longrope": Tiny(
+        Phi3Config, {"rope_parameters": _LONGROPE, "original_max_position_embeddings": 100}
+    ),
+    "phi4-mini": Tiny(
+        Phi3Config, {"rope_parameters": _PARTIAL_LONGROPE, "original_max_position_embeddings": 100}
+    ),
     "qwen2": Tiny(Qwen2Config, {**_THREE}, tp=3),
     "qwen2-tied": Tiny(Qwen2Config, {"tie_word_embeddings": True}),
     "qwen2-window": Tiny(Qwen2Config, _ALL_SLIDING),
+    "qwen2-two-kinds": Tiny(Qwen2Config, {**_ALL_SLIDING, "max_window_layers": 2}),
     "qwen2-yarn": Tiny(Qwen2Config, {"rope_parameters": _YARN}),
     "qwen3": Tiny(Qwen3Config, {"head_dim": 32}),
+    "mixtral": Tiny(MixtralConfig, {"num_local_experts": 5}),
+    "mixtral-window": Tiny(
+        MixtralConfig,
+        {**_THREE, "num_local_experts": 4, "num_experts_per_tok": 3, "sliding_window": 6},
+        tp=3,
+    ),
+    "qwen3-moe": Tiny(Qwen3MoeConfig, {**_MIXTURE, "norm_topk_prob": True}),
+    "qwen3-moe-plain": Tiny(Qwen3MoeConfig, {**_MIXTURE, "num_experts": 3}),
+    "qwen3-moe-mixed": Tiny(
+        Qwen3MoeConfig, {**_MIXTURE, "mlp_only_layers": [0], "norm_topk_prob": True}
+    ),
     "qwen3-biases": Tiny(Qwen3Config, {"head_dim": 16, "attention_bias": True}),
 }
 

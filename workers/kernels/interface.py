@@ -8,6 +8,7 @@ float32), row-major and contiguous; T is the number of rows.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -118,6 +119,30 @@ class Kernels(Protocol):
 
     def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
         """[T, 2m] = gate | up -> silu(gate) * up [T, m]."""
+        ...
+
+    def pack_experts(self, weights: Iterable[torch.Tensor], count: int) -> Any:
+        """`count` weights [n, k] of one shape, contiguous, in the layout `experts` wants.
+
+        A copy, as pack_linear's; they are taken one by one.
+        """
+        ...
+
+    def experts(
+        self,
+        x: torch.Tensor,
+        scores: torch.Tensor,
+        gate_up: Any,
+        down: Any,
+        chosen: int,
+        normalise: bool,
+    ) -> torch.Tensor:
+        """[T, hidden] -> [T, hidden]: sum of weight * down(silu_mul(gate_up(x))) over experts.
+
+        scores [T, experts] float32 are the router's: a row's experts are those of
+        its `chosen` highest, the first of equals; their weights are the softmax of
+        all scores, or (normalise) of theirs alone.
+        """
         ...
 
     def new_kv_layer(

@@ -1,10 +1,12 @@
 """Grouped-query attention over the paged KV cache, with rotary positions.
 
 Heads are split over the ranks, KV heads with them; each rank's cache holds its
-own.  Qwen3 normalises each head of q and k, if it has the weights for that.
+own.  Each head of q and k is normalised, if there are weights for that.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 
@@ -12,33 +14,42 @@ from ..engine.batch import StepBatch
 from ..kernels.interface import KVLayer
 from .linear import ColumnParallelLinear, RowParallelLinear
 from .rank import Rank
+from .rope import RotaryOrder
 from .weights import Weights
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionShape:
+    """heads, kv_heads: of all ranks. window: keys that a token sees, 0 = all.
+
+    rotary_dim: dimensions of a head that rotate. scale: of the scores.
+    norm_eps: of the norms of q and k.
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    rotary_dim: int
+    scale: float
+    window: int
+    norm_eps: float
 
 
 class Attention:
     """[T, hidden] -> [T, hidden]; writes the step's keys and values into the cache.
 
-    heads, kv_heads: of all ranks.  rope: [max_len, head_dim] float32, see rope.py.
-    window: keys that a token sees, 0 = all.
+    rope: [max_len, head_dim] float32, see rope.py.
     """
 
     def __init__(
-        self,
-        weights: Weights,
-        heads: int,
-        kv_heads: int,
-        head_dim: int,
-        eps: float,
-        window: int,
-        rope: torch.Tensor,
-        rank: Rank,
+        self, weights: Weights, shape: AttentionShape, rope: torch.Tensor, rank: Rank
     ) -> None:
+        if shape.rotary_dim < shape.head_dim:
+            weights = RotaryOrder(weights, shape.head_dim, shape.rotary_dim)
         self._kernels = rank.kernels
-        self._heads = heads // rank.size
-        self._kv_heads = kv_heads // rank.size
-        self._head_dim = head_dim
-        self._eps = eps
-        self._window = window
+        self._shape = shape
+        self._heads = shape.heads // rank.size
+        self._kv_heads = shape.kv_heads // rank.size
         self._rope = rope
         self._qkv = ColumnParallelLinear(weights, ("q_proj", "k_proj", "v_proj"), rank)
         self._out = RowParallelLinear(weights, "o_proj", rank)
@@ -47,17 +58,17 @@ class Attention:
         self._k_norm = None if k_norm is None else rank.keep(k_norm)
 
     def __call__(self, x: torch.Tensor, batch: StepBatch, kv: KVLayer) -> torch.Tensor:
+        shape = self._shape
         q = self._kernels.rope_and_cache(
             self._qkv(x),
             self._heads,
             self._kv_heads,
-            self._head_dim,
+            shape.head_dim,
             self._q_norm,
             self._k_norm,
-            self._eps,
+            shape.norm_eps,
             self._rope,
             batch,
             kv,
         )
-        scale = self._head_dim**-0.5
-        return self._out(self._kernels.attention(q, kv, batch, scale, self._window))
+        return self._out(self._kernels.attention(q, kv, batch, shape.scale, shape.window))

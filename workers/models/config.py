@@ -18,10 +18,12 @@ class ModelError(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RopeConfig:
-    """Rotary embedding: `kind` is "default", "linear", "llama3" or "yarn"; see layers/rope.py.
+    """Rotary embedding; see layers/rope.py.
 
-    The other fields are those of the kind, named as in Hugging Face's `rope_scaling`.
-    frequency_factors: [head_dim / 2] divisors of the frequencies, applied on top of
+    kind: "default", "linear", "llama3", "yarn" or "longrope". The other fields are
+        those of the kind, named as in Hugging Face's `rope_scaling`.
+    rotary_dim: the first dimensions of a head, which alone rotate; 0 = all.
+    frequency_factors: [rotary_dim / 2] divisors of the frequencies, applied on top of
         the kind; GGUF files carry llama3 scaling this way. Empty = all ones.
     """
 
@@ -34,6 +36,7 @@ class RopeConfig:
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     attention_factor: float | None = None
+    rotary_dim: int = 0
     frequency_factors: tuple[float, ...] = ()
 
 
@@ -41,8 +44,13 @@ class RopeConfig:
 class ModelConfig:
     """One decoder-only transformer of the Llama line.
 
-    family: "llama", "mistral", "qwen2" or "qwen3".
+    family: as transformers names it, "llama" or "phi3".
     sliding_window: keys a token sees, 0 = all.
+    full_layers: layers whose tokens see all keys although there is a window.
+    num_experts: of each layer's MLP, 0 = one dense MLP; the other settings of a mixture:
+        expert_size, of an expert's inner layer; experts_per_token, which the router
+        picks; normalise_experts: their weights sum up to 1; dense_layers: layers with
+        a dense MLP nevertheless.
     qkv_bias: Qwen2; o_bias, mlp_bias: some Llama variants; qk_norm: Qwen3.
     """
 
@@ -64,6 +72,12 @@ class ModelConfig:
     mlp_bias: bool = False
     qk_norm: bool = False
     sliding_window: int = 0
+    full_layers: frozenset[int] = frozenset()
+    num_experts: int = 0
+    expert_size: int = 0
+    experts_per_token: int = 0
+    normalise_experts: bool = False
+    dense_layers: frozenset[int] = frozenset()
     eos_token_ids: tuple[int, ...] = ()
     bos_token_id: int | None = None
 
@@ -74,21 +88,36 @@ class ModelConfig:
             for t in range(1, self.num_heads + 1)
             if self.num_heads % t == 0
             and self.num_kv_heads % t == 0
-            and self.intermediate_size % t == 0
+            and all(size % t == 0 for size in self.mlp_sizes())
             and self.vocab_size % t == 0
         )
 
-    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of all tensors by their Hugging Face names, in the order of the forward pass.
+    def is_sparse(self, layer: int) -> bool:
+        """Whether a layer's MLP is a mixture of experts."""
+        return self.num_experts > 0 and layer not in self.dense_layers
 
-        A linear layer's weight is [out, in]. Without "lm_head.weight" where embeddings are tied.
+    def mlp_sizes(self) -> list[int]:
+        """Inner sizes of the MLPs and experts that there are."""
+        sparse = {self.is_sparse(layer) for layer in range(self.num_layers)}
+        return [self.expert_size if kind else self.intermediate_size for kind in sorted(sparse)]
+
+    def window(self, layer: int) -> int:
+        """Keys that a token sees in a layer, 0 = all."""
+        return 0 if layer in self.full_layers else self.sliding_window
+
+    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of all tensors by their names, in the order of the forward pass.
+
+        Names are Llama's in Hugging Face files, whatever a family's files call and
+        fuse them (stored.py). A linear layer's weight is [out, in].
+        Without "lm_head.weight" where embeddings are tied.
         """
         hidden = self.hidden_size
         shapes: dict[str, tuple[int, ...]] = {
             "model.embed_tokens.weight": (self.vocab_size, hidden)
         }
         for layer in range(self.num_layers):
-            for name, shape in self._layer_shapes().items():
+            for name, shape in self._layer_shapes(layer).items():
                 shapes[f"model.layers.{layer}.{name}"] = shape
         shapes["model.norm.weight"] = (hidden,)
         if not self.tie_embeddings:
@@ -99,8 +128,8 @@ class ModelConfig:
         """Number of weights, tied embeddings counted once."""
         return sum(math.prod(shape) for shape in self.tensor_shapes().values())
 
-    def _layer_shapes(self) -> dict[str, tuple[int, ...]]:
-        hidden, intermediate = self.hidden_size, self.intermediate_size
+    def _layer_shapes(self, layer: int) -> dict[str, tuple[int, ...]]:
+        hidden = self.hidden_size
         q_rows, kv_rows = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         shapes: dict[str, tuple[int, ...]] = {"input_layernorm.weight": (hidden,)}
         for name, out, into, bias in (
@@ -108,9 +137,7 @@ class ModelConfig:
             ("self_attn.k_proj", kv_rows, hidden, self.qkv_bias),
             ("self_attn.v_proj", kv_rows, hidden, self.qkv_bias),
             ("self_attn.o_proj", hidden, q_rows, self.o_bias),
-            ("mlp.gate_proj", intermediate, hidden, self.mlp_bias),
-            ("mlp.up_proj", intermediate, hidden, self.mlp_bias),
-            ("mlp.down_proj", hidden, intermediate, self.mlp_bias),
+            *self._mlp_layers(layer),
         ):
             shapes[f"{name}.weight"] = (out, into)
             if bias:
@@ -120,3 +147,18 @@ class ModelConfig:
             shapes["self_attn.k_norm.weight"] = (self.head_dim,)
         shapes["post_attention_layernorm.weight"] = (hidden,)
         return shapes
+
+    def _mlp_layers(self, layer: int) -> list[tuple[str, int, int, bool]]:
+        """(name, outputs, inputs, has a bias) of the linear layers of an MLP."""
+        hidden = self.hidden_size
+        if self.is_sparse(layer):
+            size, bias = self.expert_size, False
+            modules = [f"mlp.experts.{expert}" for expert in range(self.num_experts)]
+            linear = [("mlp.gate", self.num_experts, hidden, False)]
+        else:
+            size, bias, modules, linear = self.intermediate_size, self.mlp_bias, ["mlp"], []
+        for module in modules:
+            linear.append((f"{module}.gate_proj", size, hidden, bias))
+            linear.append((f"{module}.up_proj", size, hidden, bias))
+            linear.append((f"{module}.down_proj", hidden, size, bias))
+        return linear

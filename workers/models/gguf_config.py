@@ -1,14 +1,15 @@
-"""A GGUF file's metadata -> ModelConfig, and the names of its tensors.
+"""A GGUF file's metadata -> ModelConfig.
 
-Called by `load.read_config`; gguf_weights.py uses the names.  llama.cpp's
-converters write Llama and Mistral alike as architecture "llama".  Shapes and
-flags that have no field are read off the tensors: the vocabulary's size, which
-layers have biases, whether the output layer is tied to the embeddings.
+Called by `load.read_config`.  llama.cpp's converters write Llama and Mistral
+alike as architecture "llama".  Shapes and flags that have no field are read off
+the tensors: the vocabulary's size, which layers have biases, whether the output
+layer is tied to the embeddings.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,41 +17,16 @@ import numpy as np
 
 from .config import ModelConfig, ModelError, RopeConfig
 from .gguf_file import GGUFFile
-from .hf_config import number_above_zero
+from .hf_settings import number_above_zero
 
 _ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
+    "phi3": "Phi3ForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
 }
-_NAMES = {
-    "model.embed_tokens": "token_embd",
-    "model.norm": "output_norm",
-    "lm_head": "output",
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
-_LAYERS = "model.layers."
+_HEAD_DIMS = ("attention.value_length", "rope.dimension_count")
 _F32 = 0
-
-
-def gguf_name(name: str) -> str:
-    """The GGUF name of a tensor: "model.layers.0.mlp.up_proj.weight" -> "blk.0.ffn_up.weight"."""
-    block = ""
-    if name.startswith(_LAYERS):
-        layer, name = name.removeprefix(_LAYERS).split(".", 1)
-        block = f"blk.{layer}."
-    module, kind = name.rsplit(".", 1)
-    return f"{block}{_NAMES[module]}.{kind}"
 
 
 def read_gguf_config(path: Path) -> ModelConfig:
@@ -67,9 +43,13 @@ def read_gguf_config(path: Path) -> ModelConfig:
     heads = fields.count("attention.head_count")
     kv_heads = fields.count("attention.head_count_kv", heads)
     head_dim = fields.count("attention.key_length", hidden // heads)
-    for key in ("attention.value_length", "rope.dimension_count"):
+    rotary_dim = fields.count("rope.dimension_count", head_dim)
+    same = ["attention.value_length"] if family == "phi3" else list(_HEAD_DIMS)
+    for key in same:
         if fields.count(key, head_dim) != head_dim:
             raise fields.error(key, f"other than the head's dimension {head_dim} is not supported")
+    if rotary_dim % 2 or rotary_dim > head_dim:
+        raise fields.error("rope.dimension_count", f"does not fit heads of {head_dim}")
     if fields.get("expert_count", 0):
         raise fields.error("expert_count", "mixtures of experts are not supported")
     if heads % kv_heads or head_dim % 2:
@@ -78,7 +58,9 @@ def read_gguf_config(path: Path) -> ModelConfig:
         )
     if "token_embd.weight" not in file.tensors:
         raise ModelError(f"{path}: has no tensor token_embd.weight: it holds no whole model")
-    rope = _rope(fields, head_dim)
+    rope = _rope(fields, rotary_dim)
+    if rotary_dim < head_dim:
+        rope = replace(rope, rotary_dim=rotary_dim)
     return ModelConfig(
         family=family,
         architecture=_ARCHITECTURES[family],
@@ -91,7 +73,7 @@ def read_gguf_config(path: Path) -> ModelConfig:
         head_dim=head_dim,
         rms_norm_eps=fields.number("attention.layer_norm_rms_epsilon", 1e-5),
         rope=rope,
-        context_len=fields.count("context_length"),
+        context_len=_context_len(fields, rope),
         tie_embeddings="output.weight" not in file.tensors,
         qkv_bias="blk.0.attn_q.bias" in file.tensors,
         o_bias="blk.0.attn_output.bias" in file.tensors,
@@ -133,10 +115,28 @@ def _eos_token_ids(file: GGUFFile) -> tuple[int, ...]:
     return tuple(dict.fromkeys(token for token in found if token is not None))
 
 
-def _rope(fields: _Fields, head_dim: int) -> RopeConfig:
+def _context_len(fields: _Fields, rope: RopeConfig) -> int:
+    """With LongRoPE the original length, up to which it is exact (hf_config.py says why)."""
+    length = fields.count("context_length")
+    return min(length, rope.original_max_position_embeddings) if rope.kind == "longrope" else length
+
+
+def _rope(fields: _Fields, rotary_dim: int) -> RopeConfig:
     theta = fields.number("rope.freq_base", 10000.0)
     kind = fields.get("rope.scaling.type", "none")
-    factors = _frequency_factors(fields.file, head_dim)
+    short = _frequency_factors(fields.file, "rope_factors_short.weight", rotary_dim)
+    if short:
+        context_len = fields.count("context_length")
+        return RopeConfig(
+            kind="longrope",
+            theta=theta,
+            original_max_position_embeddings=fields.count(
+                "rope.scaling.original_context_length", context_len
+            ),
+            attention_factor=fields.number("rope.scaling.attn_factor", 1.0),
+            frequency_factors=short,
+        )
+    factors = _frequency_factors(fields.file, "rope_freqs.weight", rotary_dim)
     if kind == "none":
         return RopeConfig(theta=theta, frequency_factors=factors)
     factor = fields.number("rope.scaling.factor", 1.0)
@@ -163,14 +163,17 @@ def _rope(fields: _Fields, head_dim: int) -> RopeConfig:
     )
 
 
-def _frequency_factors(file: GGUFFile, head_dim: int) -> tuple[float, ...]:
-    """The divisors of the rotary frequencies, if the file has them (Llama 3.1 and later)."""
-    tensor = file.tensors.get("rope_freqs.weight")
+def _frequency_factors(file: GGUFFile, name: str, rotary_dim: int) -> tuple[float, ...]:
+    """The divisors of the rotary frequencies in tensor `name`, none without it.
+
+    Llama 3.1 and later have "rope_freqs.weight", Phi-3 "rope_factors_short.weight".
+    """
+    tensor = file.tensors.get(name)
     if tensor is None:
         return ()
-    if tensor.shape != (head_dim // 2,) or tensor.type != _F32:
+    if tensor.shape != (rotary_dim // 2,) or tensor.type != _F32:
         raise ModelError(
-            f"{file.path}: tensor rope_freqs.weight has shape {tensor.shape} and type "
-            f"{tensor.type}; ({head_dim // 2},) and type {_F32} (F32) are expected"
+            f"{file.path}: tensor {name} has shape {tensor.shape} and type "
+            f"{tensor.type}; ({rotary_dim // 2},) and type {_F32} (F32) are expected"
         )
-    return tuple(file.data(tensor, head_dim // 2 * 4).view(np.float32).tolist())
+    return tuple(file.data(tensor, rotary_dim // 2 * 4).view(np.float32).tolist())

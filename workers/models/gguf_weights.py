@@ -15,34 +15,28 @@ import torch
 
 from . import dequantize
 from .config import ModelConfig, ModelError
-from .gguf_config import gguf_name
 from .gguf_file import GGUFFile, GGUFTensor
 
 
 class GGUFWeights:
-    """`config` is that of the same file."""
+    """`config` is that of the same file; tensors go by the file's own names (gguf_names.py)."""
 
     def __init__(self, path: Path, config: ModelConfig) -> None:
         self._file = GGUFFile(path)
-        self._names = {name: gguf_name(name) for name in config.tensor_shapes()}
         self._interleaved_heads: dict[str, int] = {}
         if self._file.get("general.architecture") == "llama":
-            self._interleaved_heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}
+            self._interleaved_heads = {"attn_q": config.num_heads, "attn_k": config.num_kv_heads}
         # All sizes are checked first: a file cut short is refused before it is half loaded.
-        self._raw_rows = {
-            name: self._rows(self._file.tensors[there])
-            for name, there in self._names.items()
-            if there in self._file.tensors
-        }
+        self._raw_rows = {name: self._rows(info) for name, info in self._file.tensors.items()}
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {name: self._file.tensors[self._names[name]].shape for name in self._raw_rows}
+        return {name: info.shape for name, info in self._file.tensors.items()}
 
     def place(self, name: str) -> str:
-        return f"{self._file.path}: {self._names[name]}"
+        return f"{self._file.path}: {name}"
 
     def tensor(self, name: str, dtype: torch.dtype) -> torch.Tensor:
-        info = self._file.tensors[self._names[name]]
+        info = self._file.tensors[name]
         raw = self._raw_rows[name]
         heads = self._interleaved_heads.get(name.split(".")[-2])
         if heads is not None:

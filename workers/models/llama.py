@@ -1,4 +1,4 @@
-"""The decoder-only transformer of the Llama line: Llama, Mistral, Qwen2/2.5 and Qwen3.
+"""The decoder-only transformer of the Llama line: Llama, Mistral, Mixtral, Phi-3, Qwen.
 
     x = embed(tokens)
     for each layer:
@@ -17,8 +17,9 @@ import torch
 
 from ..engine.batch import StepBatch
 from ..kernels.interface import KVLayer
-from ..layers.attention import Attention
+from ..layers.attention import Attention, AttentionShape
 from ..layers.embedding import LMHead, VocabParallelEmbedding
+from ..layers.mixture import MixtureOfExperts
 from ..layers.mlp import MLP
 from ..layers.norm import RMSNorm
 from ..layers.rank import Rank
@@ -27,26 +28,41 @@ from ..parallel.communicator import Communicator
 from .config import ModelConfig
 
 
+def attention_shape(config: ModelConfig, layer: int) -> AttentionShape:
+    """What the attention of a layer needs of the config."""
+    return AttentionShape(
+        heads=config.num_heads,
+        kv_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        rotary_dim=config.rope.rotary_dim or config.head_dim,
+        scale=config.head_dim**-0.5,
+        window=config.window(layer),
+        norm_eps=config.rms_norm_eps,
+    )
+
+
 class DecoderLayer:
     """Attention and MLP, each with its norm before it."""
 
     def __init__(
-        self, config: ModelConfig, weights: Weights, rope: torch.Tensor, rank: Rank
+        self, config: ModelConfig, layer: int, weights: Weights, rope: torch.Tensor, rank: Rank
     ) -> None:
         eps = config.rms_norm_eps
         self._attention_norm = RMSNorm(weights.at("input_layernorm"), eps, rank)
-        self._attention = Attention(
-            weights.at("self_attn"),
-            config.num_heads,
-            config.num_kv_heads,
-            config.head_dim,
-            eps,
-            config.sliding_window,
-            rope,
-            rank,
-        )
+        shape = attention_shape(config, layer)
+        self._attention = Attention(weights.at("self_attn"), shape, rope, rank)
         self._mlp_norm = RMSNorm(weights.at("post_attention_layernorm"), eps, rank)
-        self._mlp = MLP(weights.at("mlp"), rank)
+        self._mlp: MLP | MixtureOfExperts
+        if config.is_sparse(layer):
+            self._mlp = MixtureOfExperts(
+                weights.at("mlp"),
+                config.num_experts,
+                config.experts_per_token,
+                config.normalise_experts,
+                rank,
+            )
+        else:
+            self._mlp = MLP(weights.at("mlp"), rank)
 
     def __call__(
         self, x: torch.Tensor, residual: torch.Tensor, batch: StepBatch, kv: KVLayer
@@ -78,7 +94,9 @@ class Model:
 
     def add_layer(self, weights: Weights) -> None:
         """Adds the next layer; its weights may be forgotten afterwards."""
-        self._layers.append(DecoderLayer(self.config, weights, self._rope, self._place))
+        self._layers.append(
+            DecoderLayer(self.config, len(self._layers), weights, self._rope, self._place)
+        )
 
     @property
     def communicator(self) -> Communicator:

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING
 
 from .config import ModelConfig, ModelError
 from .gguf_config import read_gguf_config
+from .gguf_names import gguf_tensors
 from .hf_config import read_hf_config
+from .stored import Stored, fuse, hf_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -95,10 +97,9 @@ def _load(
     from .weights import LoadingWeights, check_source
 
     check_degree(config, tp)
-    source = _source(path, config, load_format, kernels.device)
-    names = config.tensor_shapes()
-    check_source(source, names)
-    weights = LoadingWeights(source, names, dtype)
+    source, tensors = _source(path, config, load_format, kernels.device)
+    check_source(source, tensors)
+    weights = LoadingWeights(source, tensors, dtype)
     rope = rope_table(config.rope, config.head_dim, config.context_len).to(kernels.device)
     models = [Model(config, weights, rope, Rank(index, tp, kernels)) for index in ranks]
     weights.forget()
@@ -126,17 +127,18 @@ def check_degree(config: ModelConfig, tp: int) -> None:
 
 def _source(
     path: Path, config: ModelConfig, load_format: str, device: torch.device
-) -> WeightSource:
+) -> tuple[WeightSource, dict[str, Stored]]:
+    """What to read from, and where it has each of the model's tensors."""
     if load_format == "dummy":
         from .dummy_weights import DummyWeights
 
-        return DummyWeights(config, device=device)
+        return DummyWeights(config, device=device), fuse(config.tensor_shapes(), {})
     if load_format != "auto":
         raise ModelError(f"load_format {load_format!r} is unknown; it is 'auto' or 'dummy'")
     if path.is_file():
         from .gguf_weights import GGUFWeights
 
-        return GGUFWeights(path, config)
+        return GGUFWeights(path, config), gguf_tensors(config)
     from .safetensors_weights import SafetensorsWeights
 
-    return SafetensorsWeights(path)
+    return SafetensorsWeights(path), hf_tensors(config)

@@ -1,7 +1,8 @@
 """Where weights come from, and how layers get at them while a model is built.
 
 A WeightSource is one kind of file (safetensors_weights.py, gguf_weights.py) or
-none (dummy_weights.py); `check_source` holds it against the shapes that the
+none (dummy_weights.py), under the names of that file; stored.py says which of
+them a model's tensors are.  `check_source` holds it against the shapes that the
 config asks for before anything is read.  LoadingWeights is what layers see:
 tensors by their name within the layer, each read once for all ranks and
 forgotten when the layer is done, so that at most one layer is in memory twice.
@@ -15,12 +16,13 @@ from typing import Protocol
 import torch
 
 from .config import ModelError
+from .stored import Stored
 
 _NAMED_IN_ERRORS = 3
 
 
 class WeightSource(Protocol):
-    """Tensors by their Hugging Face names."""
+    """Tensors by the names of the file."""
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """What there is."""
@@ -35,9 +37,10 @@ class WeightSource(Protocol):
         ...
 
 
-def check_source(source: WeightSource, expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Raises ModelError unless the source has all expected tensors in their shapes."""
+def check_source(source: WeightSource, tensors: Mapping[str, Stored]) -> None:
+    """Raises ModelError unless the source has all of `tensors` in their shapes."""
     found = source.shapes()
+    expected = {stored.name: stored.shape for stored in tensors.values()}
     missing = [name for name in expected if name not in found]
     if missing:
         raise ModelError(
@@ -63,18 +66,21 @@ def _and_others(names: list[str]) -> str:
 
 
 class LoadingWeights:
-    """A source as layers see it, from one point of the tree of names; see layers/weights.py."""
+    """A source as layers see it, from one point of the tree of names; see layers/weights.py.
+
+    tensors: where the source has each of the model's tensors.
+    """
 
     def __init__(
         self,
         source: WeightSource,
-        names: Mapping[str, tuple[int, ...]],
+        tensors: Mapping[str, Stored],
         dtype: torch.dtype,
         prefix: str = "",
         read: dict[str, torch.Tensor] | None = None,
     ) -> None:
         self._source = source
-        self._names = names
+        self._tensors = tensors
         self._dtype = dtype
         self._prefix = prefix
         self._read: dict[str, torch.Tensor] = {} if read is None else read
@@ -82,16 +88,19 @@ class LoadingWeights:
     def at(self, module: str) -> LoadingWeights:
         """The weights of a module below this one."""
         prefix = f"{self._prefix}{module}."
-        return LoadingWeights(self._source, self._names, self._dtype, prefix, self._read)
+        return LoadingWeights(self._source, self._tensors, self._dtype, prefix, self._read)
 
     def find(self, name: str) -> torch.Tensor | None:
         """A tensor, or None where the model's config has none of that name."""
-        full = self._prefix + name
-        if full not in self._names:
+        stored = self._tensors.get(self._prefix + name)
+        if stored is None:
             return None
-        if full not in self._read:
-            self._read[full] = self._source.tensor(full, self._dtype)
-        return self._read[full]
+        if stored.name not in self._read:
+            self._read[stored.name] = self._source.tensor(stored.name, self._dtype)
+        whole = self._read[stored.name]
+        if stored.rows is None:
+            return whole
+        return whole.view(-1, whole.shape[-1])[stored.first : stored.first + stored.rows]
 
     def __getitem__(self, name: str) -> torch.Tensor:
         found = self.find(name)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import weakref
+from collections.abc import Iterable
 
 import torch
 
@@ -19,6 +20,14 @@ from . import paging
 from .activation import silu_mul, silu_mul_item
 from .attention import Attention, attention_bf16, attention_f32
 from .embedding import embed, embed_item
+from .experts import (
+    PackedExperts,
+    combine_item,
+    experts,
+    experts_bf16,
+    experts_f32,
+    route_item,
+)
 from .linear import PackedLinear, linear, linear_bf16, linear_f32, pack_linear
 from .norm import norm_item, rms_norm
 from .rope import rope_and_cache, rope_item
@@ -61,6 +70,9 @@ class CpuKernels:
             silu_mul_item,
             rope_item,
             linear_bf16 if is_bf16 else linear_f32,
+            route_item,
+            experts_bf16 if is_bf16 else experts_f32,
+            combine_item,
             attention_bf16 if is_bf16 else attention_f32,
         ):
             _ = function.address
@@ -113,6 +125,20 @@ class CpuKernels:
 
     def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
         return silu_mul(self._team, gate_up)
+
+    def pack_experts(self, weights: Iterable[torch.Tensor], count: int) -> PackedExperts:
+        return PackedExperts(weights, count)
+
+    def experts(
+        self,
+        x: torch.Tensor,
+        scores: torch.Tensor,
+        gate_up: PackedExperts,
+        down: PackedExperts,
+        chosen: int,
+        normalise: bool,
+    ) -> torch.Tensor:
+        return experts(self._team, x, scores, gate_up, down, chosen, normalise)
 
     def new_kv_layer(
         self, num_blocks: int, block_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype

@@ -46,25 +46,20 @@ _LAYOUT = Parameters("12q")
 ) = range(0, 96, 8)  # fmt: skip
 
 
-def _make_panel(product: Any) -> Any:
-    """The item for one dtype's product."""
+def _make_rows_times_panel(product: Any) -> Any:
+    """Rows times one panel, for one dtype's product."""
 
     @njit(nogil=True)
-    def panel(p: int, item: int, scratch: int) -> None:
-        """A panel times a group of rows; scratch: the panel's address, a tile of results."""
-        groups, group_rows = load_i64(p + _GROUPS), load_i64(p + _GROUP_ROWS)
-        panel, first = item // groups, (item % groups) * group_rows
-        last = min(first + group_rows, load_i64(p + _ROWS))
-        steps, row_bytes, n = load_i64(p + _STEPS), load_i64(p + _ROW_BYTES), load_i64(p + _N)
-        x, out, out_row = load_i64(p + _X), load_i64(p + _OUT), load_i64(p + _OUT_ROW_BYTES)
-        to_bf16 = load_i64(p + _OUT_BF16)
-        column = panel * PANEL
-        columns = min(PANEL, n - column)
-        bias = load_i64(p + _BIAS) + column * 4
+    def rows_times_panel(  # type: ignore[no-untyped-def]
+        x, row_bytes, first, last, panel, steps, bias, out, out_row, to_bf16, columns, scratch
+    ):
+        """Rows first .. last-1 of x -> their `columns` outputs, from address out + row * out_row.
+
+        scratch: the panel's address, a tile of results.
+        """
         tile = scratch + VEC_BYTES
-        start = load_i64(p + _PANELS) + panel * steps * (PANEL * 4)
-        store_i64(scratch, start)
-        store_i64(scratch + 8, start + _AHEAD_BYTES)
+        store_i64(scratch, panel)
+        store_i64(scratch + 8, panel + _AHEAD_BYTES)
         tiles = (last - first + MAX_ROWS - 1) // MAX_ROWS
         row = first
         for done in range(tiles):
@@ -77,20 +72,46 @@ def _make_panel(product: Any) -> Any:
             for r in range(rows):
                 source = pointer_f32(tile + r * (PANEL * 4))
                 if to_bf16:
-                    halves = pointer_u16(out + (row + r) * out_row + column * 2)
+                    halves = pointer_u16(out + (row + r) * out_row)
                     for c in range(columns):
                         halves[c] = narrow(source[c])
                 else:
-                    singles = pointer_f32(out + (row + r) * out_row + column * 4)
+                    singles = pointer_f32(out + (row + r) * out_row)
                     for c in range(columns):
                         singles[c] = source[c]
             row += rows
 
+    return rows_times_panel
+
+
+rows_times_panel_bf16 = _make_rows_times_panel(wide_bf16)
+rows_times_panel_f32 = _make_rows_times_panel(wide_f32)
+
+
+def _make_panel(rows_times_panel: Any) -> Any:
+    """The item for one dtype."""
+
+    @njit(nogil=True)
+    def panel(p: int, item: int, scratch: int) -> None:
+        """A panel times a group of rows."""
+        groups, group_rows = load_i64(p + _GROUPS), load_i64(p + _GROUP_ROWS)
+        panel, first = item // groups, (item % groups) * group_rows
+        last = min(first + group_rows, load_i64(p + _ROWS))
+        steps, column = load_i64(p + _STEPS), panel * PANEL
+        to_bf16 = load_i64(p + _OUT_BF16)
+        rows_times_panel(
+            load_i64(p + _X), load_i64(p + _ROW_BYTES), first, last,
+            load_i64(p + _PANELS) + panel * steps * (PANEL * 4), steps,
+            load_i64(p + _BIAS) + column * 4,
+            load_i64(p + _OUT) + column * (2 if to_bf16 else 4), load_i64(p + _OUT_ROW_BYTES),
+            to_bf16, min(PANEL, load_i64(p + _N) - column), scratch,
+        )  # fmt: skip
+
     return panel
 
 
-_panel_bf16 = _make_panel(wide_bf16)
-_panel_f32 = _make_panel(wide_f32)
+_panel_bf16 = _make_panel(rows_times_panel_bf16)
+_panel_f32 = _make_panel(rows_times_panel_f32)
 
 
 def _linear_bf16(p: int, item: int, scratch: int) -> None:
@@ -131,21 +152,31 @@ def pack_linear(
 ) -> PackedLinear:
     """Packs a weight [n, k]; results are of `out_dtype`, or of the weight's dtype."""
     n, k = weight.shape
-    padded = -(-n // PANEL) * PANEL
-    per_step = 2 if weight.dtype == torch.bfloat16 else 1
-    if k % per_step:
-        raise ValueError(f"a bfloat16 weight needs an even number of inputs, not {k}")
-    panels = weight.new_zeros(padded // PANEL, k // per_step, PANEL, per_step)
-    whole = n // PANEL
-    by_panel = panels.transpose(1, 2)
-    by_panel[:whole] = weight[: whole * PANEL].view(whole, PANEL, k // per_step, per_step)
-    if padded != n:
-        rest = weight[whole * PANEL :]
-        by_panel[whole, : len(rest)] = rest.view(len(rest), k // per_step, per_step)
-    full_bias = torch.zeros(padded, dtype=torch.float32)
+    panels = new_panels(1, n, k, weight.dtype)[0]
+    fill_panels(panels, weight)
+    full_bias = torch.zeros(len(panels) * PANEL, dtype=torch.float32)
     if bias is not None:
         full_bias[:n] = bias
     return PackedLinear(n, k, panels, full_bias, out_dtype or weight.dtype)
+
+
+def new_panels(count: int, n: int, k: int, dtype: torch.dtype) -> torch.Tensor:
+    """Zeros for `count` weights [n, k]: [count, n/64, k/2, 64, 2] or [count, n/64, k, 64, 1]."""
+    per_step = 2 if dtype == torch.bfloat16 else 1
+    if k % per_step:
+        raise ValueError(f"a bfloat16 weight needs an even number of inputs, not {k}")
+    return torch.zeros(count, -(-n // PANEL), k // per_step, PANEL, per_step, dtype=dtype)
+
+
+def fill_panels(panels: torch.Tensor, weight: torch.Tensor) -> None:
+    """Writes a weight [n, k] into its panels, one weight of new_panels."""
+    _, steps, _, per_step = panels.shape
+    whole = len(weight) // PANEL
+    by_panel = panels.transpose(1, 2)
+    by_panel[:whole] = weight[: whole * PANEL].view(whole, PANEL, steps, per_step)
+    rest = weight[whole * PANEL :]
+    if len(rest):
+        by_panel[whole, : len(rest)] = rest.view(len(rest), steps, per_step)
 
 
 def linear(team: Team, x: torch.Tensor, packed: PackedLinear) -> torch.Tensor:

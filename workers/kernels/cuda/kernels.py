@@ -10,6 +10,8 @@ even the constructor touches the GPU: it runs in the fork server.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 
 from ...engine.batch import StepBatch
@@ -18,6 +20,7 @@ from . import paging
 from .activation import silu_mul
 from .attention import Attention
 from .embedding import embed
+from .experts import experts, pack_experts
 from .linear import PackedLinear, invariant_linear, linear, pack_linear
 from .norm import rms_norm
 from .rope import rope_and_cache
@@ -93,6 +96,20 @@ class CudaKernels:
 
     def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
         return silu_mul(gate_up)
+
+    def pack_experts(self, weights: Iterable[torch.Tensor], count: int) -> torch.Tensor:
+        return pack_experts(weights, count, self.device)
+
+    def experts(
+        self,
+        x: torch.Tensor,
+        scores: torch.Tensor,
+        gate_up: torch.Tensor,
+        down: torch.Tensor,
+        chosen: int,
+        normalise: bool,
+    ) -> torch.Tensor:
+        return experts(x, scores, gate_up, down, chosen, normalise, self.batch_invariant)
 
     def new_kv_layer(
         self, num_blocks: int, block_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype
