@@ -96,6 +96,13 @@ name_option = click.option(
     help="Most requests in flight of one client or API key; 0 = no limit.",
 )
 @click.option(
+    "--max-failovers",
+    type=click.IntRange(min=0),
+    default=3,
+    show_default=True,
+    help="Times that a request goes on elsewhere when its group dies.",
+)
+@click.option(
     "--block-size",
     type=click.Choice(("16",)),
     default="16",

@@ -80,6 +80,13 @@ class _Snapshot:
         )
         failed.add_metric((self._model,), requests["failed"])
         yield failed
+        resumed = CounterMetricFamily(
+            "albireo:request_failovers",
+            "Times that a request went on elsewhere when its group died.",
+            labels=("model_name",),
+        )
+        resumed.add_metric((self._model,), requests["failed_over"])
+        yield resumed
         yield self._single("requests_in_flight", "Requests taken and not ended.",
                            requests["in_flight"])  # fmt: skip
         yield self._single("connections", "Clients of the router.", self._tree["connections"])

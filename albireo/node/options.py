@@ -41,6 +41,7 @@ class NodeOptions(msgspec.Struct, frozen=True, kw_only=True):
     max_num_batched_tokens: int | None = None
     max_num_queued_reqs: int = 1024
     max_num_reqs_per_tenant: int = 0
+    max_failovers: int = 3
     block_size: int = 16
     kv_cache_gib: float | None = None
     gpu_memory_utilization: float = 0.9

@@ -124,7 +124,7 @@ class ActorMessages:
                 self._unreset.pop(joined.group, None)
             lost = self._groups.joined(peer, joined.group, joined.incarnation)
             if lost is not None:
-                self._fail_lost(lost, joined.group, "it has been replaced by a new one")
+                self._lost(lost, joined.group, "it has been replaced by a new one")
                 self._router.submit_waiting()
 
     def _topology(self, peer: bytes, topology: Topology) -> None:
@@ -156,17 +156,13 @@ class ActorMessages:
         lost = self._groups.down(down.group, down.incarnation)
         if self._unreset.get(down.group, -1) <= down.incarnation:
             self._unreset.pop(down.group, None)
-        self._fail_lost(lost, down.group, down.reason)
+        self._lost(lost, down.group, down.reason)
         self._router.submit_waiting()
 
-    def _fail_lost(self, lost: list[Stream], group: int, reason: str) -> None:
-        refusal = Refusal(
-            "group_failed",
-            f"group {group}, which served this request, failed: {reason}; try again",
-            retry=True,
-        )
-        for stream in lost:
-            self._router.fail(stream.asker, refusal)
+    def _lost(self, lost: list[Stream], group: int, reason: str) -> None:
+        if lost:
+            why = f"group {group}, which served this request, failed: {reason}"
+            self._router.fail_over(lost, why)
 
     def _tokenizer_down(self, peer: bytes, down: TokenizerDown) -> None:
         self._texts.down(down.incarnation)
@@ -182,7 +178,7 @@ class ActorMessages:
             if group.lost_at is not None and now - group.lost_at > LOST_GROUP_TIMEOUT_S:
                 _log.error("group %d cannot be reached, and nobody says why", group.number)
                 lost = self._groups.down(group.number, group.incarnation)
-                self._fail_lost(lost, group.number, "its detokenizer cannot be reached")
+                self._lost(lost, group.number, "its detokenizer cannot be reached")
 
     # ------------------------------------------------------------------ draining
     def _drain(self, peer: bytes, drain: Drain) -> None:

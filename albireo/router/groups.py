@@ -75,10 +75,9 @@ class Group:
         return self.announced
 
     def add(self, stream: Stream) -> None:
-        assert stream.submit is not None
         stream.group = self
         self.streams[stream.request] = stream
-        self.outstanding_tokens += stream.prompt_tokens + stream.submit.max_tokens
+        self.outstanding_tokens += stream.left_tokens
         self.served += 1
         if self.prefixes is not None:
             self.found_tokens += self.prefixes.found(stream.prefix)
@@ -93,11 +92,9 @@ class Group:
             self.prefixes.add(names_of(tokens, salt, stream.prefix))
 
     def remove(self, stream: Stream) -> None:
-        assert stream.submit is not None
         del self.streams[stream.request]
         stream.group = None
-        left = stream.submit.max_tokens - len(stream.token_ids)
-        self.outstanding_tokens -= stream.prompt_tokens + left
+        self.outstanding_tokens -= stream.left_tokens
 
 
 class GroupTable:

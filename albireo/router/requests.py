@@ -14,8 +14,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from albireo.ipc.messages import Submit
-from albireo.ipc.protocol import Chat, Generate
+from albireo.ipc.protocol import Chat, Generate, Logprobs
 
 from .latencies import StreamTimes
 
@@ -70,15 +72,21 @@ class Stream:
     token_ids: the new tokens handed on to the client so far.
     submit: what the group is given, once the prompt's ids are known.
     prefix: names of the prompt's pieces (affinity.py), once a group is chosen by them.
+    failovers: how many groups have died under it.
+    scored: prompt logprobs handed on so far.  repeated: of those that come, the first ones that
+        the client has had already.
     """
 
     __slots__ = (
         "asker",
         "choice",
         "client_id",
+        "failovers",
         "group",
         "prefix",
+        "repeated",
         "request",
+        "scored",
         "session",
         "submit",
         "times",
@@ -95,12 +103,49 @@ class Stream:
         self.group: Group | None = None
         self.token_ids: list[int] = []
         self.prefix: list[int] = []
+        self.failovers = 0
+        self.scored = self.repeated = 0
         self.times = StreamTimes(now)
 
     @property
     def prompt_tokens(self) -> int:
         """Tokens of the prompt; 0 while they are not known."""
         return 0 if self.submit is None else len(self.submit.prompt_ids)
+
+    @property
+    def left_tokens(self) -> int:
+        """Prompt and new tokens that it may still need."""
+        assert self.submit is not None
+        return len(self.submit.prompt_ids) + self.submit.max_tokens - len(self.token_ids)
+
+    def message(self) -> Submit:
+        """What a group is told: all that there is to do, or what is left of it."""
+        submit = self.submit
+        assert submit is not None
+        if not self.failovers:
+            return submit
+        had = self.token_ids
+        return msgspec.structs.replace(
+            submit,
+            request=self.request,
+            prompt_ids=submit.prompt_ids + had,
+            resumed=len(had),
+            prompt_logprobs=-1 if had else submit.prompt_logprobs,
+        )
+
+    def fail_over(self, request: int) -> None:
+        """Its group has died: the next attempt begins behind what the client has."""
+        self.failovers += 1
+        self.request = request
+        self.repeated = self.scored
+
+    def take_scored(self, found: list[Logprobs]) -> list[Logprobs] | None:
+        """Of prompt logprobs that have come, those that the client has not had."""
+        repeated = min(self.repeated, len(found))
+        self.repeated -= repeated
+        found = found[repeated:]
+        self.scored += len(found)
+        return found or None
 
 
 class TextRequest:

@@ -260,7 +260,7 @@ class Router:
     def _place(self, stream: Stream) -> bool:
         assert stream.submit is not None
         while (group := self.groups.choose(stream)) is not None:
-            if self._tell(group, stream.submit):
+            if self._tell(group, stream.message()):
                 group.add(stream)
                 return True
         return False
@@ -324,11 +324,13 @@ class Router:
             outbox = session.outbox
             if not outbox:
                 sessions.append(session)
-            end = piece.end
+            end, scored = piece.end, piece.prompt_logprobs
+            if scored is not None:
+                scored = stream.take_scored(scored)
             outbox.append(
                 Delta(
                     stream.client_id, index, token_ids, piece.text, end,
-                    stream.choice, piece.logprobs, piece.prompt_logprobs,
+                    stream.choice, piece.logprobs, scored,
                 )
             )  # fmt: skip
             if end is not None:
@@ -382,6 +384,27 @@ class Router:
             )
         )
         self._settle_soon()
+
+    def fail_over(self, lost: list[Stream], why: str) -> None:
+        """A group has died: its streams go on behind what their clients have, ahead of others.
+
+        One that groups have died under too often may be what kills them: it is refused.
+        """
+        most = self._spec.max_failovers
+        for stream in lost:
+            if stream.failovers >= most:
+                times = f" (failure {most + 1} of {most + 1} under this request)" if most else ""
+                refusal = Refusal("group_failed", f"{why}{times}; try again", retry=True)
+                self.fail(stream.asker, refusal)
+        again: dict[int, Stream] = {}
+        for stream in lost:
+            if self.streams.get(stream.request) is stream:  # else it has ended with another one
+                del self.streams[stream.request]
+                stream.fail_over(self._numbers.take(self.streams))
+                self.streams[stream.request] = again[stream.request] = stream
+        self._counts.failed_over += len(again)
+        self.groups.waiting = again | self.groups.waiting
+        self.submit_waiting()
 
     def fail_all(self, refusal: Refusal) -> int:
         """Ends every request, of whatever kind, with an error; returns how many there were."""

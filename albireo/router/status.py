@@ -32,6 +32,7 @@ class RequestCounts(msgspec.Struct, kw_only=True):
     finished: int = 0
     cancelled: int = 0
     failed: int = 0
+    failed_over: int = 0
 
 
 def status_tree(

@@ -111,8 +111,9 @@ def test_a_hung_worker_takes_its_group_down(
     start_node: Callable[..., str], tiny_model_dir: Path
 ) -> None:
     node = start_node(
-        name="h", model=str(tiny_model_dir), device="sim", sim_step_ms=5.0, step_timeout_s=0.5
-    )
+        name="h", model=str(tiny_model_dir), device="sim", sim_step_ms=5.0, step_timeout_s=0.5,
+        max_failovers=0,
+    )  # fmt: skip
     before = pids(node)
     with Client.connect(node=node) as client:
         stream = client.stream([1, 2], max_tokens=400, ignore_eos=True)

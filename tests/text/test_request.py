@@ -211,3 +211,23 @@ def test_a_matcher_changes_nothing_where_it_finds_nothing(stop: tuple[str, ...])
     tokens = encode("今日は世界 🙂 e\u0301")
     piece, _ = run(submission(stop=stop, max_tokens=len(tokens)), tokens)
     assert piece.text == "今日は世界 🙂 e\u0301"
+
+
+@given(st.text(max_size=30), st.data())
+def test_a_resumed_request_goes_on_where_the_client_is(text: str, data: st.DataObject) -> None:
+    """Held-back characters and stop strings in the making are where they were."""
+    whole_tokens = data.draw(st.booleans())
+    tokens = encode(text + "é stop here") if whole_tokens else byte_tokens(text + "é st")
+    values: dict[str, Any] = {"stop": ("stop", "é s!"), "max_tokens": len(tokens)}
+    whole, aborts = run(submission(**values), tokens)
+    count = data.draw(st.integers(0, len(whole.token_ids) - 1))
+    before = detokenizer(submission(**values))
+    for token in tokens[:count]:
+        before.add_rows([(7, 1, token)])
+    first = "".join(each.text for each in before.take_pieces())
+    resumed = submission(**values, prompt_ids=[1, 2, 3, *tokens[:count]], resumed=count)
+    rest, later_aborts = run(resumed, tokens[count:])
+    assert rest.index == count
+    assert tokens[:count] + rest.token_ids == whole.token_ids
+    assert first + rest.text == whole.text
+    assert rest.end == whole.end and later_aborts == aborts

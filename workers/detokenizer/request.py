@@ -28,7 +28,8 @@ from .stream import TextStream
 class RequestText:
     """State of one request in the detokenizer.
 
-    prompt_tokens: of the prompt as the client sent it.
+    prompt_tokens: of the prompt as the client sent it.  Behind them a resumed request has the
+        tokens that its client has had, with their text: they bring the state to where it was.
     silent_stops: the model's own end tokens, which are no stop_reason.
     end: None until the answer is complete.
     """
@@ -65,7 +66,7 @@ class RequestText:
         self.end: End | None = None
         self._stream = new_stream(submit.skip_special_tokens)
         self._matcher = StopMatcher(submit.stop, submit.include_stop) if submit.stop else None
-        self.prompt_tokens = len(submit.prompt_ids)
+        self.prompt_tokens = len(submit.prompt_ids) - submit.resumed
         self._max_tokens = submit.max_tokens
         self._min_tokens = submit.min_tokens
         self._stop_token_ids = frozenset(submit.stop_token_ids)
@@ -80,6 +81,9 @@ class RequestText:
         self._scored = 1  # positions of the prompt; the first one has nothing before it
         self._logprobs: list[Logprobs] | None = [] if submit.logprobs >= 0 else None
         self._prompt_logprobs: list[Logprobs] | None = None
+        for token in submit.prompt_ids[self.prompt_tokens :]:
+            self.add(token)
+        self._sent, self._ids, self._texts = submit.resumed, [], []
 
     def score(self, record: Int32Array, token: int | None, texts: TokenTexts) -> None:
         """Takes a logprob record of the request, of the new token before the token itself.

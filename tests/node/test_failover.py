@@ -1,0 +1,127 @@
+"""Streams survive their group: kill -9 of its actors, and every token is as if nothing had been."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from albireo.client import AlbireoError, Client, Delta
+
+from .processes import pids, status, wait_for, whole
+
+pytestmark = pytest.mark.node
+
+STREAMS = 6
+
+
+class Story:
+    """Streams of one client each, and when their tokens came."""
+
+    def __init__(self, node: str, params: dict[str, Any]) -> None:
+        self.texts = [""] * STREAMS
+        self.tokens: list[list[int]] = [[] for _ in range(STREAMS)]
+        self.times: list[list[float]] = [[] for _ in range(STREAMS)]
+        self.errors: list[AlbireoError] = []
+        self._node, self._params = node, params
+        self._threads = [
+            threading.Thread(target=self._run, args=(number,), daemon=True)
+            for number in range(STREAMS)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def _run(self, number: int) -> None:
+        ends = 0
+        try:
+            with Client.connect(node=self._node) as client:
+                for delta in client.stream([5, 6, 7 + number], seed=number, **self._params):
+                    self._take(number, delta)
+                    ends += delta.end is not None
+            assert ends == 1
+        except AlbireoError as error:
+            self.errors.append(error)
+
+    def _take(self, number: int, delta: Delta) -> None:
+        assert delta.index == len(self.tokens[number])
+        self.tokens[number] += delta.token_ids
+        self.texts[number] += delta.text
+        self.times[number].append(time.monotonic())
+
+    def wait_for_tokens(self, count: int) -> None:
+        wait_for("all streams run", lambda: all(len(each) >= count for each in self.tokens), 20)
+
+    def join(self) -> None:
+        for thread in self._threads:
+            thread.join(30)
+            assert not thread.is_alive()
+        assert not self.errors, self.errors
+
+
+def tell(node: str, params: dict[str, Any], victim: str | None = None) -> Story:
+    """A story, in the middle of which somebody is killed."""
+    pid = pids(node).get(victim or "")
+    story = Story(node, params)
+    if pid is not None:
+        story.wait_for_tokens(5)
+        os.kill(pid, signal.SIGKILL)
+    story.join()
+    return story
+
+
+@pytest.mark.parametrize("victim", ["g0.worker0", "g0.scheduler", "g0.detokenizer"])
+@pytest.mark.parametrize("groups", [(1, 1), (1,)])
+def test_no_token_is_lost_or_repeated(
+    start_node: Callable[..., str], tiny_model_dir: Path, victim: str, groups: tuple[int, ...]
+) -> None:
+    node = start_node(
+        name="f", model=str(tiny_model_dir), load_format="dummy", device="sim", groups=groups,
+        sim_step_ms=5.0,
+    )  # fmt: skip
+    params = {"max_tokens": 120, "ignore_eos": True}
+    undisturbed = tell(node, params)
+    story = tell(node, params, victim)
+    assert story.tokens == undisturbed.tokens
+    assert story.texts == undisturbed.texts
+    counts = status(node)["requests"]
+    assert counts["failed"] == 0 and counts["finished"] == 2 * STREAMS
+    assert counts["failed_over"] == STREAMS // len(groups)
+    wait_for("the node is whole again", lambda: whole(node), 3)
+
+
+def test_a_model_goes_on_token_for_token(
+    start_node: Callable[..., str], tiny_model_dir: Path
+) -> None:
+    """With penalties, stop strings, a temperature and log-probabilities."""
+    node = start_node(
+        name="m", model=str(tiny_model_dir), load_format="dummy", device="cpu", groups=(1, 1),
+        dtype="float32", threads=1, batch_invariant=True,
+    )  # fmt: skip
+    params = {
+        "max_tokens": 120, "ignore_eos": True, "temperature": 0.9, "top_p": 0.95, "top_k": 40,
+        "repetition_penalty": 1.2, "frequency_penalty": 0.4, "presence_penalty": 0.3,
+        "min_tokens": 110, "stop": ["zq"], "logprobs": 1, "logit_bias": {9: 1.5},
+    }  # fmt: skip
+    undisturbed = tell(node, params)
+    story = tell(node, params, "g0.worker0")
+    assert story.tokens == undisturbed.tokens
+    assert story.texts == undisturbed.texts
+    assert status(node)["requests"]["failed_over"] == STREAMS // 2
+
+
+def test_a_hang_is_a_pause(start_node: Callable[..., str], tiny_model_dir: Path) -> None:
+    node = start_node(
+        name="h", model=str(tiny_model_dir), load_format="dummy", device="sim", groups=(1,),
+        sim_step_ms=5.0, step_timeout_s=0.5,
+    )  # fmt: skip
+    story = Story(node, {"max_tokens": 120, "ignore_eos": True})
+    story.wait_for_tokens(5)
+    os.kill(pids(node)["g0.worker0"], signal.SIGSTOP)
+    story.join()
+    assert all(len(each) == 120 for each in story.tokens)
