@@ -154,7 +154,7 @@ def status_tree() -> dict[str, Any]:
         "model": {"id": MODEL},
         "draining": False,
         "connections": 2,
-        "requests": {"in_flight": 4, "finished": 7, "cancelled": 1, "failed": 2},
+        "requests": {"in_flight": 4, "finished": 7, "cancelled": 1, "failed": 2, "failed_over": 1},
         "actors": [{"name": "router", "restarts": 1}],
         "groups": [
             {"group": 0, "state": "ready", "scheduler": scheduler, "stages": None},
