@@ -9,6 +9,10 @@ from __future__ import annotations
 
 import msgspec
 
+SPARE_SLOTS = 16
+"""A slot is free only when the last step that names it has its result.  With these, whoever
+comes next need not wait for that."""
+
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Facts of a loaded model that actors without torch need.
@@ -72,6 +76,11 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     prefix_caching: bool = True
     num_swap_blocks: int = 0
     itl_target_ms: float = 0.0
+
+    @property
+    def num_slots(self) -> int:
+        """Rows of the tables by slot: max_num_seqs run, the spare ones wait for their last step."""
+        return self.max_num_seqs + SPARE_SLOTS
 
 
 class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,4 +1,4 @@
-"""`albireo bench runtime | throughput | step | prefill | prefix | sampling | ablation`."""
+"""`albireo bench runtime | throughput | step | flood | prefill | prefix | sampling | ablation`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import click
 from albireo.node.options import DTYPES, NodeOptions, OptionError, parse_groups
 
 from .bench_ablation import ablation
+from .bench_flood import flood
 from .bench_gateway import gateway
 from .bench_prefill import prefill
 from .bench_prefix import prefix
@@ -26,6 +27,7 @@ def bench() -> None:
 bench.add_command(step)
 bench.add_command(sampling)
 bench.add_command(gateway)
+bench.add_command(flood)
 bench.add_command(prefill)
 bench.add_command(prefix)
 bench.add_command(ablation)

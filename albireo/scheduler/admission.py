@@ -22,11 +22,17 @@ class Admission:
         self._state = state
         self._draft = draft
         self._block_size = state.limits.block_size
+        # How many more the step has room for.
+        self._places = 0
         # A request that waits for blocks, and how many it needs.
         self._short: tuple[int, int] = 0, 0
 
     def begin(self) -> None:
-        """Before the first call of `next` for a plan."""
+        """Before anything else of a plan."""
+        self._places = self._state.limits.max_num_seqs - self._state.in_need()
+
+    def charge(self) -> None:
+        """Before the first call of `next` for a plan: tenants pay for what runs."""
         self._short = 0, 0
         state = self._state
         if len(state.queue) and state.next_step % _CHARGE_STEPS == 0:
@@ -40,10 +46,11 @@ class Admission:
         """
         state = self._state
         request = state.queue.head()
-        if request is None or not state.sequences.free:
+        if request is None or not self._has_place(admitted):
             return None
         # A block more for each that runs, or this one would be preempted soon.
-        found = self._room_for(request, len(state.running) + admitted, budget)
+        headroom = len(state.running) + admitted
+        found = self._room_for(request, headroom, budget, self._places - admitted)
         return None if found is None else self._seat(request, found)
 
     def make_way(self) -> None:
@@ -56,7 +63,7 @@ class Admission:
         missing = (
             0 if number != head.number else needed + len(running) - self._state.memory.pool.free
         )
-        if seq.free and missing <= 0:
+        if self._has_place() and missing <= 0:
             return  # Whether it has to wait is yet to be seen.
         victims = make_way(
             head, missing, seq, self._state.memory.tables, running, self._state.shares
@@ -64,11 +71,17 @@ class Admission:
         if victims and (seq.planned[running] < seq.end_len[running] - 1).all():
             for slot in victims:
                 self._state.preempt(slot)
+            self._places += len(victims)
 
-    def _room_for(self, request: Request, headroom: int, budget: int) -> Found | None:
+    def _has_place(self, admitted: int = 0) -> bool:
+        """Whether a step has room for one more, and there is a slot."""
+        return admitted < self._places and self._state.sequences.free > 0
+
+    def _room_for(self, request: Request, headroom: int, budget: int, places: int) -> Found | None:
         """What there is of the request; None when it cannot be admitted by this plan.
 
         headroom: blocks to leave free.  budget: tokens that the plan has left.
+        places: chunks that it may have, with this one.
         """
         if request.slot >= 0:
             return None  # It has been preempted, and its last step is not done yet.
@@ -90,7 +103,7 @@ class Admission:
             edits=len(request.edits),
             history=found.tokens if request.counts else 0,
             # Besides, those of all chunks that may follow, each with a partial block.
-            appends=there + budget // self._block_size + self._state.sequences.free,
+            appends=there + budget // self._block_size + places,
             copies=len(found.swapped) + (found.copied >= 0),
         )
         return found if fits else None

@@ -65,7 +65,7 @@ class KVMemory:
         self.pool = BlockPool(limits.num_blocks)
         self.host = BlockStack(limits.num_swap_blocks)
         self.tables = BlockTables(
-            self.pool, limits.max_num_seqs, limits.max_model_len, limits.block_size
+            self.pool, limits.num_slots, limits.max_model_len, limits.block_size
         )
         self._places = np.arange(limits.block_size)
         self._pinned: deque[_Pinned] = deque()

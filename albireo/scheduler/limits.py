@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from albireo.ipc.config import EngineConfig
+from albireo.ipc.config import SPARE_SLOTS, EngineConfig
 
 from .blocks import blocks_for
 
@@ -14,6 +14,7 @@ class Limits:
     """Each as the field of EngineConfig of the same name, but for
 
     swap_block_us: what it takes to move one block to host memory, or back.
+    num_spare_slots: slots beyond max_num_seqs, for those that wait for their last step.
     """
 
     max_num_seqs: int
@@ -26,10 +27,16 @@ class Limits:
     num_swap_blocks: int = 0
     itl_target_ms: float = 0.0
     swap_block_us: float = 0.0
+    num_spare_slots: int = SPARE_SLOTS
+
+    @property
+    def num_slots(self) -> int:
+        """Sequences that hold a slot, at most."""
+        return self.max_num_seqs + self.num_spare_slots
 
     @classmethod
     def of(cls, engine: EngineConfig, swap_block_us: float = 0.0) -> Limits:
-        given = {field.name for field in fields(cls)} - {"swap_block_us"}
+        given = {field.name for field in fields(cls)} - {"swap_block_us", "num_spare_slots"}
         return cls(
             swap_block_us=swap_block_us, **{name: getattr(engine, name) for name in sorted(given)}
         )

@@ -119,7 +119,7 @@ class Scheduler:
     def check_idle(self) -> None:
         """Raises RuntimeError when something is still held although nothing is left to do."""
         self.memory.check()
-        slots_lost = self.limits.max_num_seqs - self.sequences.free
+        slots_lost = self.limits.num_slots - self.sequences.free
         blocks_lost = self.pool.num_blocks - self.pool.free
         host_lost = self.limits.num_swap_blocks - self.memory.host.free
         if self.idle and (slots_lost or blocks_lost or host_lost):
@@ -252,6 +252,7 @@ class Scheduler:
         if len(self._in_flight) > self.limits.lookahead:
             return None
         self._draft.clear()
+        self._admission.begin()
         if len(self._state.queue):
             self._admission.make_way()
         decode = self._plan_decodes()
@@ -356,7 +357,7 @@ class Scheduler:
     def _admit(self, budget: int) -> None:
         """Gives slots to waiting requests, in order, as long as there is room for a next one."""
         admitted: list[int] = []
-        self._admission.begin()
+        self._admission.charge()
         while budget and (slot := self._admission.next(len(admitted), budget)) is not None:
             admitted.append(slot)
             budget -= self._plan_chunk(slot, budget)

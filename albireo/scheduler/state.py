@@ -59,7 +59,7 @@ class State:
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.memory = KVMemory(limits)
-        self.sequences = Sequences(limits.max_num_seqs, limits.max_model_len)
+        self.sequences = Sequences(limits.num_slots, limits.max_model_len)
         self.counters = Counters()
         self.step_times = StepTimes()
         self.queue = WaitingQueue()
@@ -73,6 +73,11 @@ class State:
     def next_step(self) -> int:
         """The number that the next plan gets; the first is 1."""
         return self.counters.steps + 1
+
+    def in_need(self) -> int:
+        """Running requests that need steps beyond those planned."""
+        seq, running = self.sequences, self.running
+        return int(np.count_nonzero(seq.planned[running] < seq.end_len[running] - 1))
 
     def swap_out(self, slot: int, draft: Draft) -> None:
         """Keeps in host memory what fits of a slot that is being preempted, if that pays."""

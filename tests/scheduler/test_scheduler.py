@@ -107,7 +107,7 @@ def test_no_step_is_planned_past_the_length() -> None:
 
 
 def test_a_late_stop_costs_one_row_and_holds_slot_and_blocks_until_it_came() -> None:
-    made = group(max_num_seqs=1)
+    made = group(max_num_seqs=1, num_spare_slots=0)
     stop = token_at(1, 4)
     made.submit(submission(1, prompt_len=4, max_tokens=20, stop_token_ids=(stop,)))
     made.submit(submission(2, prompt_len=4, max_tokens=1))
@@ -121,6 +121,32 @@ def test_a_late_stop_costs_one_row_and_holds_slot_and_blocks_until_it_came() -> 
     assert made.scheduler.pool.free == made.limits.num_blocks
     assert made.scheduler.counters.generated_tokens == 1
     assert taken(step(made)) == [2]
+
+
+def test_whoever_comes_next_takes_a_spare_slot() -> None:
+    made = group(max_num_seqs=1, num_spare_slots=1)
+    made.submit(submission(1, prompt_len=4, max_tokens=20, stop_token_ids=(token_at(1, 4),)))
+    made.submit(submission(2, prompt_len=4, max_tokens=1))
+    made.submit(submission(3, prompt_len=4, max_tokens=1))
+    first = made.plan()
+    assert made.plan() is not None
+    made.finish_step()  # The stop token; the surplus step is in flight.
+    second = made.plan()
+    assert taken(second) == [2]
+    assert second.chunk[0, 0] != first.chunk[0, 0]
+    assert made.scheduler.sequences.free == 0
+    made.finish_step()
+    assert taken(made.plan()) == [3]  # Its last token is planned: 2 needs no more steps.
+    made.run()
+
+
+def test_a_step_has_no_more_sequences_than_it_may() -> None:
+    made = group(max_num_seqs=2, num_spare_slots=2)
+    for number in (1, 2, 3, 4):
+        made.submit(submission(number, prompt_len=4, max_tokens=2))
+    plans = [taken(step(made)) for _ in range(4)]
+    assert plans == [[1, 2], [], [3, 4], []]
+    made.run()
 
 
 def test_without_lookahead_a_stop_costs_nothing() -> None:

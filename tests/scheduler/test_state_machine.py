@@ -58,6 +58,7 @@ def tiny_limits(draw: st.DrawFn, lookahead: int) -> Limits:
     max_model_len = draw(st.integers(8, 40))
     return Limits(
         max_num_seqs=draw(st.integers(1, 6)),
+        num_spare_slots=draw(st.integers(0, 3)),
         max_num_batched_tokens=draw(st.integers(1, 24)),
         max_model_len=max_model_len,
         block_size=block_size,

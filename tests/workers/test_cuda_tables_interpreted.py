@@ -84,7 +84,9 @@ def _plan(take: list, append: list, chunk: list, tokens: list, decode: list) -> 
 
 
 def gpu_tables() -> SlotTables:
-    return SlotTables(SLOTS, MAX_BLOCKS, BATCHED, BLOCK_SIZE, BLOCKS, 1000, 0, torch.device("cpu"))
+    return SlotTables(
+        SLOTS, SLOTS, MAX_BLOCKS, BATCHED, BLOCK_SIZE, BLOCKS, 1000, 0, torch.device("cpu")
+    )
 
 
 def gather(tables: SlotTables, plan: PlanView) -> StepBatch:

@@ -31,7 +31,7 @@ class StepBatch:
     query_start: [S + 1] first row of each sequence, and T.
     context_len: [S] tokens of the sequence after this step (last position + 1).
     slots: [S] row of `block_tables` that belongs to the sequence.
-    block_tables: [max_num_seqs, max_blocks] block numbers; entry i of a row
+    block_tables: [slots, max_blocks] block numbers; entry i of a row
         holds positions i * block_size and up. Entries past the context are stale.
     sample_rows: [R] rows whose logits are wanted: in sampling-row order, then
         those of chunks that the plan scores.

@@ -49,13 +49,13 @@ class Engine:
             self._kv, self._new_cache(engine.num_swap_blocks) if engine.num_swap_blocks else []
         )
         self._slots = SlotTable(
-            engine.max_num_seqs,
+            engine.num_slots,
             -(-engine.max_model_len // engine.block_size),
             engine.max_num_batched_tokens,
             engine.block_size,
         )
         width = config.vocab_size // communicator.size
-        self._edits = SlotEdits(engine.max_num_seqs, width, communicator.rank * width)
+        self._edits = SlotEdits(engine.num_slots, width, communicator.rank * width)
         self._wants_logprobs = False
         self._logprobs = Logprobs(config.vocab_size, engine.max_num_seqs, communicator)
         self._sampler = Sampler(

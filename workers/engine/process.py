@@ -101,7 +101,7 @@ def _create_engine(
 ) -> StepEngine:
     spec, engine = actor.spec, actor.spec.engine
     if engine.device == "sim":
-        return SimEngine(engine.max_num_seqs, spec.model.vocab_size, engine.sim_step_ms)
+        return SimEngine(engine.num_slots, spec.model.vocab_size, engine.sim_step_ms)
     # The `sim` device gets here without torch.
     import torch
 

@@ -25,15 +25,15 @@ _MINUS_INF_BITS = np.float32(-np.inf).view(np.int32)
 class SimEngine:
     """Takes step_ms for every plan that has something to compute."""
 
-    def __init__(self, max_num_seqs: int, vocab_size: int, step_ms: float) -> None:
-        self._state = SlotState(max_num_seqs)
+    def __init__(self, slots: int, vocab_size: int, step_ms: float) -> None:
+        self._state = SlotState(slots)
         self._vocab_size = np.uint32(vocab_size)
         self._step_ms = step_ms
         self._end_s = 0.0
         self._wants_logprobs = False
-        self._seeds = np.zeros(max_num_seqs, np.uint64)
-        self._mixed = np.zeros(max_num_seqs, np.uint32)
-        self._shifted = np.zeros(max_num_seqs, np.uint32)
+        self._seeds = np.zeros(slots, np.uint64)
+        self._mixed = np.zeros(slots, np.uint32)
+        self._shifted = np.zeros(slots, np.uint32)
 
     def warm_up(self) -> None:
         """Nothing is slow the first time."""

@@ -34,25 +34,25 @@ Int32Array = npt.NDArray[np.int32]
 
 
 class SlotState:
-    """request, position, last_token, logprobs: [max_num_seqs] int32, by slot; params likewise.
+    """request, position, last_token, logprobs: [slots] int32, by slot; params likewise.
 
     logprobs: as TAKE_LOGPROBS.
 
     rows: the sampling rows of the last plan; views that the next plan overwrites.
     """
 
-    def __init__(self, max_num_seqs: int) -> None:
-        self.params = SlotParams.zeros(max_num_seqs)
-        self.request = np.zeros(max_num_seqs, np.int32)
-        self.position = np.zeros(max_num_seqs, np.int32)
-        self.last_token = np.zeros(max_num_seqs, np.int32)
-        self.logprobs = np.zeros(max_num_seqs, np.int32)
+    def __init__(self, slots: int) -> None:
+        self.params = SlotParams.zeros(slots)
+        self.request = np.zeros(slots, np.int32)
+        self.position = np.zeros(slots, np.int32)
+        self.last_token = np.zeros(slots, np.int32)
+        self.logprobs = np.zeros(slots, np.int32)
         # A uint64 as its two words, low word first, as a plan carries it.
         self._seed_words = self.params.seed.view(np.int32).reshape(-1, 2)
-        self._slots = np.zeros(max_num_seqs, np.int32)
-        self._requests = np.zeros(max_num_seqs, np.int32)
-        self._positions = np.zeros(max_num_seqs, np.int32)
-        self._result = np.zeros((max_num_seqs, 3), np.int32)
+        self._slots = np.zeros(slots, np.int32)
+        self._requests = np.zeros(slots, np.int32)
+        self._positions = np.zeros(slots, np.int32)
+        self._result = np.zeros((slots, 3), np.int32)
         self.rows = self._first_rows(0)
 
     def take(self, take: Int32Array) -> None:

@@ -29,26 +29,26 @@ class _Buffer:
 
 
 class SlotTable:
-    """Block tables, positions and last tokens of max_num_seqs slots.
+    """Block tables, positions and last tokens of `slots` slots.
 
     max_blocks: most blocks of a sequence.  max_num_batched_tokens: most rows
     that a plan's chunks have together; its decodes have one row each.
     """
 
     def __init__(
-        self, max_num_seqs: int, max_blocks: int, max_num_batched_tokens: int, block_size: int
+        self, slots: int, max_blocks: int, max_num_batched_tokens: int, block_size: int
     ) -> None:
-        max_rows = max_num_batched_tokens + max_num_seqs
-        self.state = SlotState(max_num_seqs)
+        max_rows = max_num_batched_tokens + slots
+        self.state = SlotState(slots)
         self._block_size = block_size
-        self._block_tables = _Buffer(max_num_seqs, max_blocks)
+        self._block_tables = _Buffer(slots, max_blocks)
         self._tokens = _Buffer(max_rows)
         self._positions = _Buffer(max_rows)
         self._kv_index = _Buffer(max_rows)
-        self._query_start = _Buffer(max_num_seqs + 1)
-        self._context_len = _Buffer(max_num_seqs)
-        self._slots = _Buffer(max_num_seqs)
-        self._sample_rows = _Buffer(max_num_seqs + MAX_PLAN_SCORES)
+        self._query_start = _Buffer(slots + 1)
+        self._context_len = _Buffer(slots)
+        self._slots = _Buffer(slots)
+        self._sample_rows = _Buffer(slots + MAX_PLAN_SCORES)
         # Scratch: the entry of the block table, and the place in the block, of each row.
         self._entry = np.zeros(max_rows, np.int32)
         self._offset = np.zeros(max_rows, np.int32)

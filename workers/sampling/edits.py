@@ -85,17 +85,17 @@ class EditTables(NamedTuple):
 
 
 class SlotEdits:
-    """Of max_num_seqs slots, over the `width` tokens from first_token on.
+    """Of all slots, over the `width` tokens from first_token on.
 
     A step: apply_plan, asked, apply where something was, count where TAKE_COUNTS was.
     """
 
-    def __init__(self, max_num_seqs: int, width: int, first_token: int = 0) -> None:
+    def __init__(self, slots: int, width: int, first_token: int = 0) -> None:
         def ints(*shape: int) -> Int32Array:
-            return np.zeros((max_num_seqs, *shape), np.int32)
+            return np.zeros((slots, *shape), np.int32)
 
         def floats(value: float) -> Float32Array:
-            return np.full(max_num_seqs, value, np.float32)
+            return np.full(slots, value, np.float32)
 
         edits = ints(MAX_PLAN_EDITS, 3)
         self._first = first_token

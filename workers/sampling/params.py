@@ -23,14 +23,14 @@ class SlotParams:
     min_p: npt.NDArray[np.float32]
 
     @classmethod
-    def zeros(cls, max_num_seqs: int) -> SlotParams:
+    def zeros(cls, slots: int) -> SlotParams:
         """Greedy with seed 0 in every slot."""
         return cls(
-            seed=np.zeros(max_num_seqs, np.uint64),
-            temperature=np.zeros(max_num_seqs, np.float32),
-            top_k=np.zeros(max_num_seqs, np.int32),
-            top_p=np.ones(max_num_seqs, np.float32),
-            min_p=np.zeros(max_num_seqs, np.float32),
+            seed=np.zeros(slots, np.uint64),
+            temperature=np.zeros(slots, np.float32),
+            top_k=np.zeros(slots, np.int32),
+            top_p=np.ones(slots, np.float32),
+            min_p=np.zeros(slots, np.float32),
         )
 
 

@@ -87,6 +87,7 @@ class CudaEngine:
         width = config.vocab_size // engine.tp
         with memory.taking(f"the state of {engine.max_num_seqs} sequences"):
             self._tables = SlotTables(
+                engine.num_slots,
                 engine.max_num_seqs,
                 -(-engine.max_model_len // engine.block_size),
                 engine.max_num_batched_tokens,
@@ -97,8 +98,8 @@ class CudaEngine:
                 device,
             )
         self._parts = StepParts(model, self._kv, self._tables, sampler, logprobs)
-        self._mirror = SlotState(engine.max_num_seqs)
-        self._needs = SlotNeeds(engine.max_num_seqs)
+        self._mirror = SlotState(engine.num_slots)
+        self._needs = SlotNeeds(engine.num_slots)
         self._graphs: DecodeGraphs | None = None
         flights = [
             Flight(len(self._tables.words), engine.max_num_seqs)

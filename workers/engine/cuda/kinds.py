@@ -34,9 +34,9 @@ class StepNeeds(NamedTuple):
 class SlotNeeds:
     """Of every slot, on the CPU: which graphs a step needs is known without asking the GPU."""
 
-    def __init__(self, max_num_seqs: int) -> None:
-        self._bits = np.zeros(max_num_seqs, np.int8)
-        self._counts = np.zeros(max_num_seqs, np.bool_)
+    def __init__(self, slots: int) -> None:
+        self._bits = np.zeros(slots, np.int8)
+        self._counts = np.zeros(slots, np.bool_)
 
     def take(self, take: Int32Array, params: SlotParams) -> None:
         """Slots given to requests; params: those of `take` included."""

@@ -3,7 +3,7 @@
 The kernels of apply_plan.py and edit_state.py are the only writers; sampling
 reads the parameters.
 The meanings are those of slot_state.py.  One row more than there are slots: the
-dummy slot, number max_num_seqs, stands in for the rows that pad a batch to a
+dummy slot, the last one, stands in for the rows that pad a batch to a
 captured size.  It is greedy, stays at position 0, and its block table names the
 scratch block (number num_blocks of the KV cache), so what padding computes is
 written where nobody reads.
@@ -27,7 +27,7 @@ class SlotTables:
     [slots + 1] float32.  seed: [slots + 1] int64, the bits of a uint64.
     block_tables: [slots + 1, max_blocks] int32.  edits: see EditTables.
     words: the plan, int32, as ipc/plan.py lays it out.
-    decode: [slots] int32, the plan's decodes and then the dummy slot.
+    decode: [max_num_seqs] int32, the plan's decodes and then the dummy slot.
     tokens, positions, kv_index: by row.  query_start, context_len, slots: by
     sequence.  sample_rows, sample_slots, draw_position, sampled: by sampling row,
     sample_rows going on with the rows that are scored.  score_tokens: by these.
@@ -35,6 +35,7 @@ class SlotTables:
 
     def __init__(
         self,
+        slots: int,
         max_num_seqs: int,
         max_blocks: int,
         max_num_batched_tokens: int,
@@ -48,25 +49,25 @@ class SlotTables:
         rows = max_num_batched_tokens + max_num_seqs
         self.max_num_seqs = max_num_seqs
         self.block_size = block_size
-        self.dummy_slot = max_num_seqs
+        self.dummy_slot = slots
 
         def ints(*shape: int) -> torch.Tensor:
             return torch.zeros(shape, dtype=torch.int32, device=device)
 
         def floats(value: float) -> torch.Tensor:
-            return torch.full((max_num_seqs + 1,), value, dtype=torch.float32, device=device)
+            return torch.full((slots + 1,), value, dtype=torch.float32, device=device)
 
-        self.position = ints(max_num_seqs + 1)
-        self.last_token = ints(max_num_seqs + 1)
-        self.top_k = ints(max_num_seqs + 1)
-        self.logprobs = ints(max_num_seqs + 1)
+        self.position = ints(slots + 1)
+        self.last_token = ints(slots + 1)
+        self.top_k = ints(slots + 1)
+        self.logprobs = ints(slots + 1)
         self.temperature = floats(0.0)
         self.top_p = floats(1.0)
         self.min_p = floats(0.0)
-        self.seed = torch.zeros(max_num_seqs + 1, dtype=torch.int64, device=device)
+        self.seed = torch.zeros(slots + 1, dtype=torch.int64, device=device)
         self.seed_words = self.seed.view(torch.int32)
-        self.edits = EditTables(max_num_seqs + 1, width, first_id, device)
-        self.block_tables = ints(max_num_seqs + 1, max_blocks)
+        self.edits = EditTables(slots + 1, width, first_id, device)
+        self.block_tables = ints(slots + 1, max_blocks)
         self.block_tables[self.dummy_slot] = scratch_block
 
         frame = plan_bytes(
