@@ -21,6 +21,7 @@ from .requests import Refusal, Stream
 
 FOUND_WORTH = 2
 _NO_COST = (True, float("inf"), 0)
+_READY = (None, "ready")  # as announced, of a group that is there
 
 
 class Group:
@@ -138,11 +139,17 @@ class GroupTable:
         if self._affinity and not stream.prefix and stream.submit is not None:
             stream.prefix = names_of(stream.submit.prompt_ids, stream.submit.cache_salt)
         best, least = None, _NO_COST
+        prefix = stream.prefix
+        first = prefix[0] if prefix else None
         for group in self._by_peer.values():
-            if len(group.streams) < room:
-                cost = _cost(group, stream.prefix)
-                if cost < least:
-                    best, least = group, cost
+            if len(group.streams) >= room:
+                continue
+            tokens = group.outstanding_tokens
+            if first is not None and group.prefixes is not None and first in group.prefixes:
+                tokens -= FOUND_WORTH * group.prefixes.found(prefix)
+            cost = group.announced not in _READY, tokens, group.served
+            if cost < least:
+                best, least = group, cost
         return best
 
     def hopeless(self) -> Refusal | None:
@@ -236,10 +243,3 @@ class GroupTable:
             group.prefixes.clear()
         group.stats = None
         return lost
-
-
-def _cost(group: Group, prefix: list[int]) -> tuple[bool, float, int]:
-    tokens = group.outstanding_tokens
-    if prefix and group.prefixes is not None:
-        tokens -= FOUND_WORTH * group.prefixes.found(prefix)
-    return group.state != "ready", tokens, group.served

@@ -40,8 +40,6 @@ from .limits import Limits
 from .scheduler import Scheduler
 
 _STATS_INTERVAL_S = 1.0
-_SWAP_BYTES_PER_US = {"cuda": 20_000, "cpu": 4_000, "sim": 20_000}
-"""Taken to be the rate of the way to host memory and back: PCIe 4 x16, or a copy within it."""
 
 
 def main(actor: Actor, fds: Mapping[str, int]) -> None:
@@ -59,7 +57,7 @@ class _Loop:
         spec, engine = actor.spec, actor.spec.engine
         self._actor = actor
         self._timeline = Recorder.of(fds)
-        self._scheduler = Scheduler(Limits.of(engine, _swap_block_us(actor)))
+        self._scheduler = Scheduler(Limits.of(engine))
         self._async_output = engine.async_output
         self._processed = 0  # the last step whose output the detokenizer has dealt with
         self._plans = RingWriter(plan_ring(spec.group, engine), fds["plan.memory"])
@@ -120,6 +118,7 @@ class _Loop:
             start_ns = time.monotonic_ns()
             result = ResultView(frame)
             self._times.add(result.step_us, result.forward_us)
+            self._scheduler.swap_block_us = result.swap_block_ns / 1e3
             self._scheduler.apply(result.step, result.rows, result.step_us)
             rows = len(result.rows)
             self._results.release()
@@ -214,13 +213,6 @@ class _Loop:
             stop = write_plan(frame, self._scheduler.next_step, FLAG_STOP, PlanSections())
             self._plans.publish(stop)
             logging.debug("stop after step %d", self._scheduler.counters.steps)
-
-
-def _swap_block_us(actor: Actor) -> float:
-    """What it takes to move a rank's part of one KV block to host memory."""
-    engine, model = actor.spec.engine, actor.spec.model
-    block_bytes = model.kv_bytes_per_token * engine.block_size / engine.tp
-    return block_bytes / _SWAP_BYTES_PER_US[engine.device]
 
 
 class _StepTimes:

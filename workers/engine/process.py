@@ -47,7 +47,7 @@ def main(actor: Actor, fds: Mapping[str, int], model: LoadedModel | ModelConfig 
     results = ResultWriter(spec, fds)
     engine = _create_engine(actor, fds, model, results)
     actor.phase("warming up")
-    engine.warm_up()
+    results.swap_block_ns = engine.warm_up()
     actor.ready()
     _serve(actor, engine, plans, results, StepRecorder(fds))
 

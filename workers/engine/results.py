@@ -16,6 +16,7 @@ class ResultWriter:
 
     def __init__(self, spec: ActorSpec, fds: Mapping[str, int]) -> None:
         self._timeout_s = spec.engine.step_timeout_s
+        self.swap_block_ns = 0  # see ipc/plan.py; set before the first result
         self._ring: RingWriter | None = None
         if spec.rank == 0:
             self._ring = RingWriter(
@@ -30,5 +31,8 @@ class ResultWriter:
         if self._ring is not None:
             frame = self._ring.reserve(self._timeout_s)
             self._ring.publish(
-                write_result(frame, step, result.rows, step_us, result.forward_us, result.logprobs)
+                write_result(
+                    frame, step, result.rows, step_us, result.forward_us, result.logprobs,
+                    self.swap_block_ns,
+                )  # fmt: skip
             )
