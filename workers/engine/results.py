@@ -32,7 +32,12 @@ class ResultWriter:
             frame = self._ring.reserve(self._timeout_s)
             self._ring.publish(
                 write_result(
-                    frame, step, result.rows, step_us, result.forward_us, result.logprobs,
+                    frame,
+                    step,
+                    result.rows,
+                    step_us,
+                    result.forward_us,
+                    result.logprobs,
                     self.swap_block_ns,
-                )  # fmt: skip
+                )
             )
