@@ -55,6 +55,8 @@ class NodeOptions(msgspec.Struct, frozen=True, kw_only=True):
     batch_invariant: bool = False
     threads: int | None = None
     step_timeout_s: float = 30.0
+    start_timeout_s: float = 600.0
+    max_group_restarts: int = 12
     shutdown_timeout_s: float = 10.0
     sim_step_ms: float = 10.0
     log_level: str = "info"

@@ -21,6 +21,7 @@ from .requests import Refusal, Stream
 
 FOUND_WORTH = 2
 _NO_COST = (True, float("inf"), 0)
+_GONE = ("failed", "stopped")
 _READY = (None, "ready")  # as announced, of a group that is there
 
 
@@ -142,7 +143,7 @@ class GroupTable:
         prefix = stream.prefix
         first = prefix[0] if prefix else None
         for group in self._by_peer.values():
-            if len(group.streams) >= room:
+            if len(group.streams) >= room or group.announced == "draining":
                 continue
             tokens = group.outstanding_tokens
             if first is not None and group.prefixes is not None and first in group.prefixes:
@@ -154,7 +155,7 @@ class GroupTable:
 
     def hopeless(self) -> Refusal | None:
         """Why no group can be waited for, or None."""
-        if self._by_peer or any(group.state != "failed" for group in self._groups):
+        if self._by_peer or any(group.state not in _GONE for group in self._groups):
             return None
         return Refusal(
             "unavailable",
@@ -174,7 +175,7 @@ class GroupTable:
             capacity = ready * (self._max_num_seqs + queued)
             how = f"{ready} groups x ({self._max_num_seqs} running + {queued} queued)"
         else:
-            starting = sum(group.state != "failed" for group in self._groups)
+            starting = sum(group.state not in _GONE for group in self._groups)
             capacity = starting * queued
             how = f"{starting} groups x {queued} queued, as no group is ready yet"
         if in_flight + answers > capacity:
@@ -211,7 +212,7 @@ class GroupTable:
         group.ended = max(group.ended, incarnation)
         if incarnation < group.incarnation:
             return []
-        if group.announced != "failed":
+        if group.announced not in _GONE:
             group.announced = "restarting"
         return self._close(group)
 

@@ -385,14 +385,15 @@ class Router:
         )
         self._settle_soon()
 
-    def fail_over(self, lost: list[Stream], why: str) -> None:
+    def fail_over(self, lost: list[Stream], why: str, planned: bool = False) -> None:
         """A group has died: its streams go on behind what their clients have, ahead of others.
 
-        One that groups have died under too often may be what kills them: it is refused.
+        One that groups have died under too often may be what kills them: it is
+        refused.  A planned end is no death.
         """
         most = self._spec.max_failovers
         for stream in lost:
-            if stream.failovers >= most:
+            if stream.failovers >= most and not planned:
                 times = f" (failure {most + 1} of {most + 1} under this request)" if most else ""
                 refusal = Refusal("group_failed", f"{why}{times}; try again", retry=True)
                 self.fail(stream.asker, refusal)
@@ -400,7 +401,7 @@ class Router:
         for stream in lost:
             if self.streams.get(stream.request) is stream:  # else it has ended with another one
                 del self.streams[stream.request]
-                stream.fail_over(self._numbers.take(self.streams))
+                stream.fail_over(self._numbers.take(self.streams), planned)
                 self.streams[stream.request] = again[stream.request] = stream
         self._counts.failed_over += len(again)
         self.groups.waiting = again | self.groups.waiting

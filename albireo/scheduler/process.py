@@ -72,7 +72,9 @@ class _Loop:
         )
         self._link.send(Joined(spec.role, spec.group, spec.incarnation, os.getpid()))
         self._poller = zmq.Poller()
-        for source in (self._link.socket, self._results.fileno(), actor.stop_fd):
+        for source in (
+            self._link.socket, self._results.fileno(), actor.stop_fd, actor.ping_fd
+        ):  # fmt: skip
             self._poller.register(source, zmq.POLLIN)
         self._step_timeout_s = engine.step_timeout_s
         self._step_began = 0.0  # when the oldest step in flight could begin, monotonic
@@ -91,6 +93,7 @@ class _Loop:
             if self._link.socket in ready:
                 self._take_messages()
             self._check_deadline(time.monotonic())
+            self._actor.answer_ping(self._scheduler.counters.steps)
         self._publish_stop()
         self._link.close()
 
@@ -154,13 +157,15 @@ class _Loop:
         if step is not None and now - self._step_began > self._step_timeout_s:
             self._actor.fatal(
                 f"step {step} has no result after {now - self._step_began:.1f} s "
-                f"(the limit is {self._step_timeout_s:g} s): a worker hangs"
+                f"(the limit is {self._step_timeout_s:g} s): a worker hangs",
+                hung=True,
             )
         if step is None and self._awaits_output() and now - self._step_began > self._step_timeout_s:
             self._actor.fatal(
                 f"the output of step {self._scheduler.counters.steps} has not been processed after "
                 f"{now - self._step_began:.1f} s (the limit is {self._step_timeout_s:g} s): "
-                "the detokenizer hangs"
+                "the detokenizer hangs",
+                hung=True,
             )
 
     def _wait_ms(self, now: float) -> int | None:

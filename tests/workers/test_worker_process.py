@@ -63,6 +63,7 @@ class Group:
             phase=self.phases.append,
             ready=self.is_ready.set,
             stopping=threading.Event(),
+            answer_ping=lambda step: None,
         )
         self._step = 0
 
