@@ -42,7 +42,7 @@ from albireo.node.options import NodeOptions, OptionError, parse_groups
 from albireo.node.owned import OwnedNode
 
 from .batch import Batch, Request, Result
-from .progress import answering, starting
+from .progress import counting, starting
 
 Params = SamplingParams | Sequence[SamplingParams] | None
 _ROUTER_BACK_S = 10.0
@@ -206,7 +206,14 @@ class LLM:
         self, requests: list[Request], return_errors: bool, progress: bool | None
     ) -> list[Any]:
         wanted = self._progress if progress is None else progress
-        with answering(wanted, len(requests)) as on_end:
+        with counting(wanted, len(requests)) as show:
+
+            def on_end(result: Result) -> None:
+                if isinstance(result, Completion):
+                    show(result.usage.prompt_tokens, result.usage.completion_tokens)
+                else:
+                    show(0, 0)
+
             batch = Batch(requests, self._room, self._running.connected, on_end)
             return batch.run(return_errors=return_errors)
 

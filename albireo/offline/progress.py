@@ -1,4 +1,4 @@
-"""What an LLM shows on standard error when that is a terminal: its start, and a bar for a batch."""
+"""What is shown on standard error when that is a terminal: a node's start, a bar for a batch."""
 
 from __future__ import annotations
 
@@ -7,10 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from albireo.client import Completion
 from albireo.node.events import Event, PhaseBegun
-
-from .batch import Result
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,11 +30,11 @@ def starting(wanted: bool) -> Iterator[Callable[[Event], None]]:
 
 
 @contextlib.contextmanager
-def answering(wanted: bool, total: int) -> Iterator[Callable[[Result], None]]:
-    """Shows a bar of `total` requests; gives what takes their results."""
+def counting(wanted: bool, total: int) -> Iterator[Callable[[int, int], None]]:
+    """Shows a bar of `total` requests; gives what takes tokens in and out of one that has ended."""
     console = _console(wanted)
     if console is None:
-        yield lambda result: None
+        yield lambda tokens_in, tokens_out: None
         return
     from rich.progress import (
         BarColumn,
@@ -52,17 +49,16 @@ def answering(wanted: bool, total: int) -> Iterator[Callable[[Result], None]]:
         BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[tokens]}"),
         TimeElapsedColumn(), TextColumn("<"), TimeRemainingColumn(),
     )  # fmt: skip
-    prompt_tokens = new_tokens = 0
-    with Progress(*columns, console=console) as bar:
+    all_in = all_out = 0
+    with Progress(*columns, console=console, refresh_per_second=4) as bar:
         task = bar.add_task("", total=total, tokens="")
 
-        def show(result: Result) -> None:
-            nonlocal prompt_tokens, new_tokens
-            if isinstance(result, Completion):
-                prompt_tokens += result.usage.prompt_tokens
-                new_tokens += result.usage.completion_tokens
+        def show(tokens_in: int, tokens_out: int) -> None:
+            nonlocal all_in, all_out
+            all_in += tokens_in
+            all_out += tokens_out
             seconds = max(bar.tasks[0].elapsed or 0.0, 1e-3)
-            rates = f"in {prompt_tokens / seconds:,.0f}, out {new_tokens / seconds:,.0f} tokens/s"
+            rates = f"in {all_in / seconds:,.0f}, out {all_out / seconds:,.0f} tokens/s"
             bar.update(task, advance=1, tokens=rates)
 
         yield show
