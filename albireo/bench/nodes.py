@@ -11,6 +11,7 @@ import msgspec
 from albireo.node.events import Event
 from albireo.node.options import NodeOptions
 from albireo.node.owned import NodeStartError, OwnedNode
+from albireo.offline import LLM
 
 
 class BenchError(RuntimeError):
@@ -34,3 +35,16 @@ def running_node(
         yield node.name
     finally:
         node.stop()
+
+
+@contextlib.contextmanager
+def running_llm(options: NodeOptions) -> Iterator[LLM]:
+    """The same with an LLM, whose node has a name of its own anyway."""
+    fields = msgspec.structs.asdict(options)
+    del fields["name"]
+    try:
+        llm = LLM(**fields)
+    except NodeStartError as error:
+        raise BenchError(str(error)) from None
+    with llm:
+        yield llm

@@ -10,7 +10,7 @@ import statistics
 import time
 from typing import Any
 
-from albireo.client import AlbireoError, AsyncClient, Delta, SamplingParams
+from albireo.client import AlbireoError, AsyncClient, Client, Delta, SamplingParams
 
 from .nodes import BenchError
 
@@ -55,10 +55,14 @@ class TimedStream:
             self._on_end()
 
 
-def random_prompt(client: AsyncClient, rng: random.Random, length: int) -> list[int]:
+def plain_ids(vocab: int) -> range:
+    """Token ids of a vocabulary that are hardly special ones."""
+    return range(min(_FIRST_ID, vocab // 2), vocab)
+
+
+def random_prompt(client: AsyncClient | Client, rng: random.Random, length: int) -> list[int]:
     """Token ids of the client's model, no special ones among them."""
-    vocab = client.welcome.vocab_size
-    return [rng.randrange(min(_FIRST_ID, vocab // 2), vocab) for _ in range(length)]
+    return rng.choices(plain_ids(client.welcome.vocab_size), k=length)
 
 
 async def time_prompts(client: AsyncClient, prompts: list[list[int]]) -> float:

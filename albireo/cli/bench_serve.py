@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .bench_parts import dataset_of, dataset_options
+
 if TYPE_CHECKING:
     from albireo.bench.serving import DatasetOptions, Run, ServeOptions
 
@@ -19,7 +21,6 @@ _METRICS = {
     "e2el": "End-to-end latency",
 }
 _GOOD = ("ttft", "tpot", "e2el")
-_DATASETS = ("random", "sharegpt", "custom", "prefix_repetition")
 _MOST_ERRORS = 3
 
 _count = click.IntRange(min=1)
@@ -43,17 +44,7 @@ _file = click.Path(dir_okay=False, path_type=Path)
 )
 @click.option("--max-concurrency", type=_count, help="Most requests at once.")
 @click.option("--request-timeout", type=_above_0, default=3600.0, help="Seconds for an answer.")
-@click.option("--dataset-name", type=click.Choice(_DATASETS), default="random")
-@click.option("--dataset-path", type=_file, help="ShareGPT's JSON; custom: lines of JSON.")
-@click.option("--random-input-len", type=_count, default=1024)
-@click.option("--random-output-len", type=_count, default=128)
-@click.option(
-    "--random-range-ratio",
-    type=click.FloatRange(0, 1, max_open=True),
-    default=0.0,
-    help="By what share of them lengths differ.",
-)
-@click.option("--random-prefix-len", type=click.IntRange(min=0), default=0, help="Common to all.")
+@dataset_options
 @click.option(
     "--random-input-as",
     type=click.Choice(("auto", "ids", "text")),
@@ -61,12 +52,6 @@ _file = click.Path(dir_okay=False, path_type=Path)
     help="Token ids, or words; auto = words for chat.",
 )
 @click.option("--random-ids", default="1000:30000", metavar="FIRST:BEHIND", help="Of such prompts.")
-@click.option("--prefix-repetition-prefix-len", type=_count, default=256)
-@click.option("--prefix-repetition-suffix-len", type=_count, default=256)
-@click.option("--prefix-repetition-num-prefixes", type=_count, default=10)
-@click.option("--prefix-repetition-output-len", type=_count, default=128)
-@click.option("--sharegpt-output-len", type=_count, help="[default: as the file's answers]")
-@click.option("--custom-output-len", type=_count, default=256, help="Of lines that do not say.")
 @click.option("--ignore-eos", is_flag=True, help="Answers have their full length.")
 @click.option("--temperature", type=click.FloatRange(min=0), default=0.0)
 @click.option("--extra-body", default="{}", metavar="JSON", help="Fields of every request.")
@@ -75,7 +60,6 @@ _file = click.Path(dir_okay=False, path_type=Path)
 @click.option("--metric-percentiles", default="99", metavar="P,...")
 @click.option("--goodput", metavar="ttft:MS tpot:MS e2el:MS", help="Of a good request, at most.")
 @click.argument("more_goodput", nargs=-1, metavar="")
-@click.option("--seed", type=int, default=0)
 @click.option("--save-result", is_flag=True, help="Write the result to a file.")
 @click.option("--save-detailed", is_flag=True, help="With every request's times.")
 @click.option("--result-dir", type=click.Path(file_okay=False, path_type=Path), default=".")
@@ -145,32 +129,14 @@ def _serve_options(given: dict[str, Any]) -> ServeOptions:
 
 
 def _dataset_options(given: dict[str, Any]) -> DatasetOptions:
-    from albireo.bench.serving import DatasetOptions
-
     kind, chat = given["random_input_as"], given["endpoint"].endswith("/chat/completions")
     if chat and kind == "ids":
         raise click.BadParameter("conversations are text", param_hint="--random-input-as")
     first, _, behind = given["random_ids"].partition(":")
     if not (first.isdecimal() and behind.isdecimal()):
         raise click.BadParameter("give FIRST:BEHIND", param_hint="--random-ids")
-    name = given["dataset_name"]
-    return DatasetOptions(
-        name=name,
-        num_prompts=given["num_prompts"],
-        seed=given["seed"],
-        as_ids=kind == "ids" or (kind == "auto" and not chat),
-        ids=(int(first), int(behind)),
-        input_len=given["random_input_len"],
-        output_len=given["random_output_len"],
-        range_ratio=given["random_range_ratio"],
-        prefix_len=given["random_prefix_len"],
-        repeated_prefix_len=given["prefix_repetition_prefix_len"],
-        repeated_suffix_len=given["prefix_repetition_suffix_len"],
-        num_prefixes=given["prefix_repetition_num_prefixes"],
-        repeated_output_len=given["prefix_repetition_output_len"],
-        path=given["dataset_path"],
-        text_output_len=given[f"{name}_output_len"] if name in ("sharegpt", "custom") else None,
-    )
+    as_ids = kind == "ids" or (kind == "auto" and not chat)
+    return dataset_of(given, as_ids=as_ids, ids=(int(first), int(behind)))
 
 
 def _extra(text: str) -> dict[str, Any]:
