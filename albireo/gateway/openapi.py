@@ -62,7 +62,9 @@ def document(version: str) -> bytes:
     for path, body, answer, chunk, text in _POSTS:
         good: dict[str, Any] = {"application/json": {"schema": schema_of[answer]}}
         if chunk:
-            good["text/event-stream"] = {"schema": schema_of[chunk]}
+            good["text/event-stream"] = {
+                "schema": _events(schema_of[chunk], schema_of[ErrorAnswer])
+            }
         paths[path] = {
             "post": {
                 "summary": text,
@@ -98,6 +100,17 @@ def document(version: str) -> bytes:
             "security": [{}, {"key": []}],
         }
     )
+
+
+def _events(chunk: dict[str, Any], error: dict[str, Any]) -> dict[str, Any]:
+    """Of one event of a stream, as OpenAPI describes them: its data is JSON in a string."""
+    content = {
+        "type": "string",
+        "contentMediaType": "application/json",
+        "contentSchema": {"anyOf": [chunk, error]},
+    }
+    data = {"anyOf": [{"const": "[DONE]"}, content]}
+    return {"type": "object", "required": ["data"], "properties": {"data": data}}
 
 
 def _get(text: str, content: dict[str, Any], error: dict[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,29 @@ from typing import Annotated, Any
 
 import msgspec
 
+from .ranges import (
+    AllowedTokens,
+    AtLeastOne,
+    BadWords,
+    Biases,
+    Choices,
+    MaxTokens,
+    MaxTokensOrNone,
+    MinP,
+    MinTokens,
+    NumLogprobs,
+    Penalty,
+    Prompts,
+    Repetition,
+    Seed,
+    StopStrings,
+    StopTokens,
+    Temperature,
+    TokenId,
+    TopK,
+    TopP,
+)
+
 _Priority = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
 _Name = Annotated[str, msgspec.Meta(max_length=256)]
 
@@ -31,30 +54,30 @@ class _Generation(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """
 
     model: str | None = None
-    max_tokens: int | None = None
-    n: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    seed: int | None = None
-    stop: str | list[str] | None = None
+    max_tokens: MaxTokens | None = None
+    n: Choices | None = None
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    seed: Seed | None = None
+    stop: StopStrings | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    logit_bias: Biases | None = None
     user: str | None = None
     # vLLM's
-    top_k: int | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    min_tokens: int | None = None
+    top_k: TopK | None = None
+    min_p: MinP | None = None
+    repetition_penalty: Repetition | None = None
+    min_tokens: MinTokens | None = None
     ignore_eos: bool | None = None
-    stop_token_ids: list[int] | None = None
+    stop_token_ids: StopTokens | None = None
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
-    bad_words: list[str] | None = None
-    allowed_token_ids: list[int] | None = None
-    prompt_logprobs: int | None = None
+    bad_words: BadWords | None = None
+    allowed_token_ids: AllowedTokens | None = None
+    prompt_logprobs: NumLogprobs | None = None
     priority: _Priority | None = None
     cache_salt: _Name | None = None
     request_id: _Name | None = None
@@ -64,14 +87,16 @@ class CompletionRequest(_Generation, kw_only=True, forbid_unknown_fields=True):
     """/v1/completions.
 
     prompt: a text, texts, token ids, or lists of token ids.
+    max_tokens: 0 with `echo` alone.
     echo: the answer begins with the prompt.
     logprobs: of each token, and of so many best ones.
     add_special_tokens: to a text, those that the model's tokenizer adds.
     """
 
-    prompt: str | list[str | int | list[int]]
+    prompt: Prompts
+    max_tokens: MaxTokensOrNone | None = None
     echo: bool | None = None
-    logprobs: int | None = None
+    logprobs: NumLogprobs | None = None
     add_special_tokens: bool | None = None
 
 
@@ -108,10 +133,10 @@ class ChatRequest(_Generation, kw_only=True, forbid_unknown_fields=True):
     logprobs: report them; top_logprobs: of so many best tokens besides, 0 to 20.
     """
 
-    messages: list[Message]
-    max_completion_tokens: int | None = None
+    messages: Annotated[list[Message], AtLeastOne]
+    max_completion_tokens: MaxTokens | None = None
     logprobs: bool | None = None
-    top_logprobs: int | None = None
+    top_logprobs: NumLogprobs | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
 
@@ -129,4 +154,4 @@ class DetokenizeRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
     """/detokenize: token ids to text, special tokens included."""
 
     model: str | None = None
-    tokens: list[int]
+    tokens: list[TokenId]

@@ -1,0 +1,60 @@
+"""Types of parameters with their ranges, as the OpenAPI document gives them.
+
+The ranges are those of ipc/params.py, which checks them: here they are said, so
+that a generated client, or a fuzzer, knows them beforehand.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+
+from albireo.ipc.params import (
+    MAX_ALLOWED_TOKENS,
+    MAX_BAD_WORD_CHARS,
+    MAX_BAD_WORDS,
+    MAX_BIASED_TOKENS,
+    MAX_CHOICES,
+    MAX_LOGPROBS,
+    MAX_STOP_STRING_CHARS,
+    MAX_STOP_STRINGS,
+    MAX_STOP_TOKEN_IDS,
+    MAX_TOKEN_ID,
+)
+
+
+def _said(**schema: Any) -> msgspec.Meta:
+    return msgspec.Meta(extra_json_schema=schema)
+
+
+MaxTokens = Annotated[int, _said(minimum=1)]
+MaxTokensOrNone = Annotated[int, _said(minimum=0)]
+"""0 with echo alone: the prompt's log-probabilities."""
+MinTokens = Annotated[int, _said(minimum=0)]
+Choices = Annotated[int, _said(minimum=1, maximum=MAX_CHOICES)]
+Temperature = Annotated[float, _said(minimum=0, maximum=100)]
+TopK = Annotated[int, _said(minimum=-1, maximum=MAX_TOKEN_ID)]
+TopP = Annotated[float, _said(exclusiveMinimum=0, maximum=1)]
+MinP = Annotated[float, _said(minimum=0, maximum=1)]
+Repetition = Annotated[float, _said(exclusiveMinimum=0, maximum=100)]
+Penalty = Annotated[float, _said(minimum=-2, maximum=2)]
+Seed = Annotated[int, _said(minimum=-(2**63), maximum=2**64 - 1)]
+NumLogprobs = Annotated[int, _said(minimum=0, maximum=MAX_LOGPROBS)]
+
+TokenId = Annotated[int, _said(minimum=0, maximum=MAX_TOKEN_ID)]
+PromptText = Annotated[str, _said(minLength=1)]
+PromptTokens = Annotated[list[TokenId], _said(minItems=1)]
+Prompts = PromptText | Annotated[list[PromptText | TokenId | PromptTokens], _said(minItems=1)]
+AtLeastOne = _said(minItems=1)
+StopTokens = Annotated[list[TokenId], _said(maxItems=MAX_STOP_TOKEN_IDS)]
+AllowedTokens = Annotated[list[TokenId], _said(minItems=1, maxItems=MAX_ALLOWED_TOKENS)]
+Biases = Annotated[
+    dict[str, Annotated[float, _said(minimum=-100, maximum=100)]],
+    _said(maxProperties=MAX_BIASED_TOKENS, propertyNames={"pattern": "^[0-9]{1,9}$"}),
+]
+
+_StopString = Annotated[str, _said(minLength=1, maxLength=MAX_STOP_STRING_CHARS)]
+StopStrings = _StopString | Annotated[list[_StopString], _said(maxItems=MAX_STOP_STRINGS)]
+_BadWord = Annotated[str, _said(minLength=1, maxLength=MAX_BAD_WORD_CHARS)]
+BadWords = Annotated[list[_BadWord], _said(maxItems=MAX_BAD_WORDS)]
