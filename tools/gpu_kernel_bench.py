@@ -149,8 +149,8 @@ class ShapeBench:
         head = random(shape.vocab, shape.hidden, scale=shape.hidden**-0.5)
         self.head = k.pack_linear(head, None, torch.float32)
         self.sizes = {**sizes, "lm_head": (shape.vocab, shape.hidden)}
-        self.norm = random(shape.hidden)
-        self.head_norm = random(shape.head_dim)
+        self.norm = torch.randn(shape.hidden, device="cuda")
+        self.head_norm = torch.randn(shape.head_dim, device="cuda")
         self.rope = torch.randn(_MAX_LEN, shape.head_dim, device="cuda")
 
     def row(self, kernel: str, case: str, us: float, size: float) -> Row:

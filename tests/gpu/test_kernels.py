@@ -40,7 +40,7 @@ def test_row_wise(dtype: torch.dtype) -> None:
     for hidden in (576, 1024, 4096):
         checks.check_norm(kernels(dtype), dtype, 70, hidden)
     for width in (1536, 12288):
-        checks.check_silu_mul(kernels(dtype), dtype, 33, width)
+        checks.check_activations(kernels(dtype), dtype, 33, width)
     for hidden in (576, 4096):
         checks.check_embed(kernels(dtype), dtype, hidden)
 

@@ -96,6 +96,10 @@ class ReferenceKernels:
         gate, up = gate_up.chunk(2, dim=1)
         return F.silu(gate) * up
 
+    def gelu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
+        gate, up = gate_up.chunk(2, dim=1)
+        return F.gelu(gate, approximate="tanh") * up
+
     def pack_experts(self, weights: Iterable[torch.Tensor], count: int) -> Any:
         packed = [weight.float().clone() for weight in weights]
         assert len(packed) == count

@@ -38,8 +38,8 @@ def test_norm(dtype: torch.dtype, hidden: int) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("width", [16, 100, 1536])
-def test_silu_mul(dtype: torch.dtype, width: int) -> None:
-    checks.check_silu_mul(kernels(dtype), dtype, 2, width)
+def test_activations(dtype: torch.dtype, width: int) -> None:
+    checks.check_activations(kernels(dtype), dtype, 2, width)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

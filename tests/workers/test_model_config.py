@@ -85,7 +85,7 @@ def test_sliding_windows(settings: dict[str, Any], window: int, tmp_path: Path) 
     ("settings", "message"),
     [
         ({"architectures": ["GemmaForCausalLM"]}, r"\['GemmaForCausalLM'\].* is not supported"),
-        ({"architectures": None}, "supported are LlamaForCausalLM, MistralForCausalLM, Phi3"),
+        ({"architectures": None}, "supported are Gemma3ForCausalLM, .*, LlamaForCausalLM"),
         ({"hidden_size": None}, "hidden_size is None, but has to be a whole number above 0"),
         ({"vocab_size": -3}, "vocab_size is -3"),
         ({"num_key_value_heads": 3}, "4 attention heads of 16 over 3 KV heads do not fit"),

@@ -72,9 +72,12 @@ def test_only_sampled_rows_have_logits(tmp_path: Path, kernels: Kernels) -> None
     assert 0 < sampled < sum(len(rows) for rows in every) / 2
 
 
-@pytest.mark.parametrize("source", [torch.bfloat16, torch.float16])
-def test_bfloat16_is_near_float32(source: torch.dtype, tmp_path: Path) -> None:
-    TINY["qwen2"].build().to(source).save_pretrained(tmp_path)
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [("qwen2", torch.bfloat16), ("qwen2", torch.float16), ("gemma3-untied", torch.bfloat16)],
+)
+def test_bfloat16_is_near_float32(name: str, source: torch.dtype, tmp_path: Path) -> None:
+    TINY[name].build().to(source).save_pretrained(tmp_path)
     plain = ReferenceKernels()
     exact = torch.cat(run(load(tmp_path, plain), plain))
     for kernels in (plain, create("cpu", torch.bfloat16, batch_invariant=False)):

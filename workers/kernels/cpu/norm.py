@@ -34,8 +34,7 @@ def _norm_item(p: int, item: int, scratch: int) -> None:
     width, is_bf16 = load_i64(p + _WIDTH), load_i64(p + _BF16)
     row_bytes = width * (2 if is_bf16 else 4)
     residual, eps = load_i64(p + _RESIDUAL), load_f64(p + _EPS)
-    weight, row, other = scratch, scratch + 4 * width, scratch + 8 * width
-    read_row(load_i64(p + _WEIGHT), is_bf16, width, weight)
+    weight, row, other = load_i64(p + _WEIGHT), scratch, scratch + 4 * width
     first = item * load_i64(p + _ITEM_ROWS)
     for r in range(first, min(first + load_i64(p + _ITEM_ROWS), load_i64(p + _ROWS))):
         read_row(load_i64(p + _X) + r * row_bytes, is_bf16, width, row)

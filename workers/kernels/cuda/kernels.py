@@ -17,7 +17,7 @@ import torch
 from ...engine.batch import StepBatch
 from ..interface import KVLayer
 from . import paging
-from .activation import silu_mul
+from .activation import gelu_mul, silu_mul
 from .attention import Attention
 from .embedding import embed
 from .experts import experts, pack_experts
@@ -96,6 +96,9 @@ class CudaKernels:
 
     def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
         return silu_mul(gate_up)
+
+    def gelu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
+        return gelu_mul(gate_up)
 
     def pack_experts(self, weights: Iterable[torch.Tensor], count: int) -> torch.Tensor:
         return pack_experts(weights, count, self.device)
