@@ -129,6 +129,7 @@ TINY: dict[str, Tiny] = {
     "mistral": Tiny(MistralConfig, {"sliding_window": None}),
     "mistral-window": Tiny(MistralConfig, {"sliding_window": 5}),
     "phi3": Tiny(Phi3Config, {}),
+    "phi3-mini": Tiny(Phi3Config, {"hidden_size": 96, "num_attention_heads": 2}),
     "phi3-window": Tiny(Phi3Config, {"sliding_window": 9, "tie_word_embeddings": True}),
     "phi3-partial": Tiny(Phi3Config, {"rope_parameters": _PARTIAL}),
     "phi3-longrope": Tiny(
