@@ -9,7 +9,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+from transformers import (
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Gemma3TextConfig,
+    PreTrainedModel,
+)
 from transformers.models.gemma3.modeling_gemma3 import (
     Gemma3RMSNorm,
     Gemma3TextScaledWordEmbedding,
@@ -19,14 +24,15 @@ from albireo.workers.kernels import create
 from albireo.workers.layers.embedding import VocabParallelEmbedding
 from albireo.workers.layers.norm import RMSNorm
 from albireo.workers.layers.rank import Rank
-from albireo.workers.models.config import ModelConfig, ModelError
+from albireo.workers.models.config import ModelConfig, ModelError, RopeConfig
 from albireo.workers.models.load import load_model, read_config
 from albireo.workers.models.safetensors_weights import SafetensorsWeights
 from albireo.workers.models.stored import hf_tensors
 from albireo.workers.models.weights import LoadingWeights
 
 from .paged_run import PagedRun
-from .tiny_models import TINY, expected_logits, prompts, save
+from .tiny_gguf import write_gguf
+from .tiny_models import TINY, Tiny, expected_logits, prompts, save
 
 _TOLERANCE = 1e-4
 _VISION = {
@@ -124,6 +130,50 @@ def test_unsupported_settings_are_refused(
 ) -> None:
     with pytest.raises(ModelError, match=message):
         read(tmp_path, {**_4B, "text_config": {**_4B["text_config"], **settings}})
+
+
+def gguf_config(path: Path, model: PreTrainedModel, **options: Any) -> ModelConfig:
+    write_gguf(model, path / "model.gguf", **options)
+    return read_config(path / "model.gguf")
+
+
+def test_windows_of_a_gguf_file(tmp_path: Path) -> None:
+    def windows(**fields: Any) -> list[int]:
+        named = {key.replace("__", "."): value for key, value in fields.items()}
+        config = gguf_config(tmp_path, model, fields=named)
+        return [config.window(layer) for layer in range(config.num_layers)]
+
+    model = TINY["gemma3-period"].build()
+    assert windows() == [9, 9, 9, 9, 9, 0, 9]
+    assert windows(attention__sliding_window_pattern=2) == [9, 0, 9, 0, 9, 0, 9]
+    kinds = [True, False, False, True, True, True, False]
+    assert windows(attention__sliding_window_pattern=kinds) == [9, 0, 0, 9, 9, 9, 0]
+    with pytest.raises(ModelError, match="7 entries are needed, one for each layer"):
+        windows(attention__sliding_window_pattern=kinds[1:])
+    with pytest.raises(ModelError, match=r"gemma3\.final_logit_softcapping is 30\.0: is not"):
+        windows(final_logit_softcapping=30.0)
+
+
+def test_ropes_of_a_gguf_file(tmp_path: Path) -> None:
+    fields = {"rope.freq_base_swa": 5000.0}
+    config = gguf_config(tmp_path, TINY["gemma3-period"].build(), fields=fields)
+    assert config.rope_of(0) == RopeConfig(theta=5000.0)
+    assert config.rope_of(5) == RopeConfig(kind="linear", theta=1e6, factor=8.0)
+
+
+def test_the_largest_model_has_a_scale_of_its_own(tmp_path: Path) -> None:
+    """A GGUF file does not have it; llama.cpp goes by the number of layers, and so do we."""
+    large = {**TINY["gemma3-period"].settings, "num_hidden_layers": 62}
+    config = gguf_config(tmp_path, Tiny(Gemma3TextConfig, large).build())
+    assert config.attention_scale() == 16**-0.5  # hidden size 64, 4 heads of 32
+    assert gguf_config(tmp_path, TINY["gemma3-period"].build()).attention_scale() == 32**-0.5
+
+
+def test_a_gguf_file_does_not_name_the_end_of_a_turn(tmp_path: Path) -> None:
+    model = TINY["gemma3-period"].build()
+    tokens = [b"<pad>", b"<bos>", b"<eos>", b"x", b"<end_of_turn>"]
+    assert gguf_config(tmp_path, model, tokens=tokens).eos_token_ids == (2, 4)
+    assert gguf_config(tmp_path, model).eos_token_ids == (2,)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)

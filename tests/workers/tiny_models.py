@@ -112,6 +112,15 @@ class Tiny:
 
 TINY: dict[str, Tiny] = {
     "gemma3": Tiny(Gemma3TextConfig, _GEMMA),
+    "gemma3-period": Tiny(
+        Gemma3TextConfig,
+        {
+            **{key: value for key, value in _GEMMA.items() if key != "layer_types"},
+            "num_hidden_layers": 7,
+            "query_pre_attn_scalar": 32,
+            "rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 8.0}},
+        },
+    ),
     "gemma3-untied": Tiny(
         Gemma3TextConfig,
         {**_THREE, "tie_word_embeddings": False, "attention_bias": True, "sliding_window": 5},

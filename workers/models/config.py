@@ -121,7 +121,7 @@ class ModelConfig:
 
     def attention_scale(self) -> float:
         """What scores are multiplied by."""
-        return 1 / math.sqrt(self.query_pre_attn_scalar or self.head_dim)
+        return float((self.query_pre_attn_scalar or self.head_dim) ** -0.5)
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of all tensors by their names, in the order of the forward pass.

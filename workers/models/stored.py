@@ -45,9 +45,14 @@ class Stored:
     plus: float = 0.0
 
 
+def own_tensors(config: ModelConfig) -> dict[str, Stored]:
+    """The tensors of config.tensor_shapes() under their own names, fused as the family's are."""
+    return fuse(config.tensor_shapes(), _FUSED.get(config.family, {}))
+
+
 def hf_tensors(config: ModelConfig) -> dict[str, Stored]:
     """Where a Hugging Face directory keeps the tensors of config.tensor_shapes()."""
-    tensors = fuse(config.tensor_shapes(), _FUSED.get(config.family, {}))
+    tensors = own_tensors(config)
     if config.family == "mixtral":
         for name, stored in tensors.items():
             tensors[name] = replace(stored, name=_mixtral_name(name))
