@@ -83,6 +83,11 @@ def check_norm(k: Kernels, dtype: torch.dtype, rows: int, hidden: int) -> None:
     assert torch.equal(there[1].cpu(), residual)
     close(got, expected)
     assert torch.equal(k.rms_norm(there[1][-1:], there[2], EPS)[0], got[-1])
+    inner = torch.rand(hidden) - 0.5
+    got = k.add_rms_norm(there[0], there[1], there[2], EPS, inner.to(k.device))
+    expected = reference.add_rms_norm(x, residual, weight, EPS, inner)
+    close(there[1], residual)
+    close(got, expected)
 
 
 def check_activations(k: Kernels, dtype: torch.dtype, rows: int, width: int) -> None:

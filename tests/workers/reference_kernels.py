@@ -47,9 +47,14 @@ class ReferenceKernels:
         return (normed * weight.float()).to(x.dtype)
 
     def add_rms_norm(
-        self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+        self,
+        x: torch.Tensor,
+        residual: torch.Tensor,
+        weight: torch.Tensor,
+        eps: float,
+        inner: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        residual += x
+        residual += x if inner is None else self.rms_norm(x, inner, eps)
         return self.rms_norm(residual, weight, eps)
 
     def rope_and_cache(

@@ -99,6 +99,12 @@ def test_rms_norm(kernels: Kernels, hidden: int) -> None:
     assert torch.equal(residual, total)
     close(got, norm(total))
     assert torch.equal(kernels.rms_norm(total[3:4], weight, EPS)[0], got[3])
+    inner = torch.rand(hidden) - 0.5
+    total = residual + kernels.rms_norm(x, inner, EPS)
+    assert torch.equal(
+        kernels.add_rms_norm(x, residual, weight, EPS, inner), kernels.rms_norm(total, weight, EPS)
+    )
+    assert torch.equal(residual, total)
 
 
 @pytest.mark.parametrize("width", [1, 16, 100, 1536])

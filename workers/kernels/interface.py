@@ -79,9 +79,17 @@ class Kernels(Protocol):
         ...
 
     def add_rms_norm(
-        self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+        self,
+        x: torch.Tensor,
+        residual: torch.Tensor,
+        weight: torch.Tensor,
+        eps: float,
+        inner: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """residual += x (in place), then rms_norm(residual)."""
+        """residual += x (in place), then rms_norm(residual, weight, eps).
+
+        inner: weight of a norm of x before it is added, rms_norm(x, inner, eps).
+        """
         ...
 
     def rope_and_cache(

@@ -1,4 +1,4 @@
-"""Root-mean-square norm, alone or fused with the addition to the residual stream before it.
+"""Root-mean-square norm, fused with the addition to the residual stream before it.
 
 Weights stay float32 whatever the model's dtype: Gemma's are a small number more
 than 1, of which bfloat16 would keep little.
@@ -28,9 +28,9 @@ class RMSNorm:
         self._weight = norm_weight(weights, "weight", rank)
         self._eps = eps
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return self._kernels.rms_norm(x, self._weight, self._eps)
-
-    def add(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-        """residual += x, in place; returns the norm of it."""
-        return self._kernels.add_rms_norm(x, residual, self._weight, self._eps)
+    def add(
+        self, x: torch.Tensor, residual: torch.Tensor, inner: RMSNorm | None = None
+    ) -> torch.Tensor:
+        """residual += x, or inner(x), in place; returns the norm of it."""
+        weight = None if inner is None else inner._weight
+        return self._kernels.add_rms_norm(x, residual, self._weight, self._eps, weight)

@@ -9,7 +9,7 @@
 Families differ in ModelConfig's flags only, and linear layers find out by
 themselves which biases there are.  Each sum is fused with the norm after it: x
 is kept as a residual stream and what is still to be added to it.  Gemma
-normalises that, too: x = x + norm(attention(norm(x))).
+normalises that, too, x = x + norm(attention(norm(x))): in the same kernel.
 """
 
 from __future__ import annotations
@@ -46,12 +46,22 @@ def attention_shape(config: ModelConfig, layer: int) -> AttentionShape:
 
 
 class DecoderLayer:
-    """Attention and MLP, each with its norm before it, and in Gemma one behind it."""
+    """Attention and MLP, each with its norm before it, and in Gemma one behind it.
+
+    before: the output_norm of the layer before.
+    """
 
     def __init__(
-        self, config: ModelConfig, layer: int, weights: Weights, rope: torch.Tensor, rank: Rank
+        self,
+        config: ModelConfig,
+        layer: int,
+        weights: Weights,
+        rope: torch.Tensor,
+        rank: Rank,
+        before: RMSNorm | None,
     ) -> None:
         eps = config.rms_norm_eps
+        self._before = before
         self._attention_norm = RMSNorm(weights.at("input_layernorm"), eps, rank)
         shape = attention_shape(config, layer)
         self._attention = Attention(weights.at("self_attn"), shape, rope, rank)
@@ -67,22 +77,21 @@ class DecoderLayer:
             )
         else:
             self._mlp = MLP(weights.at("mlp"), config.activation, rank)
-        self._output_norms: tuple[RMSNorm, RMSNorm] | None = None
+        self._of_attention = self.output_norm = None
         if config.output_norms:
-            self._output_norms = (
-                RMSNorm(weights.at("attention_output_norm"), eps, rank),
-                RMSNorm(weights.at("mlp_output_norm"), eps, rank),
-            )
+            self._of_attention = RMSNorm(weights.at("attention_output_norm"), eps, rank)
+            self.output_norm = RMSNorm(weights.at("mlp_output_norm"), eps, rank)
 
     def __call__(
         self, x: torch.Tensor, residual: torch.Tensor, batch: StepBatch, kv: KVLayer
     ) -> torch.Tensor:
-        """Adds x, then the attention's output, to `residual`; returns the MLP's output."""
-        x = self._attention(self._attention_norm.add(x, residual), batch, kv)
-        if self._output_norms is None:
-            return self._mlp(self._mlp_norm.add(x, residual))
-        of_attention, of_mlp = self._output_norms
-        return of_mlp(self._mlp(self._mlp_norm.add(of_attention(x), residual)))
+        """Adds x, then the attention's output, to `residual`; returns the MLP's output.
+
+        What is added is normalised where there is a norm for it; whoever adds the MLP's
+        output does that with `output_norm`.
+        """
+        x = self._attention(self._attention_norm.add(x, residual, self._before), batch, kv)
+        return self._mlp(self._mlp_norm.add(x, residual, self._of_attention))
 
 
 class Model:
@@ -115,7 +124,8 @@ class Model:
         """Adds the next layer; its weights may be forgotten afterwards."""
         layer = len(self._layers)
         rope = self._ropes[self.config.rope_of(layer)]
-        self._layers.append(DecoderLayer(self.config, layer, weights, rope, self._place))
+        before = self._output_norm
+        self._layers.append(DecoderLayer(self.config, layer, weights, rope, self._place, before))
 
     @property
     def communicator(self) -> Communicator:
@@ -140,4 +150,9 @@ class Model:
             return x.new_empty((0, self.config.vocab_size // self.tp), dtype=torch.float32)
         if batch.num_chunks or len(rows) < len(x):  # Else all of them, in their order.
             x, residual = x.index_select(0, rows), residual.index_select(0, rows)
-        return self._head(self._norm.add(x, residual))
+        return self._head(self._norm.add(x, residual, self._output_norm))
+
+    @property
+    def _output_norm(self) -> RMSNorm | None:
+        """Of what the last layer adds."""
+        return self._layers[-1].output_norm if self._layers else None

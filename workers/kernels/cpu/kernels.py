@@ -97,9 +97,14 @@ class CpuKernels:
         return rms_norm(self._team, x, None, weight, eps)
 
     def add_rms_norm(
-        self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+        self,
+        x: torch.Tensor,
+        residual: torch.Tensor,
+        weight: torch.Tensor,
+        eps: float,
+        inner: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        return rms_norm(self._team, x, residual, weight, eps)
+        return rms_norm(self._team, x, residual, weight, eps, inner)
 
     def rope_and_cache(
         self,
