@@ -3,13 +3,16 @@
 Before an actor does anything slow it sets a death signal and starts a thread
 on its control socket, a SOCK_SEQPACKET pair whose other end the supervisor
 holds: end of file there means that the supervisor is gone, and the actor with
-it.  On the same socket the actor reports its phases, readiness or failure, and
-hears that it should stop.
+it.  On the same socket the actor reports its phases, readiness or failure,
+hears that it should stop, and is asked whether its main loop still goes round.
+
+SIGUSR1 writes the stacks of all its threads to the log, whatever they are doing.
 """
 
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import gc
 import logging
 import os
@@ -44,17 +47,28 @@ class Ready(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
 
 class Fatal(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """The process gives up; the text is for the user."""
+    """The process gives up; the text is for the user.  hung: because another one hangs."""
 
     message: str
+    hung: bool = False
+
+
+class Pong(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """The main loop has come round since a Ping.  step: what it is at; 0 = it has none."""
+
+    step: int
 
 
 class Stop(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """Leave in order, soon."""
 
 
-FromActor = Phase | Ready | Fatal
-_from_supervisor = msgspec.msgpack.Decoder(Stop)
+class Ping(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """The main loop is to answer with a Pong."""
+
+
+FromActor = Phase | Ready | Fatal | Pong
+_from_supervisor: msgspec.msgpack.Decoder[Stop | Ping] = msgspec.msgpack.Decoder(Stop | Ping)
 from_actor: msgspec.msgpack.Decoder[FromActor] = msgspec.msgpack.Decoder(FromActor)
 
 
@@ -74,13 +88,16 @@ class Actor:
     """The process's own main object: identity, control socket, stop request.
 
     `stop_fd` is an eventfd that becomes readable when the supervisor asks to
-    stop; `stopping` is the same as an event.
+    stop; `stopping` is the same as an event.  `ping_fd` is one that becomes
+    readable when the main loop has to call answer_ping().
     """
 
     def __init__(self, spec: ActorSpec, fds: Mapping[str, int]) -> None:
         self.spec = spec
         self.stopping = threading.Event()
         self.stop_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.ping_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._pinged = False
         self._encoder = msgspec.msgpack.Encoder()
         self._control = socket.socket(fileno=fds["control"])
         name_process(f"alb {spec.name}")
@@ -89,6 +106,8 @@ class Actor:
             format=f"%(asctime)s {spec.name} %(levelname)s %(message)s",
             force=True,
         )
+        faulthandler.enable()
+        faulthandler.register(signal.SIGUSR1, all_threads=True)
         # Ctrl-C reaches the whole foreground group; stopping is the supervisor's decision.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -105,10 +124,17 @@ class Actor:
         gc.freeze()
         self._tell(Ready(detail))
 
-    def fatal(self, message: str) -> None:
-        """Reports the end of this process and leaves it."""
+    def answer_ping(self, step: int = 0) -> None:
+        """Called by the main loop; does nothing unless it was asked.  step: what it is at."""
+        if self._pinged:
+            self._pinged = False
+            os.eventfd_read(self.ping_fd)
+            self._tell(Pong(step))
+
+    def fatal(self, message: str, *, hung: bool = False) -> None:
+        """Reports the end of this process and leaves it; hung: because another one hangs."""
         logging.error("%s", message)
-        self._tell(Fatal(message))
+        self._tell(Fatal(message, hung))
         logging.shutdown()
         os._exit(EXIT_FAILED)
 
@@ -126,6 +152,9 @@ class Actor:
                 payload = b""
             if not payload:
                 os._exit(EXIT_ORPHANED)
-            _from_supervisor.decode(payload)
-            self.stopping.set()
-            os.eventfd_write(self.stop_fd, 1)
+            if isinstance(_from_supervisor.decode(payload), Ping):
+                os.eventfd_write(self.ping_fd, 1)
+                self._pinged = True
+            else:
+                self.stopping.set()
+                os.eventfd_write(self.stop_fd, 1)

@@ -212,8 +212,8 @@ class ActorInfo(msgspec.Struct, frozen=True):
 class Topology(_Message, frozen=True):
     """The whole node as the supervisor sees it; sent at every change.
 
-    groups: state of each group by number: "starting", "ready", "restarting",
-    "failed".
+    groups: state of each group by number: "starting", "ready", "draining",
+    "restarting", "stopped", "failed".
     incarnations: of each group by number, so that a new router can address it.
     """
 
@@ -223,11 +223,15 @@ class Topology(_Message, frozen=True):
 
 
 class GroupDown(_Message, frozen=True):
-    """A group has died: fail its requests; `reason` is for the user."""
+    """A group has died: its requests go on elsewhere; `reason` is for the user.
+
+    planned: it was ended on request, which says nothing about what it served.
+    """
 
     group: int
     incarnation: int
     reason: str
+    planned: bool = False
 
 
 class TokenizerDown(_Message, frozen=True):
@@ -235,13 +239,19 @@ class TokenizerDown(_Message, frozen=True):
 
 
 class Drain(_Message, frozen=True):
-    """Refuse new requests, and say Drained when none is left or the time is over."""
+    """Say Drained when no request is left, or the time is over.
+
+    group: -1 = the node, which takes no new requests from now on.  A group that
+        is drained gets none because of its state.
+    """
 
     timeout_s: float
+    group: int = -1
 
 
 class Drained(_Message, frozen=True):
     unfinished: int
+    group: int = -1
 
 
 ToTokenizer = EncodeText | EncodeChat | DecodeIds

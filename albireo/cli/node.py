@@ -1,4 +1,4 @@
-"""`albireo node start | status | stop | logs`."""
+"""`albireo node start | status | stop | logs | restart-group | drain-group | start-group`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from albireo.ipc.paths import PathError, node_dir
 from albireo.node.options import (
     DEVICES,
     DTYPES,
+    LOAD_FORMATS,
+    LOG_LEVELS,
     SAMPLING_MODES,
     NodeOptions,
     OptionError,
@@ -25,6 +27,18 @@ from .lazy import LazyGroup
     lazy={
         "start": ("albireo.cli.node:start", "Start a node in the foreground, or detached."),
         "status": ("albireo.cli.status:status", "Show what the node and its groups do."),
+        "restart-group": (
+            "albireo.cli.operations:restart_group",
+            "Start a group anew, or all in turn; its requests go on elsewhere.",
+        ),
+        "drain-group": (
+            "albireo.cli.operations:drain_group",
+            "Let a group finish its requests, and stop it.",
+        ),
+        "start-group": (
+            "albireo.cli.operations:start_group",
+            "Start a group that was stopped or given up.",
+        ),
         "stop": ("albireo.cli.node:stop", "Stop a node: requests in flight finish first."),
         "logs": ("albireo.cli.logs:logs", "Show the log of a node."),
     },
@@ -65,7 +79,7 @@ name_option = click.option(
 @click.option("--dtype", type=click.Choice(DTYPES), default="auto", show_default=True)
 @click.option(
     "--load-format",
-    type=click.Choice(("auto", "dummy")),
+    type=click.Choice(LOAD_FORMATS),
     default="auto",
     show_default=True,
     help="dummy = random weights from the config alone.",
@@ -179,7 +193,21 @@ name_option = click.option(
     type=click.FloatRange(min=0.1),
     default=30.0,
     show_default=True,
-    help="Seconds after which a step counts as hung.",
+    help="Seconds after which a step, or a process that does not answer, counts as hung.",
+)
+@click.option(
+    "--start-timeout",
+    type=click.FloatRange(min=1),
+    default=600.0,
+    show_default=True,
+    help="Seconds that a process may take to be ready.",
+)
+@click.option(
+    "--max-group-restarts",
+    type=click.IntRange(min=0),
+    default=12,
+    show_default=True,
+    help="Restarts of a group in quick succession before it is given up.",
 )
 @click.option(
     "--shutdown-timeout",
@@ -197,7 +225,7 @@ name_option = click.option(
 )
 @click.option(
     "--log-level",
-    type=click.Choice(("debug", "info", "warning", "error")),
+    type=click.Choice(LOG_LEVELS),
     default="info",
     show_default=True,
 )
@@ -259,6 +287,7 @@ def _options(given: dict[str, Any]) -> NodeOptions:
         allowed_origins=tuple(each for each in origins if each),
         groups=parse_groups(given.pop("groups")),
         step_timeout_s=given.pop("step_timeout"),
+        start_timeout_s=given.pop("start_timeout"),
         shutdown_timeout_s=given.pop("shutdown_timeout"),
         swap_space_gib=given.pop("swap_space"),
         block_size=int(given.pop("block_size")),

@@ -45,6 +45,7 @@ async def _serve(actor: Actor, fds: Mapping[str, int]) -> None:
     loop = asyncio.get_running_loop()
     stopped = asyncio.Event()
     loop.add_reader(actor.stop_fd, stopped.set)
+    loop.add_reader(actor.ping_fd, actor.answer_ping)
     connecting = asyncio.ensure_future(NodeLink.connect(f"{actor.spec.runtime_dir}/{API_SOCKET}"))
     stopping = asyncio.ensure_future(stopped.wait())
     await asyncio.wait((connecting, stopping), return_when=asyncio.FIRST_COMPLETED)

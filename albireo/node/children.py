@@ -7,16 +7,17 @@ waiting for readiness is always also waiting for exit.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from albireo.ipc.actor import Fatal, Phase, Ready, Stop, from_actor
+from albireo.ipc.actor import Fatal, Phase, Ping, Pong, Ready, Stop, from_actor
 from albireo.ipc.config import ActorSpec
 
 from .environment import child_environment
@@ -32,6 +33,11 @@ from .fork_protocol import (
 )
 
 log = logging.getLogger(__name__)
+
+_PING_INTERVAL_S = 1.0
+_SECOND_LOOK_S = 0.2
+_FORK_TIMEOUT_S = 10.0
+_STACKS_S = 0.02  # for one process to write them, so that they do not mix
 
 
 class StartError(RuntimeError):
@@ -74,19 +80,29 @@ class Watched:
         return not self.exited.done()
 
     def kill(self) -> None:
-        """SIGKILL, through the pidfd: never to a process that has taken over the number."""
+        """SIGKILL."""
+        self.signal(signal.SIGKILL)
+
+    def signal(self, number: int) -> None:
+        """Through the pidfd: never to a process that has taken over the pid."""
         if self._pidfd >= 0:
-            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            signal.pidfd_send_signal(self._pidfd, number)
 
 
 class ActorProcess(Watched):
-    """A forked actor, its readiness and its last words."""
+    """A forked actor, its readiness, its heartbeat and its last words.
+
+    step: what it was at when it was last heard of.  blames: it ended because another one hangs.
+    """
 
     def __init__(self, spec: ActorSpec, pid: int, control: socket.socket) -> None:
         super().__init__(spec.name, pid)
         self.spec = spec
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.last_words: str | None = None
+        self.blames = False
+        self.step = 0
+        self._answered = asyncio.Event()
         self._control = control
         self._listener = asyncio.create_task(self._listen())
 
@@ -99,15 +115,51 @@ class ActorProcess(Watched):
                     self.ready.set_result(None)
             elif isinstance(message, Fatal):
                 self.last_words = message.message
+                self.blames = message.hung
+            elif isinstance(message, Pong):
+                self.step = message.step
+                self._answered.set()
             elif isinstance(message, Phase):
                 log.info("%s: %s", self.name, message.text)
         self._control.close()
 
-    async def wait_ready(self) -> None:
-        """Returns when the actor is ready; raises StartError when it dies before."""
-        await asyncio.wait((self.ready, self.exited), return_when=asyncio.FIRST_COMPLETED)
-        if not self.ready.done():
+    async def wait_ready(self, timeout_s: float) -> None:
+        """Returns when it is ready; raises StartError when it dies before or takes longer."""
+        await asyncio.wait(
+            (self.ready, self.exited), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED
+        )
+        if not self.alive:
             raise StartError(self.epitaph())
+        if not self.ready.done():
+            raise StartError(
+                f"{self.name} (pid {self.pid}) is not ready after {timeout_s:g} s "
+                "(--start-timeout), and was ended"
+            )
+
+    async def silence(self, timeout_s: float) -> None:
+        """Asks the actor from time to time, once it is ready; returns when its main loop has not
+        answered for timeout_s, or it has ended."""
+        await asyncio.wait((self.ready, self.exited), return_when=asyncio.FIRST_COMPLETED)
+        while self.alive:
+            self._answered.clear()
+            if not self._tell(Ping()):
+                await self.gone()
+                return
+            try:
+                await asyncio.wait_for(self._answered.wait(), timeout_s)
+            except TimeoutError:
+                # It may be this process that was held up, and its answer may lie here.
+                await asyncio.sleep(_SECOND_LOOK_S)
+                if not self._answered.is_set():
+                    return
+            await asyncio.sleep(min(_PING_INTERVAL_S, timeout_s / 4))
+
+    def why_hung(self, timeout_s: float) -> str:
+        """For the user, of one whose silence() has ended."""
+        return (
+            f"{self.name} (pid {self.pid}) has not answered for {timeout_s:g} s "
+            f"(--step-timeout), at step {self.step}: it hangs"
+        )
 
     def epitaph(self) -> str:
         """Why it ended: its own last words, or how it exited."""
@@ -116,10 +168,15 @@ class ActorProcess(Watched):
 
     def stop(self) -> None:
         """Asks it to leave in order."""
-        try:
-            self._control.send(encode(Stop()))
-        except OSError:
+        if not self._tell(Stop()):
             log.debug("%s has gone before it could be asked to stop", self.name)
+
+    def _tell(self, message: Stop | Ping) -> bool:
+        try:
+            self._control.send(encode(message))
+        except OSError:
+            return False
+        return True
 
 
 class ForkServer(Watched):
@@ -189,7 +246,13 @@ class ForkServer(Watched):
             with theirs:
                 try:
                     socket.send_fds(self._control, [encode(order)], fds)
-                    payload = await _receive(loop, self._control)
+                    async with asyncio.timeout(_FORK_TIMEOUT_S):
+                        payload = await _receive(loop, self._control)
+                except TimeoutError:
+                    log.error("%s has not answered for %g s: it hangs", self.name, _FORK_TIMEOUT_S)
+                    await write_stacks([self])
+                    self.kill()
+                    payload = b""
                 except OSError:
                     payload = b""
         if not payload:
@@ -216,6 +279,17 @@ class Janitor(Watched):
     def release(self) -> None:
         """Lets it see the end of file: it looks after the runtime directory, and leaves."""
         os.close(self._pipe)
+
+
+async def write_stacks(processes: Sequence[Watched]) -> None:
+    """Has each process write the stacks of its threads to the log; what cannot, is told of."""
+    for each in processes:
+        if each.alive:
+            with contextlib.suppress(OSError, IndexError):
+                state = Path(f"/proc/{each.pid}/stat").read_text().rpartition(")")[2].split()[0]
+                log.error("stacks of %s (pid %d, state %s):", each.name, each.pid, state)
+            each.signal(signal.SIGUSR1)
+            await asyncio.sleep(_STACKS_S)
 
 
 async def _receive(loop: asyncio.AbstractEventLoop, control: socket.socket) -> bytes:

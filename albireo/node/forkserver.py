@@ -17,6 +17,7 @@ everything in memory.
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import importlib
 import os
@@ -72,6 +73,7 @@ def main() -> None:
     supervisor = int(sys.argv[2])
     die_with_parent(supervisor)
     name_process("alb forkserver")
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
     # Ctrl-C reaches the whole foreground group; stopping is the supervisor's decision.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)

@@ -1,8 +1,9 @@
 """One tensor-parallel group: a failure unit of scheduler, detokenizer and t workers.
 
 The supervisor starts it, and starts it anew, with new rings, when any of its
-processes has died.  A group that keeps dying waits longer each time, and is
-given up after `MAX_QUICK_DEATHS` deaths before it was ever ready.
+processes has died or hangs.  A group that keeps dying waits longer each time,
+and is given up after `max_restarts` restarts without having been ready for
+STEADY_S between two of them.
 """
 
 from __future__ import annotations
@@ -13,30 +14,40 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, NamedTuple
 
 from albireo.ipc.config import ActorSpec, EngineConfig
 from albireo.ipc.ring import create_ring
 from albireo.ipc.rings import plan_ring, result_ring
 from albireo.ipc.shared_memory import create as create_memory
+from albireo.workers.parallel.canary import canary_bytes
 
-from .children import ActorProcess, StartError
+from .children import ActorProcess, StartError, write_stacks
 
 log = logging.getLogger(__name__)
 
-MAX_QUICK_DEATHS = 5
+STEADY_S = 10.0
 _FIRST_DELAY_S = 0.5
 _MAX_DELAY_S = 30.0
-_STEADY_S = 60.0
 
 Starter = Callable[[ActorSpec, dict[str, int]], Awaitable[ActorProcess]]
 
 
+class GroupTimes(NamedTuple):
+    """max_restarts: without a steady time between them.  start_s: for its start at most.
+    hang_s: without an answer of a process."""
+
+    max_restarts: int
+    start_s: float
+    hang_s: float
+
+
 class Group:
-    """State: "starting", "ready", "restarting" or "failed".
+    """State: "starting", "ready", "draining", "restarting", "stopped" or "failed".
 
     make_spec(role, name, incarnation, group, rank) gives an actor's spec;
     `start` forks it; `changed` is called at every change of state, and `died`
-    with the reason when a group has died.
+    with the reason when a group has died, or was ended on request (`planned`).
     """
 
     def __init__(
@@ -44,10 +55,11 @@ class Group:
         number: int,
         engine: EngineConfig,
         comm_bytes: int,
+        times: GroupTimes,
         make_spec: Callable[[str, str, int, int, int], ActorSpec],
         start: Starter,
         changed: Callable[[], None],
-        died: Callable[[Group, str], None],
+        died: Callable[[Group, str, bool], None],
     ) -> None:
         self.number = number
         self.engine = engine
@@ -56,41 +68,81 @@ class Group:
         self.reason = ""
         self.actors: list[ActorProcess] = []
         self._comm_bytes = comm_bytes
+        self._times = times
+        self._wanted = asyncio.Event()
+        self._wanted.set()
+        self._leave = asyncio.Event()
+        self._hurry = asyncio.Event()
         self._make_spec = make_spec
         self._start = start
         self._changed = changed
         self._died = died
 
     async def run(self) -> None:
-        """Keeps the group alive until it is cancelled or given up."""
-        quick_deaths = 0
+        """Keeps the group alive until it is cancelled."""
+        deaths = 0
         while True:
-            ready_at = None
-            try:
-                await self._bring_up()
-                ready_at = time.monotonic()
-                self._set_state("ready")
-                await self._first_death()
-                self.reason = self._epitaph()
-            except StartError as error:
-                self.reason = str(error)
-            log.error("group %d: %s", self.number, self.reason)
-            self._died(self, self.reason)
-            await self._tear_down()
-            steady = ready_at is not None and time.monotonic() - ready_at > _STEADY_S
-            quick_deaths = 0 if steady else quick_deaths + 1
-            if ready_at is None and quick_deaths >= MAX_QUICK_DEATHS:
+            if not self._wanted.is_set():
+                self._set_state("stopped")
+                await self._wanted.wait()
+                self._set_state("restarting")
+            ready_s = await self._live()
+            if self._leave.is_set():
+                deaths = 0
+            else:
+                deaths = 0 if ready_s > STEADY_S else deaths + 1
+            if deaths > self._times.max_restarts:
                 self._set_state("failed")
-                return
+                self._wanted.clear()
+                await self._wanted.wait()
+                deaths = 0
+            self._leave.clear()
             self.incarnation += 1
-            self._set_state("restarting")
-            if quick_deaths > 1:
-                await asyncio.sleep(min(_FIRST_DELAY_S * 2 ** (quick_deaths - 2), _MAX_DELAY_S))
+            if self._wanted.is_set():
+                self._set_state("restarting")
+            if deaths > 1:
+                await self._pause(min(_FIRST_DELAY_S * 2 ** (deaths - 2), _MAX_DELAY_S))
 
-    def stop(self) -> None:
-        """Asks every process to leave."""
-        for actor in self.actors:
-            actor.stop()
+    def start(self) -> None:
+        """Lets a group run that was stopped, or given up, or waits before it tries again."""
+        self._wanted.set()
+        self._hurry.set()
+
+    def drain(self) -> None:
+        """It gets no more requests: its state says so to the router."""
+        if self.state == "ready":
+            self._set_state("draining")
+
+    def leave(self, come_back: bool) -> None:
+        """Ends its processes; whether new ones are to take their place."""
+        if not come_back:
+            self._wanted.clear()
+        self._leave.set()
+
+    async def _live(self) -> float:
+        """One life of the group, to its end: for how long it was ready, in seconds."""
+        ready_at = time.monotonic()
+        ready_s = 0.0
+        try:
+            await self._bring_up()
+            ready_at = time.monotonic()
+            self._set_state("ready")
+            self.reason = await self._end()
+            ready_s = time.monotonic() - ready_at
+        except StartError as error:
+            self.reason = str(error)
+        log.error("group %d: %s", self.number, self.reason)
+        self._died(self, self.reason, self._leave.is_set())
+        if any(actor.blames for actor in self.actors):
+            await write_stacks(self.actors)
+        await self._tear_down()
+        return ready_s
+
+    async def _pause(self, seconds: float) -> None:
+        """Before the next start, unless somebody asks for it."""
+        self._hurry.clear()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._hurry.wait(), seconds)
 
     async def _tear_down(self) -> None:
         """Kills what is left of the group; returns when nothing is."""
@@ -111,7 +163,8 @@ class Group:
             for rank in range(self.engine.tp):
                 await self._fork("worker", f"{prefix}.worker{rank}", rank, fds)
         self._changed()
-        waiting = [asyncio.ensure_future(actor.wait_ready()) for actor in self.actors]
+        start_s = self._times.start_s
+        waiting = [asyncio.ensure_future(actor.wait_ready(start_s)) for actor in self.actors]
         try:
             await asyncio.gather(*waiting)
         finally:
@@ -122,12 +175,30 @@ class Group:
         spec = self._make_spec(role, name, self.incarnation, self.number, rank)
         self.actors.append(await self._start(spec, fds))
 
-    async def _first_death(self) -> None:
-        await asyncio.wait(
-            [actor.exited for actor in self.actors], return_when=asyncio.FIRST_COMPLETED
-        )
-        # A process often takes its peers along; its own last words are the ones to show.
-        await asyncio.sleep(0.01)
+    async def _end(self) -> str:
+        """Waits until a process has died or hangs, or the group is asked to leave; says why."""
+        leave = asyncio.ensure_future(self._leave.wait())
+        silent = {
+            asyncio.ensure_future(actor.silence(self._times.hang_s)): actor for actor in self.actors
+        }
+        events: list[asyncio.Future[Any]] = [leave, *silent]
+        try:
+            await asyncio.wait(
+                [*events, *(actor.exited for actor in self.actors)],
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            if self._leave.is_set():
+                return "it was ended on request"
+            # A process often takes its peers along; its own last words are the ones to show.
+            await asyncio.sleep(0.01)
+            hung = [actor for task, actor in silent.items() if task.done() and actor.alive]
+            if hung and all(actor.alive for actor in self.actors):
+                await write_stacks(self.actors)
+                return "; ".join(actor.why_hung(self._times.hang_s) for actor in hung)
+            return self._epitaph()
+        finally:
+            for event in events:
+                event.cancel()
 
     def _epitaph(self) -> str:
         dead = [actor for actor in self.actors if not actor.alive]
@@ -148,6 +219,9 @@ def _new_descriptors(group: int, engine: EngineConfig, comm_bytes: int) -> Itera
         fds["result.memory"] = create_ring(result_ring(group, engine))
         for reader in ("scheduler", "detokenizer"):
             fds[f"result.event.{reader}"] = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        if engine.tp > 1:
+            size = canary_bytes(engine.tp, engine.max_num_seqs)
+            fds["canary.memory"] = create_memory(f"g{group}.canary", size)
         if comm_bytes:
             fds["comm.memory"] = create_memory(f"g{group}.comm", comm_bytes)
         yield fds

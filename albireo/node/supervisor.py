@@ -16,22 +16,21 @@ import logging
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-import albireo
+from albireo._version import __version__
 from albireo.client import AsyncClient
 from albireo.gateway.keys import KeyFileError, load_keys
 from albireo.ipc.config import ActorSpec
 from albireo.ipc.link import Spoke
 from albireo.ipc.messages import (
-    ActorInfo,
     Drain,
     Drained,
     GroupDown,
     Joined,
     TokenizerDown,
-    Topology,
     ToSupervisor,
 )
 
@@ -39,18 +38,21 @@ from .blueprint import Blueprint, what_to_load
 from .children import ActorProcess, ForkServer, Janitor, StartError, Watched
 from .events import Event, NodeFailed, NodeNote, NodeReady, NodeStopped, PhaseBegun
 from .fork_protocol import Loaded
-from .group import Group
+from .group import Group, GroupTimes
 from .http_sockets import HttpSockets, is_local
+from .operations import Operations, serve_control
 from .options import NodeOptions, OptionError
 from .runtime_dir import RuntimeDir
+from .single import Single
 from .timelines import Timelines
+from .topology import NUM_OWN, topology
 
 log = logging.getLogger(__name__)
 
 _PR_SET_CHILD_SUBREAPER = 36
 _STOP_GRACE_S = 2.0
 _LINK_POLL_S = 0.02
-_OWN = ("supervisor", "forkserver", "understudy", "janitor")
+_NODE = -1
 
 
 class Supervisor:
@@ -69,15 +71,16 @@ class Supervisor:
         self._load = what_to_load(options, model_path, model_name)
         self._blueprint: Blueprint
         self._groups: list[Group] = []
-        self._singles: dict[str, ActorProcess] = {}
-        self._restarts: dict[str, int] = {}
+        self._singles: dict[str, Single] = {}
+        self._restarts: Counter[str] = Counter()
         self._gateways = options.num_gateways
+        self._hang_s = options.step_timeout_s
         self._http: HttpSockets
         self._tasks: list[asyncio.Task[None]] = []
         self._stop_asked = 0
         self._stop_event = asyncio.Event()
         self._failure: str | None = None
-        self._drained = asyncio.Event()
+        self._drained: dict[int, asyncio.Event] = {}
 
     # ------------------------------------------------------------------ life of a node
     async def run(self) -> int:
@@ -123,12 +126,14 @@ class Supervisor:
         self._link.send(Joined("supervisor", -1, 0, os.getpid()))
         self._spawn_task(self._keep_janitor())
         self._spawn_task(self._keep_fork_servers())
-        self._spawn_task(self._keep_single("router", "router", {}))
-        self._spawn_task(self._keep_single("tokenizer", "tokenizer", {}))
+        self._add_single("router", "router", {})
+        self._add_single("tokenizer", "tokenizer", {})
         for number in range(self._gateways):
-            fds = self._http.fds(number)
-            self._spawn_task(self._keep_single("gateway", f"gateway{number}", fds))
+            self._add_single("gateway", f"gateway{number}", self._http.fds(number))
+        for single in self._singles.values():
+            self._spawn_task(single.run())
         self._spawn_task(self._listen())
+        self._spawn_task(serve_control(self._runtime.path, self._operations))
         for group in self._groups:
             self._spawn_task(group.run())
         await self._everything_ready()
@@ -145,9 +150,8 @@ class Supervisor:
             for group in self._groups:
                 if group.state in ("failed", "restarting"):
                     raise StartError(f"group {group.number} did not start: {group.reason}")
-            singles = [self._singles.get(name) for name in self._single_names()]
             if all(group.state == "ready" for group in self._groups) and all(
-                actor is not None and actor.ready.done() for actor in singles
+                single.ready for single in self._singles.values()
             ):
                 break
             for task in self._tasks:
@@ -158,7 +162,7 @@ class Supervisor:
 
     async def _seen_by_a_client(self) -> None:
         """Waits until the router, asked as a client asks, knows every process and group."""
-        expected = self._count_processes() + len(_OWN)
+        expected = self._count_processes() + NUM_OWN
         async with await AsyncClient.connect(str(self._runtime.path / "api.sock")) as client:
             while True:
                 tree = await client.status()
@@ -185,15 +189,15 @@ class Supervisor:
     async def _drain(self) -> None:
         """Lets requests in flight finish, until the time is over or a second signal comes."""
         router = self._singles.get("router")
-        if router is None or not router.alive or not router.ready.done():
+        if router is None or router.actor is None or not router.ready:
             return
         timeout_s = self._options.shutdown_timeout_s
         self._say(NodeNote(f"stopping: requests in flight have {timeout_s:g} s; again to stop now"))
         self._link.send(Drain(timeout_s))
         waiting: list[asyncio.Task[Any]] = [
-            asyncio.create_task(self._drained.wait()),
+            asyncio.create_task(self._when_drained(_NODE)),
             asyncio.create_task(self._second_signal()),
-            asyncio.create_task(router.gone()),
+            asyncio.create_task(router.actor.gone()),
         ]
         await asyncio.wait(waiting, timeout=timeout_s + 1, return_when=asyncio.FIRST_COMPLETED)
         for each in waiting:
@@ -223,25 +227,38 @@ class Supervisor:
     def _plan_groups(self, loaded: Loaded) -> None:
         """Decides everything about the groups, now that the model is known."""
         self._blueprint = Blueprint(self._options, self._load, loaded, str(self._runtime.path))
+        options = self._options
+        times = GroupTimes(options.max_group_restarts, options.start_timeout_s, self._hang_s)
         for number, engine in enumerate(self._blueprint.engines):
             self._groups.append(
                 Group(
                     number,
                     engine,
                     self._blueprint.comm_bytes(number),
+                    times,
                     self._blueprint.actor,
                     self._fork,
                     self._send_topology,
                     self._group_died,
                 )
             )
+        self._operations = Operations(self._groups, self._drain_group, self._note)
 
     # ------------------------------------------------------------------ keeping things alive
     async def _fork(self, spec: ActorSpec, fds: dict[str, int]) -> ActorProcess:
         """Forks an actor; waits for a new fork server when the present one has just died."""
-        while not self._fork_server.alive:
-            await asyncio.sleep(0.02)
-        return await self._fork_server.fork(spec, fds | {"timeline": self._timelines.create(spec)})
+        fds = fds | {"timeline": self._timelines.create(spec)}
+        while True:
+            while not self._fork_server.alive:
+                await asyncio.sleep(0.02)
+            server = self._fork_server
+            try:
+                return await server.fork(spec, fds)
+            except StartError:
+                # One that hung was killed just now; it may be alive for a moment.
+                await asyncio.sleep(0.02)
+                if server.alive:
+                    raise
 
     async def _keep_janitor(self) -> None:
         while True:
@@ -271,64 +288,43 @@ class Supervisor:
                 self._understudy = await self._fork_server.fork_understudy()
             self._count_restart(role)
 
-    async def _keep_single(self, role: str, name: str, fds: dict[str, int]) -> None:
-        """Router, tokenizer or a gateway: forked again, at once, whenever it has died."""
-        incarnation = 0
-        while True:
-            actor = await self._fork(self._blueprint.actor(role, name, incarnation), fds)
-            self._singles[name] = actor
-            try:
-                await actor.wait_ready()
-                self._send_topology()
-            except StartError:
-                if incarnation == 0:
-                    raise
-                await asyncio.sleep(0.2)
-            await actor.gone()
-            self._note(f"{actor.epitaph()}; starting it again")
-            if role == "tokenizer":
-                self._link.send(TokenizerDown(incarnation))
-            incarnation += 1
-            self._count_restart(name)
+    def _add_single(self, role: str, name: str, fds: dict[str, int]) -> None:
+        self._singles[name] = Single(
+            role, name, fds, self._options.start_timeout_s, self._hang_s,
+            self._blueprint.actor, self._fork, self._send_topology, self._single_died,
+        )  # fmt: skip
 
-    def _group_died(self, group: Group, reason: str) -> None:
-        self._link.send(GroupDown(group.number, group.incarnation, reason))
+    def _single_died(self, single: Single, incarnation: int, why: str) -> None:
+        self._note(f"{why}; starting it again")
+        if single.role == "tokenizer":
+            self._link.send(TokenizerDown(incarnation))
+        self._count_restart(single.name)
+
+    def _group_died(self, group: Group, reason: str, planned: bool) -> None:
+        self._link.send(GroupDown(group.number, group.incarnation, reason, planned))
         self._note(f"group {group.number} is down: {reason}")
+
+    async def _drain_group(self, group: int, timeout_s: float) -> None:
+        """Waits until the router says that the group serves nobody, or the time is over."""
+        self._link.send(Drain(timeout_s, group))
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._when_drained(group), timeout_s + 1)
+
+    async def _when_drained(self, group: int) -> None:
+        event = self._drained[group] = asyncio.Event()
+        await event.wait()
 
     async def _listen(self) -> None:
         """Messages from the router: few, and none of them urgent."""
         while True:
             for message in self._link.drain():
-                if isinstance(message, Drained):
-                    self._drained.set()
+                if message.group in self._drained:
+                    self._drained.pop(message.group).set()
             await asyncio.sleep(_LINK_POLL_S)
 
     def _send_topology(self) -> None:
-        singles = [self._actor_info(self._singles[role]) for role in self._singles]
-        members = [self._actor_info(actor) for group in self._groups for actor in group.actors]
         helpers = (self._fork_server, self._understudy, self._janitor)
-        known = [(os.getpid(), True), *((each.pid, each.alive) for each in helpers)]
-        own = [self._own_info(role, *fact) for role, fact in zip(_OWN, known, strict=True)]
-        self._link.send(
-            Topology(
-                actors=[*own, *singles, *members],
-                groups=[group.state for group in self._groups],
-                incarnations=[group.incarnation for group in self._groups],
-            )
-        )
-
-    def _own_info(self, role: str, pid: int, alive: bool) -> ActorInfo:
-        """Of the processes that are no actors."""
-        state = "ready" if alive else "dead"
-        return ActorInfo(role, role, -1, pid, state, self._restarts.get(role, 0), 1)
-
-    def _actor_info(self, actor: ActorProcess) -> ActorInfo:
-        spec = actor.spec
-        state = "ready" if actor.ready.done() else "starting"
-        return ActorInfo(
-            spec.name, spec.role, spec.group, actor.pid, state if actor.alive else "dead",
-            spec.incarnation, spec.threads,
-        )  # fmt: skip
+        self._link.send(topology(self._actors(), self._groups, helpers, self._restarts))
 
     # ------------------------------------------------------------------ small things
     def _open_http(self) -> None:
@@ -359,17 +355,18 @@ class Supervisor:
         self._tasks.append(asyncio.create_task(work))
 
     def _actors(self) -> list[ActorProcess]:
-        return [*self._singles.values(), *(a for group in self._groups for a in group.actors)]
+        singles = [single.actor for single in self._singles.values()]
+        return [
+            *(actor for actor in singles if actor is not None),
+            *(actor for group in self._groups for actor in group.actors),
+        ]
 
     def _count_processes(self) -> int:
-        return len(self._single_names()) + sum(2 + tp for tp in self._options.groups)
-
-    def _single_names(self) -> list[str]:
-        """Actors that belong to no group."""
-        return ["router", "tokenizer", *(f"gateway{i}" for i in range(self._gateways))]
+        """Of router, tokenizer, gateways and groups."""
+        return 2 + self._gateways + sum(2 + tp for tp in self._options.groups)
 
     def _count_restart(self, role: str) -> None:
-        self._restarts[role] = self._restarts.get(role, 0) + 1
+        self._restarts[role] += 1
         self._send_topology()
 
     def _phase(self, text: str) -> None:
@@ -386,7 +383,7 @@ class Supervisor:
             "name": self._options.name,
             "pid": os.getpid(),
             "state": state,
-            "version": albireo.__version__,
+            "version": __version__,
             "model": self._load.model_name,
             "groups": list(self._options.groups),
             "socket": str(self._runtime.path / "api.sock"),

@@ -61,6 +61,7 @@ class ActorMessages:
         self._restarted = spec.incarnation > 0
         self._unreset: dict[int, int] = {}
         self._loop = asyncio.get_running_loop()
+        self._draining: dict[int, tuple[bytes, float]] = {}
         self._drain_peer: bytes | None = None
         self._drain_timer: asyncio.TimerHandle | None = None
         self._handlers: dict[type, Callable[[bytes, Any], None]] = {
@@ -156,13 +157,13 @@ class ActorMessages:
         lost = self._groups.down(down.group, down.incarnation)
         if self._unreset.get(down.group, -1) <= down.incarnation:
             self._unreset.pop(down.group, None)
-        self._lost(lost, down.group, down.reason)
+        self._lost(lost, down.group, down.reason, down.planned)
         self._router.submit_waiting()
 
-    def _lost(self, lost: list[Stream], group: int, reason: str) -> None:
+    def _lost(self, lost: list[Stream], group: int, reason: str, planned: bool = False) -> None:
         if lost:
             why = f"group {group}, which served this request, failed: {reason}"
-            self._router.fail_over(lost, why)
+            self._router.fail_over(lost, why, planned)
 
     def _tokenizer_down(self, peer: bytes, down: TokenizerDown) -> None:
         self._texts.down(down.incarnation)
@@ -179,9 +180,14 @@ class ActorMessages:
                 _log.error("group %d cannot be reached, and nobody says why", group.number)
                 lost = self._groups.down(group.number, group.incarnation)
                 self._lost(lost, group.number, "its detokenizer cannot be reached")
+        self._say_group_drained(now)
+        self._router.submit_waiting()
 
     # ------------------------------------------------------------------ draining
     def _drain(self, peer: bytes, drain: Drain) -> None:
+        if drain.group >= 0:
+            self._draining[drain.group] = peer, self._loop.time() + drain.timeout_s
+            return
         self._router.refusing = Refusal(
             "unavailable", "the node is shutting down; try again when it is back", retry=True
         )
@@ -190,6 +196,14 @@ class ActorMessages:
             self._drain_timer.cancel()
         self._drain_timer = self._loop.call_later(drain.timeout_s, self._time_over)
         self._idle()
+
+    def _say_group_drained(self, now: float) -> None:
+        """Answers the Drain of each group that serves nobody any more, or whose time is over."""
+        for number, (peer, until) in list(self._draining.items()):
+            left = sum(len(group.streams) for group in self._groups if group.number == number)
+            if not left or now >= until:
+                del self._draining[number]
+                self._send(peer, Drained(left, number))
 
     def _idle(self) -> None:
         if self._drain_peer is not None and self._router.idle:

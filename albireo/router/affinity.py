@@ -54,6 +54,9 @@ class GroupPrefixes:
     def __len__(self) -> int:
         return len(self._names)
 
+    def __contains__(self, name: int) -> bool:
+        return name in self._names
+
     def found(self, names: Sequence[int]) -> int:
         """Tokens at a prompt's beginning that the group is likely to have."""
         mine = self._names

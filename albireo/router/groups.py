@@ -21,6 +21,8 @@ from .requests import Refusal, Stream
 
 FOUND_WORTH = 2
 _NO_COST = (True, float("inf"), 0)
+_GONE = ("failed", "stopped")
+_READY = (None, "ready")  # as announced, of a group that is there
 
 
 class Group:
@@ -138,16 +140,22 @@ class GroupTable:
         if self._affinity and not stream.prefix and stream.submit is not None:
             stream.prefix = names_of(stream.submit.prompt_ids, stream.submit.cache_salt)
         best, least = None, _NO_COST
+        prefix = stream.prefix
+        first = prefix[0] if prefix else None
         for group in self._by_peer.values():
-            if len(group.streams) < room:
-                cost = _cost(group, stream.prefix)
-                if cost < least:
-                    best, least = group, cost
+            if len(group.streams) >= room or group.announced == "draining":
+                continue
+            tokens = group.outstanding_tokens
+            if first is not None and group.prefixes is not None and first in group.prefixes:
+                tokens -= FOUND_WORTH * group.prefixes.found(prefix)
+            cost = group.announced not in _READY, tokens, group.served
+            if cost < least:
+                best, least = group, cost
         return best
 
     def hopeless(self) -> Refusal | None:
         """Why no group can be waited for, or None."""
-        if self._by_peer or any(group.state != "failed" for group in self._groups):
+        if self._by_peer or any(group.state not in _GONE for group in self._groups):
             return None
         return Refusal(
             "unavailable",
@@ -167,7 +175,7 @@ class GroupTable:
             capacity = ready * (self._max_num_seqs + queued)
             how = f"{ready} groups x ({self._max_num_seqs} running + {queued} queued)"
         else:
-            starting = sum(group.state != "failed" for group in self._groups)
+            starting = sum(group.state not in _GONE for group in self._groups)
             capacity = starting * queued
             how = f"{starting} groups x {queued} queued, as no group is ready yet"
         if in_flight + answers > capacity:
@@ -204,7 +212,7 @@ class GroupTable:
         group.ended = max(group.ended, incarnation)
         if incarnation < group.incarnation:
             return []
-        if group.announced != "failed":
+        if group.announced not in _GONE:
             group.announced = "restarting"
         return self._close(group)
 
@@ -236,10 +244,3 @@ class GroupTable:
             group.prefixes.clear()
         group.stats = None
         return lost
-
-
-def _cost(group: Group, prefix: list[int]) -> tuple[bool, float, int]:
-    tokens = group.outstanding_tokens
-    if prefix and group.prefixes is not None:
-        tokens -= FOUND_WORTH * group.prefixes.found(prefix)
-    return group.state != "ready", tokens, group.served

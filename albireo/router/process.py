@@ -24,4 +24,9 @@ def main(actor: Actor, fds: Mapping[str, int]) -> None:
     # The young generation is large enough for the pieces of a step, which die with it.
     gc.set_threshold(*_GC_THRESHOLDS)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve(actor.spec, actor.ready, actor.stop_fd, Recorder.of(fds)))
+        runner.run(_serve(actor, fds))
+
+
+async def _serve(actor: Actor, fds: Mapping[str, int]) -> None:
+    asyncio.get_running_loop().add_reader(actor.ping_fd, actor.answer_ping)
+    await serve(actor.spec, actor.ready, actor.stop_fd, Recorder.of(fds))

@@ -122,7 +122,7 @@ class Stream:
         """What a group is told: all that there is to do, or what is left of it."""
         submit = self.submit
         assert submit is not None
-        if not self.failovers:
+        if self.request == submit.request:
             return submit
         had = self.token_ids
         return msgspec.structs.replace(
@@ -133,9 +133,9 @@ class Stream:
             prompt_logprobs=-1 if had else submit.prompt_logprobs,
         )
 
-    def fail_over(self, request: int) -> None:
+    def fail_over(self, request: int, planned: bool = False) -> None:
         """Its group has died: the next attempt begins behind what the client has."""
-        self.failovers += 1
+        self.failovers += not planned
         self.request = request
         self.repeated = self.scored
 

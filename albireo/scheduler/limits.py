@@ -13,7 +13,8 @@ from .blocks import blocks_for
 class Limits:
     """Each as the field of EngineConfig of the same name, but for
 
-    swap_block_us: what it takes to move one block to host memory, or back.
+    swap_block_us: what it takes to move one block to host memory, or back, before
+        a worker has told what it measured.
     num_spare_slots: slots beyond max_num_seqs, for those that wait for their last step.
     """
 
@@ -35,11 +36,9 @@ class Limits:
         return self.max_num_seqs + self.num_spare_slots
 
     @classmethod
-    def of(cls, engine: EngineConfig, swap_block_us: float = 0.0) -> Limits:
+    def of(cls, engine: EngineConfig) -> Limits:
         given = {field.name for field in fields(cls)} - {"swap_block_us", "num_spare_slots"}
-        return cls(
-            swap_block_us=swap_block_us, **{name: getattr(engine, name) for name in sorted(given)}
-        )
+        return cls(**{name: getattr(engine, name) for name in sorted(given)})
 
     def why_never(self, prompt_len: int, max_tokens: int) -> str | None:
         """Why a request could not run even alone, with the numbers; None when it can.

@@ -40,8 +40,6 @@ from .limits import Limits
 from .scheduler import Scheduler
 
 _STATS_INTERVAL_S = 1.0
-_SWAP_BYTES_PER_US = {"cuda": 20_000, "cpu": 4_000, "sim": 20_000}
-"""Taken to be the rate of the way to host memory and back: PCIe 4 x16, or a copy within it."""
 
 
 def main(actor: Actor, fds: Mapping[str, int]) -> None:
@@ -59,7 +57,7 @@ class _Loop:
         spec, engine = actor.spec, actor.spec.engine
         self._actor = actor
         self._timeline = Recorder.of(fds)
-        self._scheduler = Scheduler(Limits.of(engine, _swap_block_us(actor)))
+        self._scheduler = Scheduler(Limits.of(engine))
         self._async_output = engine.async_output
         self._processed = 0  # the last step whose output the detokenizer has dealt with
         self._plans = RingWriter(plan_ring(spec.group, engine), fds["plan.memory"])
@@ -74,7 +72,9 @@ class _Loop:
         )
         self._link.send(Joined(spec.role, spec.group, spec.incarnation, os.getpid()))
         self._poller = zmq.Poller()
-        for source in (self._link.socket, self._results.fileno(), actor.stop_fd):
+        for source in (
+            self._link.socket, self._results.fileno(), actor.stop_fd, actor.ping_fd
+        ):  # fmt: skip
             self._poller.register(source, zmq.POLLIN)
         self._step_timeout_s = engine.step_timeout_s
         self._step_began = 0.0  # when the oldest step in flight could begin, monotonic
@@ -93,6 +93,7 @@ class _Loop:
             if self._link.socket in ready:
                 self._take_messages()
             self._check_deadline(time.monotonic())
+            self._actor.answer_ping(self._scheduler.counters.steps)
         self._publish_stop()
         self._link.close()
 
@@ -120,6 +121,7 @@ class _Loop:
             start_ns = time.monotonic_ns()
             result = ResultView(frame)
             self._times.add(result.step_us, result.forward_us)
+            self._scheduler.swap_block_us = result.swap_block_ns / 1e3
             self._scheduler.apply(result.step, result.rows, result.step_us)
             rows = len(result.rows)
             self._results.release()
@@ -155,13 +157,15 @@ class _Loop:
         if step is not None and now - self._step_began > self._step_timeout_s:
             self._actor.fatal(
                 f"step {step} has no result after {now - self._step_began:.1f} s "
-                f"(the limit is {self._step_timeout_s:g} s): a worker hangs"
+                f"(the limit is {self._step_timeout_s:g} s): a worker hangs",
+                hung=True,
             )
         if step is None and self._awaits_output() and now - self._step_began > self._step_timeout_s:
             self._actor.fatal(
                 f"the output of step {self._scheduler.counters.steps} has not been processed after "
                 f"{now - self._step_began:.1f} s (the limit is {self._step_timeout_s:g} s): "
-                "the detokenizer hangs"
+                "the detokenizer hangs",
+                hung=True,
             )
 
     def _wait_ms(self, now: float) -> int | None:
@@ -214,13 +218,6 @@ class _Loop:
             stop = write_plan(frame, self._scheduler.next_step, FLAG_STOP, PlanSections())
             self._plans.publish(stop)
             logging.debug("stop after step %d", self._scheduler.counters.steps)
-
-
-def _swap_block_us(actor: Actor) -> float:
-    """What it takes to move a rank's part of one KV block to host memory."""
-    engine, model = actor.spec.engine, actor.spec.model
-    block_bytes = model.kv_bytes_per_token * engine.block_size / engine.tp
-    return block_bytes / _SWAP_BYTES_PER_US[engine.device]
 
 
 class _StepTimes:

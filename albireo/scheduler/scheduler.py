@@ -107,6 +107,15 @@ class Scheduler:
         return self._in_flight[0].step if self._in_flight else None
 
     @property
+    def swap_block_us(self) -> float:
+        """What it takes to move a KV block to host memory, or back."""
+        return self._state.swap_block_us
+
+    @swap_block_us.setter
+    def swap_block_us(self, measured: float) -> None:
+        self._state.swap_block_us = measured
+
+    @property
     def idle(self) -> bool:
         """Nothing runs, waits or is in flight."""
         return not self._state.requests and not self._in_flight

@@ -52,6 +52,7 @@ class State:
 
     requests: all that have not ended.  running: slots that are planned, in the
     order they were given.  shares: how many of each priority and tenant run.
+    swap_block_us: what it takes to move a KV block to host memory, or back.
     leaving: slot -> the last step that names it.  completed: the last step with
     a result.
     """
@@ -62,6 +63,7 @@ class State:
         self.sequences = Sequences(limits.num_slots, limits.max_model_len)
         self.counters = Counters()
         self.step_times = StepTimes()
+        self.swap_block_us = limits.swap_block_us
         self.queue = WaitingQueue()
         self.requests: dict[int, Request] = {}
         self.running: Slots = np.empty(0, dtype=np.intp)
@@ -82,7 +84,7 @@ class State:
     def swap_out(self, slot: int, draft: Draft) -> None:
         """Keeps in host memory what fits of a slot that is being preempted, if that pays."""
         recompute_us = self.step_times.token_us * self.limits.block_size
-        if self.step_times.token_us and recompute_us < 2 * self.limits.swap_block_us:
+        if self.step_times.token_us and recompute_us < 2 * self.swap_block_us:
             return
         seq = self.sequences
         computed = int(seq.planned[slot])

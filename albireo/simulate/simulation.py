@@ -67,6 +67,7 @@ class Simulation:
         self._waiting: deque[_Running] = deque()
         self._ends: list[tuple[float, int]] = []
         self._requests = 0
+        self._in_flight = 0
         self._sample_at = 0.0
 
     @property
@@ -102,10 +103,11 @@ class Simulation:
         self._requests += 1
         running = _Running(self._stream(arrival, now), arrival.at)
         try:
-            self._table.admit(len(self._waiting) + sum(map(len, self._running)), 1)
+            self._table.admit(self._in_flight, 1)
         except Refusal:
             self.figures.refused += 1
             return
+        self._in_flight += 1
         if self._waiting or not self._place(running, now):
             self._waiting.append(running)
 
@@ -129,6 +131,7 @@ class Simulation:
         number, refused = self._groups[chosen.number].submit(stream.submit)
         if refused is not None:
             self.figures.refuse(refused.message)
+            self._in_flight -= 1
             return True
         chosen.add(stream)
         self._running[chosen.number][number] = running
@@ -153,6 +156,7 @@ class Simulation:
 
     def _ended(self, number: int, done: Done) -> None:
         running = self._running[number].pop(done.number)
+        self._in_flight -= 1
         stream = running.stream
         group = stream.group
         assert isinstance(group, Group)
@@ -166,5 +170,5 @@ class Simulation:
     def _sample(self, now: float) -> None:
         """Who runs and waits, for the plot: a bounded number of samples."""
         running = sum(group.scheduler.running for group in self._groups)
-        waiting = sum(map(len, self._running)) + len(self._waiting) - running
+        waiting = self._in_flight - running
         self._sample_at = now + self.figures.sample(now, running, waiting)

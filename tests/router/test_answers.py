@@ -10,6 +10,7 @@ from albireo.ipc.protocol import Logprobs, TokenLogprob
 
 from .conftest import Neighbourhood
 from .fakes import FakeGroup, RawClient, piece
+from .test_groups import wait_for_states
 
 Start = Callable[..., Neighbourhood]
 
@@ -98,6 +99,7 @@ def test_more_answers_than_the_node_takes_are_refused(start: Start) -> None:
     near = start(max_num_seqs=2, max_num_queued_reqs=1)
     near.group()
     client = near.client()
+    wait_for_states(client, "ready")
     client.send(type="generate", id=1, prompt_ids=[5], params={"n": 4})
     message = client.expect_error("queue_full", 1)["message"]
     assert "asks for 4" in message and "takes 3" in message

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from albireo.ipc.messages import Abort, Credit, Drain, Drained, EncodeText, Submit
+from albireo.ipc.messages import Abort, Credit, Drain, Drained, EncodeText, GroupDown, Submit
 
 from .conftest import Neighbourhood
 from .fakes import RawClient, RouterThread, make_spec, piece
+from .test_groups import wait_for_states
 
 Start = Callable[..., Neighbourhood]
 
@@ -87,3 +88,40 @@ def test_the_socket_of_a_dead_router_is_replaced_and_only_the_owner_may_connect(
     assert Path(router.path).stat().st_mode & 0o777 == 0o600
     RawClient(router).close()
     router.stop()
+
+
+def test_a_draining_group_gets_nothing_new_and_says_when_it_is_empty(start: Start) -> None:
+    near = start(num_groups=2)
+    first, second = near.group(0), near.group(1)
+    supervisor, client = near.supervisor(), near.client()
+    supervisor.topology("ready", "ready")
+    wait_for_states(client, "ready", "ready")
+    client.send(type="generate", id=1, prompt_ids=[5])
+    request = first.expect(Submit).request
+    supervisor.topology("draining", "ready")
+    supervisor.send(Drain(30.0, 0))
+    wait_for_states(client, "draining", "ready")
+    for number in (2, 3, 4):
+        client.send(type="generate", id=number, prompt_ids=[5])
+        second.expect(Submit)
+    assert supervisor.silent()
+    first.output(piece(request, 0, [1], "a", "stop"))
+    assert supervisor.expect(Drained) == Drained(0, 0)
+
+
+def test_what_a_group_has_not_finished_in_time_goes_on_elsewhere(start: Start) -> None:
+    near = start(num_groups=2, max_failovers=0)
+    first, second = near.group(0), near.group(1)
+    supervisor, client = near.supervisor(), near.client()
+    supervisor.topology("ready", "ready")
+    wait_for_states(client, "ready", "ready")
+    client.send(type="generate", id=1, prompt_ids=[5])
+    request = first.expect(Submit).request
+    first.output(piece(request, 0, [1], "a"))
+    assert client.receive()["items"][0][1] == 0
+    supervisor.topology("draining", "ready")
+    supervisor.send(Drain(0.05, 0))
+    assert supervisor.expect(Drained) == Drained(1, 0)
+    supervisor.send(GroupDown(0, 0, "it was ended on request", planned=True))
+    again = second.expect(Submit)
+    assert (again.prompt_ids, again.resumed) == ([5, 1], 1)

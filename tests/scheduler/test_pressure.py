@@ -62,9 +62,8 @@ def test_what_the_prefix_cache_still_has_does_not_come_from_host_memory() -> Non
 
 def test_it_is_computed_again_when_that_takes_less() -> None:
     for block_us, swapped in ((1.0, True), (50.0, False)):
-        made = group(
-            block_size=2, num_blocks=19, max_num_seqs=2, num_swap_blocks=20, swap_block_us=block_us
-        )
+        made = group(block_size=2, num_blocks=19, max_num_seqs=2, num_swap_blocks=20)
+        made.scheduler.swap_block_us = block_us
         made.step_us = lambda tokens: 1000 + 20 * tokens
         for request in (1, 2):
             made.submit(submission(request, prompt_len=16, max_tokens=9))

@@ -80,13 +80,18 @@ class FakeActor:
         )
         self.stopping = threading.Event()
         self.stop_fd = os.eventfd(0, os.EFD_NONBLOCK)
+        self.ping_fd = os.eventfd(0, os.EFD_NONBLOCK)
         self.is_ready = threading.Event()
         self.fatal_message: str | None = None
 
     def ready(self) -> None:
         self.is_ready.set()
 
-    def fatal(self, message: str) -> None:
+    def answer_ping(self, step: int) -> None:
+        pass
+
+    def fatal(self, message: str, *, hung: bool) -> None:
+        assert hung
         self.fatal_message = message
         self.stop()
 

@@ -38,10 +38,14 @@ class FakeActor:
         self.spec = spec
         self.stopping = StopEvent()
         self.stop_fd = os.eventfd(0, os.EFD_NONBLOCK)
+        self.ping_fd = os.eventfd(0, os.EFD_NONBLOCK)
         self.is_ready = threading.Event()
 
     def ready(self, **_detail: Any) -> None:
         self.is_ready.set()
+
+    def answer_ping(self, step: int = 0) -> None:
+        pass
 
     def stop(self) -> None:
         self.stopping.set()

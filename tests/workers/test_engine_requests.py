@@ -268,6 +268,13 @@ def test_a_swapped_request_goes_on_in_other_blocks() -> None:
     assert again.tokens[len(PROMPT) :] == undisturbed
 
 
+def test_what_a_copy_costs_is_measured_before_the_first_plan() -> None:
+    with_room: Any = Recorded(SWAPPING)
+    without: Any = Recorded()
+    assert 0 < with_room._engine.warm_up() < 1_000_000_000
+    assert without._engine.warm_up() == 0
+
+
 def test_copies_go_out_then_around_then_in() -> None:
     recorded = Recorded(SWAPPING)
     engine: Any = recorded._engine

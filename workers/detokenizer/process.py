@@ -61,7 +61,9 @@ def main(actor: Actor, fds: Mapping[str, int], text: TextModel) -> None:
     """Serves until the actor is asked to stop."""
     group = _Group(actor, fds, text)
     poller = zmq.Poller()
-    for readable in (group.router.socket, group.scheduler.socket, group.results, actor.stop_fd):
+    for readable in (
+        group.router.socket, group.scheduler.socket, group.results, actor.stop_fd, actor.ping_fd
+    ):  # fmt: skip
         poller.register(readable, zmq.POLLIN)
     while not actor.stopping.is_set():
         poller.poll()
@@ -70,6 +72,7 @@ def main(actor: Actor, fds: Mapping[str, int], text: TextModel) -> None:
         group.take_results()
         group.send_output()
         group.say_processed()
+        actor.answer_ping(group.step)
     group.close()
 
 
@@ -102,6 +105,11 @@ class _Group:
         self.router: Spoke[ToDetokenizer] = Spoke(
             spec.socket_path("router"), f"g{spec.group}.{spec.incarnation}", ToDetokenizer
         )
+
+    @property
+    def step(self) -> int:
+        """The last step whose rows have come."""
+        return self._step
 
     def take_scheduler_messages(self) -> None:
         for _, message in self.scheduler.drain():

@@ -6,6 +6,9 @@ that no kernel reads.  Taken from the system as it is written.
 
 from __future__ import annotations
 
+import statistics
+import time
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -15,6 +18,9 @@ from ..kernels.interface import KVLayer
 
 Int32Array = npt.NDArray[np.int32]
 
+_MEASURED_BLOCKS = 8
+_MEASURED_ROUNDS = 5
+
 
 class BlockCopies:
     """Of one rank; host: a KVLayer for each of kv, of num_swap_blocks blocks, or nothing."""
@@ -22,6 +28,27 @@ class BlockCopies:
     def __init__(self, kv: list[KVLayer], host: list[KVLayer]) -> None:
         self._kv = [tensor for layer in kv for tensor in (layer.keys, layer.values)]
         self._host = [tensor for layer in host for tensor in (layer.keys, layer.values)]
+
+    def measure_ns(self) -> int:
+        """What a copy to host memory, or back, takes for one block; 0 = there is no host memory.
+
+        Before the first plan: the first blocks are overwritten.
+        """
+        if not self._host:
+            return 0
+        count = min(_MEASURED_BLOCKS, len(self._kv[0]), len(self._host[0]))
+        blocks = np.arange(count, dtype=np.int32)
+        there, back = (
+            np.stack([np.full_like(blocks, kind), blocks, blocks], axis=1)
+            for kind in (COPY_OUT, COPY_IN)
+        )
+        taken = []
+        for _ in range(_MEASURED_ROUNDS):
+            start_ns = time.perf_counter_ns()
+            self.apply(there)
+            self.apply(back)
+            taken.append(time.perf_counter_ns() - start_ns)
+        return round(statistics.median(taken) / (2 * count))
 
     def apply(self, copies: Int32Array) -> None:
         """copies: PlanView.copy.  First what goes out, then what moves, then what comes in.

@@ -63,11 +63,15 @@ class Engine:
         )
 
     @torch.inference_mode()
-    def warm_up(self) -> None:
-        """A prefill and a decode of slot 0: kernels are made, memory is touched."""
+    def warm_up(self) -> int:
+        """A prefill and a decode of slot 0: kernels are made, memory is touched.
+
+        See StepEngine.
+        """
         for plan in warm_up_plans(self._engine):
             self.step(plan, idle=True)
         self._sampler.tune()
+        return self._copies.measure_ns()
 
     @torch.inference_mode()
     def step(self, plan: PlanView, idle: bool) -> StepResult:

@@ -47,7 +47,7 @@ def main(actor: Actor, fds: Mapping[str, int], model: LoadedModel | ModelConfig 
     results = ResultWriter(spec, fds)
     engine = _create_engine(actor, fds, model, results)
     actor.phase("warming up")
-    engine.warm_up()
+    results.swap_block_ns = engine.warm_up()
     actor.ready()
     _serve(actor, engine, plans, results, StepRecorder(fds))
 
@@ -60,7 +60,7 @@ def _serve(
     recorder: StepRecorder,
 ) -> None:
     """The main loop; leaves after the last plan, or when the actor is stopping."""
-    flags = 0
+    flags = step = 0
     while not flags & FLAG_STOP:
         free_ns = time.monotonic_ns()
         frame = plans.poll()
@@ -68,6 +68,7 @@ def _serve(
         while frame is None:
             if actor.stopping.is_set():
                 return
+            actor.answer_ping(step)
             frame = _wait_for_plan(plans)
         start_ns = time.monotonic_ns()
         if idle:
@@ -82,6 +83,7 @@ def _serve(
         else:
             results.deliver(step, result, (end_ns - start_ns) // 1000)
             recorder.computed(step, start_ns, end_ns, result, words)
+        actor.answer_ping(step)
     engine.finish()
 
 

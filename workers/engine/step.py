@@ -35,8 +35,11 @@ class StepResult:
 class StepEngine(Protocol):
     """One rank's part of a step; every rank of the group gets the same plans."""
 
-    def warm_up(self) -> None:
-        """Does once whatever would make the first steps slow; before any plan."""
+    def warm_up(self) -> int:
+        """Does once whatever would make the first steps slow; before any plan.
+
+        Returns what the copy of a KV block to host memory takes, in ns; 0 = there is none.
+        """
         ...
 
     def step(self, plan: PlanView, idle: bool) -> StepResult | None:

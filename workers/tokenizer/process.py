@@ -44,14 +44,17 @@ def main(actor: Actor, fds: Mapping[str, int], text: TextModel) -> None:
     poller = zmq.Poller()
     poller.register(router.socket, zmq.POLLIN)
     poller.register(actor.stop_fd, zmq.POLLIN)
+    poller.register(actor.ping_fd, zmq.POLLIN)
     router.send(Joined("tokenizer", -1, incarnation, os.getpid()))
     actor.ready()
     while not actor.stopping.is_set():
         poller.poll()
+        actor.answer_ping()
         for request in router.drain():
             start_ns = time.monotonic_ns()
             router.send(answer(text, request))
             timeline.record(Stage.ENCODE, NO_STEP, start_ns, time.monotonic_ns(), 1)
+            actor.answer_ping()
             if actor.stopping.is_set():
                 break
     router.close()

@@ -10,6 +10,7 @@ slot keeps its blocks until then, so nothing writes what they read.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 
 import torch
@@ -23,6 +24,9 @@ _BLOCK = 2048
 _PROGRAMS = 1024
 _SIDE_PROGRAMS = 16
 """What the link to the host needs to be busy; the rest is left to the forward pass."""
+
+_MEASURED_BLOCKS = 64
+_MEASURED_ROUNDS = 5
 
 _COPY = tl.constexpr(COPY_WORDS)
 _OUT = tl.constexpr(COPY_OUT)
@@ -78,6 +82,7 @@ class BlockCopies:
         nbytes = first[0].numel() * first.element_size()
         if nbytes % 16:
             raise ValueError(f"a KV block of {nbytes} bytes is no multiple of 16")
+        self._host_blocks = host_blocks
         self._kv = kv  # Their addresses are kept below.
         self._block_words = nbytes // 4
         self._tensors = torch.tensor([each.data_ptr() for each in tensors], dtype=torch.int64).to(
@@ -89,6 +94,30 @@ class BlockCopies:
         self._side = torch.cuda.Stream()
         self._planned = torch.cuda.Event()
         self._copied = torch.cuda.Event()
+
+    def measure_ns(self) -> int:
+        """What a copy to host memory, or back, takes for one block; 0 = there is no host memory.
+
+        Before the first plan: the first blocks are overwritten.
+        """
+        count = min(_MEASURED_BLOCKS, self._host_blocks, len(self._kv[0].keys))
+        if not count:
+            return 0
+        blocks = torch.arange(count, dtype=torch.int32)
+        there, back = (
+            torch.stack([torch.full_like(blocks, kind), blocks, blocks], dim=1).cuda()
+            for kind in (COPY_OUT, COPY_IN)
+        )
+        taken: list[float] = []
+        for _ in range(_MEASURED_ROUNDS):
+            begun, done = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begun.record(self._main)
+            self._copy(there, 0, count, _SIDE_PROGRAMS, out=True)
+            self._copy(back, 0, count, _PROGRAMS, out=False)
+            done.record(self._main)
+            done.synchronize()
+            taken.append(begun.elapsed_time(done) * 1e6)
+        return round(statistics.median(taken) / (2 * count))
 
     def begin(self, plan: PlanView, words: torch.Tensor) -> bool:
         """Launches the plan's copies; words: the plan on the device, int32.
@@ -113,9 +142,14 @@ class BlockCopies:
         self._main.wait_event(self._copied)
 
     def _launch(self, plan: PlanView, words: torch.Tensor, programs: int, out: bool) -> None:
-        count, n_tensors = len(plan.copy), len(self._tensors)
+        self._copy(words, plan.words.size - plan.copy.size, len(plan.copy), programs, out)
+
+    def _copy(
+        self, words: torch.Tensor, copies_at: int, count: int, programs: int, out: bool
+    ) -> None:
+        n_tensors = len(self._tensors)
         _copy_blocks[(min(programs, count * n_tensors),)](
-            words, plan.words.size - plan.copy.size, count, self._tensors, self._host,
+            words, copies_at, count, self._tensors, self._host,
             n_tensors, self._block_words, OUT=out, BLOCK=_BLOCK, num_warps=8,
         )  # fmt: skip
 

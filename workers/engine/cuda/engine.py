@@ -110,8 +110,11 @@ class CudaEngine:
         )
 
     @torch.inference_mode()
-    def warm_up(self) -> None:
-        """The worst steps there can be, then the graphs.  Raises GpuMemoryError."""
+    def warm_up(self) -> int:
+        """The worst steps there can be, then the graphs.  Raises GpuMemoryError.
+
+        See StepEngine.
+        """
         engine = self._engine
         with self._memory.taking(f"steps of {engine.max_num_batched_tokens} tokens"):
             for plan in profile_plans(engine):
@@ -124,8 +127,10 @@ class CudaEngine:
             self._tables.words.zero_()
             with self._memory.taking("CUDA graphs"):
                 self._graphs = DecodeGraphs(engine.max_num_seqs, self._parts)
+        swap_block_ns = self._copies.measure_ns()
         torch.cuda.synchronize()
         logging.info("GPU memory: %s", self._memory.describe())
+        return swap_block_ns
 
     @torch.inference_mode()
     def step(self, plan: PlanView, idle: bool) -> None:
