@@ -22,6 +22,8 @@ _METRICS = {
 }
 _GOOD = ("ttft", "tpot", "e2el")
 _MOST_ERRORS = 3
+_BUSY = 0.8
+"""Share of a core above which what the client sees waits for the client."""
 
 _count = click.IntRange(min=1)
 _above_0 = click.FloatRange(min=0, min_open=True)
@@ -233,6 +235,8 @@ def _table(result: dict[str, Any]) -> str:
         f"this client: {result['client_cpu_share_of_a_core']:.1%} of a core"
         + (f", {cost:.1f} us an event" if cost else "")
     )
+    if result["client_cpu_share_of_a_core"] > _BUSY:
+        lines.append("the client was busy itself: its times are longer than the server's")
     errors = list(result["errors"].items())
     lines += [f"failed, {count} times: {text[:300]}" for text, count in errors[:_MOST_ERRORS]]
     return "\n".join(lines)

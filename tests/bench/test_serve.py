@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from albireo.cli.bench import bench
+from albireo.cli.bench_serve import _table
 from albireo.node.launch import stop_node
 
 from ..gateway.conftest import HttpNode, start_http_node
@@ -116,6 +117,17 @@ def test_what_the_server_refuses(server: HttpNode) -> None:
     assert ended.exit_code == 1 and "HTTP 401" in ended.output
     ended = serve(server, "--random-ids", "1000:2000", "--num-prompts", "2", "--num-warmups", "0")
     assert ended.exit_code == 1 and "2 failed" in ended.output and "HTTP 400" in ended.output
+
+
+def test_a_busy_client_is_said() -> None:
+    figures = {
+        "completed": 1, "failed": 0, "duration": 1.0, "request_throughput": 1.0,
+        "total_input_tokens": 1, "total_output_tokens": 1, "tokens_counted_by": "usage",
+        "output_throughput": 1.0, "total_token_throughput": 2.0, "client_us_per_event": 10.0,
+        "errors": {},
+    }  # fmt: skip
+    assert "busy itself" in _table(figures | {"client_cpu_share_of_a_core": 0.95})
+    assert "busy itself" not in _table(figures | {"client_cpu_share_of_a_core": 0.3})
 
 
 @pytest.mark.parametrize(
