@@ -15,6 +15,8 @@ _T = TypeVar("_T", CompletionRequest, ChatRequest, TokenizeRequest, DetokenizeRe
 
 _MAX_QUOTED_CHARS = 300
 _MAX_NAMED = 20
+_EXACT = 2**53
+"""Up to it every integer is a float of its own."""
 
 _TOOLS = "tool calls are not served yet"
 _FORMAT = "structured output is not served yet"
@@ -83,13 +85,26 @@ def decode(kind: type[_T], body: bytes) -> _T:
             fields = _decode_map(body)
             _drop_neutral(fields)
             _refuse_strange(kind, fields)
-            return msgspec.convert(fields, kind)
+            try:
+                return msgspec.convert(fields, kind)
+            except msgspec.ValidationError:
+                return msgspec.convert(_whole_numbers(fields), kind)
     except msgspec.ValidationError as error:
         raise _explain(error) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise invalid(f"the body is not valid JSON: {_quote(error)}") from None
     except RecursionError:
         raise invalid("the body is nested too deeply") from None
+
+
+def _whole_numbers(value: Any) -> Any:
+    """16.0 as 16: to JSON Schema they are the same integer, and some clients know floats alone."""
+    if isinstance(value, dict):
+        return {name: _whole_numbers(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_whole_numbers(each) for each in value]
+    exact = isinstance(value, float) and value.is_integer() and abs(value) <= _EXACT
+    return int(value) if exact else value
 
 
 def _drop_neutral(fields: dict[str, Any]) -> None:

@@ -123,6 +123,16 @@ def test_every_sampling_field_arrives() -> None:
         assert getattr(params, name) == body[name]
 
 
+def test_whole_numbers_may_be_written_as_floats() -> None:
+    body = {"prompt": [1.0, 2, 3.0], "max_tokens": 16.0, "seed": 7.0, "temperature": 1}
+    found = decode(CompletionRequest, msgspec.json.encode(body))
+    assert (found.prompt, found.max_tokens, found.seed) == ([1, 2, 3], 16, 7)
+    assert all(type(each) is int for each in (*found.prompt, found.max_tokens, found.seed))
+    assert refusal({"prompt": "a", "max_tokens": 16.5}).param == "max_tokens"
+    assert refusal({"prompt": "a", "n": 1e300}).param == "n"
+    assert refusal({"prompt": [1.0, 2.5]}).param == "prompt[1]"
+
+
 def test_combinations_that_mean_nothing_are_refused() -> None:
     assert refusal({"prompt": "a", "stream_options": {"include_usage": True}}).param == (
         "stream_options"

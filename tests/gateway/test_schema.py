@@ -58,9 +58,9 @@ def schema(server: HttpNode) -> Any:
 def possible(body: dict[str, Any]) -> dict[str, Any]:
     """Of a valid body, what the document cannot say, made possible; and short answers.
 
-    The model's name and vocabulary, integers written as integers, text in messages.
+    The model's name and vocabulary, text in messages.
     """
-    body = whole_numbers(body)
+    body = dict(body)
     for name in ("model", "request_id", "top_logprobs", "max_completion_tokens", "logit_bias"):
         body.pop(name, None)
     for name in ("prompt", "tokens", "stop_token_ids", "allowed_token_ids"):
@@ -71,24 +71,15 @@ def possible(body: dict[str, Any]) -> dict[str, Any]:
         for name in ("tool_calls", "annotations"):
             message.pop(name, None)
     for name, most in (("max_tokens", 20), ("min_tokens", 5), ("n", 4)):
-        if isinstance(body.get(name), int):
+        if isinstance(body.get(name), int | float):
             body[name] = min(body[name], most)
     return body
-
-
-def whole_numbers(value: Any) -> Any:
-    """JSON's 3.0 as 3."""
-    if isinstance(value, dict):
-        return {name: whole_numbers(each) for name, each in value.items()}
-    if isinstance(value, list):
-        return [whole_numbers(each) for each in value]
-    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def in_vocabulary(tokens: Any) -> Any:
     if isinstance(tokens, list):
         return [in_vocabulary(each) for each in tokens]
-    return tokens % 256 if isinstance(tokens, int) else tokens
+    return tokens % 256 if isinstance(tokens, int | float) else tokens
 
 
 def ask(
