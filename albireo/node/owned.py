@@ -19,6 +19,8 @@ from typing import Any
 
 import msgspec
 
+from albireo.ipc.paths import node_dir
+
 from .events import Event, NodeFailed, NodeReady, NodeStopped
 from .launch import start_detached
 from .options import NodeOptions
@@ -44,8 +46,9 @@ class OwnedNode:
     ) -> None:
         """Starts a node and waits until it is ready; `say` gets what it tells meanwhile.
 
-        Raises NodeStartError.
+        Raises NodeStartError, and PathError when the name or the directories cannot be used.
         """
+        node_dir(options.name)
         self.name = options.name
         self._owner = os.getpid()
         self.facts: dict[str, Any] = {}

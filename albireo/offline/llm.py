@@ -76,8 +76,9 @@ class LLM:
         options: fields of albireo.node.options.NodeOptions: device, dtype,
             max_model_len, max_num_seqs, gpu_memory_utilization and so on.
 
-        Raises OptionError (a ValueError), TypeError for an option that does
-        not exist, and NodeStartError (a RuntimeError) with the node's reason.
+        Raises OptionError or PathError (ValueErrors), TypeError for an option
+        that does not exist, and NodeStartError (a RuntimeError) with the node's
+        reason.
         """
         chosen = _node_options(os.fspath(model), groups, options)
         self._progress = progress

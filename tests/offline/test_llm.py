@@ -123,6 +123,14 @@ def test_what_is_wrong_is_said(llm: LLM, tiny_model_dir: Path) -> None:
         LLM("/no/such/model")
 
 
+def test_a_runtime_directory_that_is_too_long(
+    home: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALBIREO_RUNTIME_DIR", f"/tmp/{'long' * 30}")
+    with pytest.raises(ValueError, match="set ALBIREO_RUNTIME_DIR to a shorter"):
+        LLM(tiny_model_dir, device="sim")
+
+
 def test_beside_another_client(slow: LLM) -> None:
     """The node has less room than the LLM thinks; what is refused goes again."""
     with Client.connect(node=slow.name) as client:
