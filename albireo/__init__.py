@@ -1,6 +1,6 @@
 """Albireo serves large language models on one node.
 
-Applications need these three names; they are loaded when first used, so that
+Applications need these names; they are loaded when first used, so that
 importing the package costs nothing and never brings in torch, numpy or zmq.
 """
 
@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .client import AsyncClient, Client, SamplingParams
+    from .client import AsyncClient, Client, Grammar, SamplingParams
 
 __version__ = "0.1.0"
-__all__ = ["AsyncClient", "Client", "SamplingParams", "__version__"]
+__all__ = ["AsyncClient", "Client", "Grammar", "SamplingParams", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

@@ -11,6 +11,7 @@ flight on one connection.  Nothing here imports torch, numpy or zmq.
 
 from __future__ import annotations
 
+from albireo.ipc.grammars import Grammar
 from albireo.ipc.params import SamplingParams
 from albireo.ipc.protocol import (
     ChatMessage,
@@ -52,6 +53,7 @@ __all__ = [
     "Delta",
     "DeltaStream",
     "End",
+    "Grammar",
     "GroupFailed",
     "InternalError",
     "InvalidRequest",

@@ -12,6 +12,7 @@ from typing import Any, TypedDict
 
 import msgspec
 
+from albireo.ipc.grammars import Grammar
 from albireo.ipc.params import ParameterError, SamplingParams
 from albireo.ipc.protocol import (
     MAX_FRAME_BYTES,
@@ -53,6 +54,7 @@ class SamplingOverrides(TypedDict, total=False):
     include_stop_str_in_output: bool
     ignore_eos: bool
     skip_special_tokens: bool
+    grammar: Grammar | None
 
 
 _DEFAULTS = SamplingParams()

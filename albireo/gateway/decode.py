@@ -17,7 +17,7 @@ _MAX_QUOTED_CHARS = 300
 _MAX_NAMED = 20
 
 _TOOLS = "tool calls are not served yet"
-_FORMAT = "structured output is not served yet"
+_BOUNDED = "there is one kind of matcher, and white space in JSON is bounded"
 _TEXT_ONLY = "the model reads and writes text only"
 
 _UNSUPPORTED: Mapping[str, tuple[str, tuple[Any, ...]]] = {
@@ -26,14 +26,8 @@ _UNSUPPORTED: Mapping[str, tuple[str, tuple[Any, ...]]] = {
     "parallel_tool_calls": (_TOOLS, ()),
     "functions": (_TOOLS, ([],)),
     "function_call": (_TOOLS, ("none", "auto")),
-    "response_format": (_FORMAT, ({"type": "text"},)),
-    "guided_json": (_FORMAT, ()),
-    "guided_regex": (_FORMAT, ()),
-    "guided_choice": (_FORMAT, ()),
-    "guided_grammar": (_FORMAT, ()),
-    "guided_decoding_backend": (_FORMAT, ()),
-    "guided_whitespace_pattern": (_FORMAT, ()),
-    "structured_outputs": (_FORMAT, ()),
+    "guided_decoding_backend": (_BOUNDED, ()),
+    "guided_whitespace_pattern": (_BOUNDED, ()),
     "audio": (_TEXT_ONLY, ()),
     "modalities": (_TEXT_ONLY, (["text"],)),
     "mm_processor_kwargs": (_TEXT_ONLY, ({},)),

@@ -8,7 +8,7 @@ everywhere: clients send null for what they do not set.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -22,10 +22,37 @@ class StreamOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     include_usage: bool | None = None
 
 
+class JsonSchemaFormat(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The schema always holds, whatever `strict` says; name and description are for the reader."""
+
+    name: str | None = None
+    description: str | None = None
+    schema: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class ResponseFormat(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What the answer has to look like, in OpenAI's words."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchemaFormat | None = None
+
+
+class StructuredOutputs(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The same in vLLM's newer words: exactly one of these."""
+
+    json: dict[str, Any] | str | None = None
+    json_object: bool | None = None
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+
+
 class _Generation(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """What completions and chat have in common; see ipc/params.py for ranges and meaning.
 
     top_k: -1 is the same as 0, all tokens.
+    response_format, structured_outputs, guided_*: see formats.py; at most one.
     priority: lower goes first.  cache_salt: prefixes are shared only with requests
         that have the same.  request_id: instead of the header X-Request-Id.
     """
@@ -43,6 +70,7 @@ class _Generation(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     frequency_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
     user: str | None = None
+    response_format: ResponseFormat | None = None
     # vLLM's
     top_k: int | None = None
     min_p: float | None = None
@@ -55,6 +83,11 @@ class _Generation(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     bad_words: list[str] | None = None
     allowed_token_ids: list[int] | None = None
     prompt_logprobs: int | None = None
+    guided_json: dict[str, Any] | str | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    structured_outputs: StructuredOutputs | None = None
     priority: _Priority | None = None
     cache_salt: _Name | None = None
     request_id: _Name | None = None

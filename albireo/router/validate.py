@@ -137,12 +137,14 @@ def resolve(
     bad_words: tuple[tuple[int, ...], ...],
     asked: Generate | Chat,
     tenant: str,
+    grammar: str = "",
 ) -> Submit:
     """The message for a group, but for its number: see for_choice.
 
     prompt_ids, asked: checked by the functions above.
     bad_words: token ids of params.bad_words.  Raises Refusal for one with too many.
     tenant: on whose behalf it is.
+    grammar: params.grammar, compiled.
     """
     params = asked.params
     _check_bad_words(bad_words)
@@ -175,6 +177,7 @@ def resolve(
         priority=asked.priority,
         tenant=tenant,
         cache_salt=asked.cache_salt,
+        grammar=grammar,
     )
 
 

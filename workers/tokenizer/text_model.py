@@ -15,6 +15,8 @@ from pathlib import Path
 # Read by the tokenizers library when it is first used: a thread pool would not survive a fork.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from tokenizers import Tokenizer
+
 from albireo.ipc.protocol import ChatMessage
 
 from .chat_template import ChatTemplate
@@ -38,11 +40,16 @@ class TextModel:
 
     def __init__(self, source: TextSource, chat_template: str | None = None) -> None:
         self._tokenizer = source.tokenizer
+        self._plain: Tokenizer | None = None
         self.vocab_size = source.vocab_size
         self.special_ids = _special_ids(source)
         self.token_bytes = token_bytes(source.tokenizer, source.vocab_size)
         template = chat_template or source.chat_template
         self._template = ChatTemplate(template, source.named_tokens) if template else None
+
+    def pieces(self) -> list[str | None]:
+        """Every token as the vocabulary writes it; None for ids without one."""
+        return [self._tokenizer.id_to_token(token) for token in range(self.vocab_size)]
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         """Token ids of a text; special tokens written out in it count as such.
@@ -52,6 +59,14 @@ class TextModel:
         # The batch call, of one: it alone spares the offsets, almost half of the time.
         batch = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         ids: list[int] = batch[0].ids
+        return ids
+
+    def encode_plain(self, text: str) -> list[int]:
+        """Token ids of a text in which special tokens that are written out are mere text."""
+        if self._plain is None:
+            self._plain = Tokenizer.from_str(self._tokenizer.to_str())
+            self._plain.encode_special_tokens = True
+        ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
         return ids
 
     def render_chat(self, messages: Sequence[ChatMessage]) -> str:
