@@ -17,6 +17,7 @@ import msgspec
 
 from .grammars import Grammar
 from .protocol import ChatMessage, End, Logprobs
+from .tools import Tools
 
 
 class _Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -52,6 +53,7 @@ class EncodeChat(_Message, frozen=True):
     messages: list[ChatMessage]
     words: tuple[str, ...] = ()
     grammar: Grammar | None = None
+    tools: Tools | None = None
 
 
 class DecodeIds(_Message, frozen=True):

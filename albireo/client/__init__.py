@@ -22,6 +22,7 @@ from albireo.ipc.protocol import (
     TokenLogprob,
     Welcome,
 )
+from albireo.ipc.tools import Tool, ToolCall, Tools
 
 from .asynchronous import AsyncClient, AsyncDeltaStream
 from .blocking import Client, DeltaStream
@@ -40,6 +41,7 @@ from .errors import (
     Unavailable,
 )
 from .results import Choice, Completion, Usage
+from .tool_calls import ToolCallReader
 
 __all__ = [
     "AlbireoError",
@@ -67,6 +69,10 @@ __all__ = [
     "TokenLogprob",
     "TooLarge",
     "TooLong",
+    "Tool",
+    "ToolCall",
+    "ToolCallReader",
+    "Tools",
     "Unavailable",
     "Usage",
     "Welcome",

@@ -16,14 +16,15 @@ _T = TypeVar("_T", CompletionRequest, ChatRequest, TokenizeRequest, DetokenizeRe
 _MAX_QUOTED_CHARS = 300
 _MAX_NAMED = 20
 
-_TOOLS = "tool calls are not served yet"
+_TOOLS = "use tools and tool_choice"
+_CHAT_ONLY = "tools belong to conversations: use /v1/chat/completions"
 _BOUNDED = "there is one kind of matcher, and white space in JSON is bounded"
 _TEXT_ONLY = "the model reads and writes text only"
 
 _UNSUPPORTED: Mapping[str, tuple[str, tuple[Any, ...]]] = {
-    "tools": (_TOOLS, ([],)),
-    "tool_choice": (_TOOLS, ("none", "auto")),
-    "parallel_tool_calls": (_TOOLS, ()),
+    "tools": (_CHAT_ONLY, ([],)),
+    "tool_choice": (_CHAT_ONLY, ("none", "auto")),
+    "parallel_tool_calls": (_CHAT_ONLY, ()),
     "functions": (_TOOLS, ([],)),
     "function_call": (_TOOLS, ("none", "auto")),
     "guided_decoding_backend": (_BOUNDED, ()),

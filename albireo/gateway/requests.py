@@ -108,6 +108,48 @@ class CompletionRequest(_Generation, kw_only=True, forbid_unknown_fields=True):
     add_special_tokens: bool | None = None
 
 
+class FunctionTool(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """strict: arguments fit the parameters always, whatever it says."""
+
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class ToolOffer(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A function that the model may call."""
+
+    type: Literal["function"]
+    function: FunctionTool
+
+
+class ChosenFunction(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    name: str
+
+
+class ToolChoice(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The function that has to be called."""
+
+    type: Literal["function"]
+    function: ChosenFunction
+
+
+class CalledBefore(msgspec.Struct, kw_only=True):
+    """arguments: JSON text."""
+
+    name: str
+    arguments: str
+
+
+class CallBefore(msgspec.Struct, kw_only=True):
+    """A call in a message of the conversation."""
+
+    id: str
+    function: CalledBefore
+    type: Literal["function"] = "function"
+
+
 class ContentPart(msgspec.Struct, kw_only=True):
     """A part of a message; type "text" is the only one that is served."""
 
@@ -120,17 +162,17 @@ class Message(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     role: system, user, assistant, tool, or another that the model's template knows;
         "developer" is OpenAI's newer name for system.
-    tool_call_id: of a tool's message; the templates have no place for it.
+    tool_call_id, name: of a tool's message.  tool_calls: of an assistant's.
     """
 
     role: _Name
     content: str | list[ContentPart] | None = None
     tool_call_id: str | None = None
-    name: None = None
+    name: str | None = None
     refusal: None = None
     audio: None = None
     function_call: None = None
-    tool_calls: list[Any] | None = None
+    tool_calls: list[CallBefore] | None = None
     annotations: list[Any] | None = None
 
 
@@ -143,6 +185,9 @@ class ChatRequest(_Generation, kw_only=True, forbid_unknown_fields=True):
 
     messages: list[Message]
     max_completion_tokens: int | None = None
+    tools: list[ToolOffer] | None = None
+    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
     safety_identifier: str | None = None

@@ -182,7 +182,7 @@ class Router:
         done = functools.partial(self._encoded, request)
         params = message.params
         request.job = self.texts.encode_chat(
-            message.messages, done, params.bad_words, params.grammar
+            message.messages, done, params.bad_words, params.grammar, message.tools
         )
         self._begin(request)
 

@@ -25,6 +25,7 @@ from albireo.ipc.messages import (
     ToTokenizer,
 )
 from albireo.ipc.protocol import ChatMessage
+from albireo.ipc.tools import Tools
 
 from .requests import Refusal
 
@@ -107,13 +108,14 @@ class TextQueue:
         done: Callable[[Answer], None],
         words: tuple[str, ...] = (),
         grammar: Grammar | None = None,
+        tools: Tools | None = None,
     ) -> TextJob:
-        """Asks for the ids of a conversation, and of `words`, and for a grammar.
+        """Asks for the ids of a conversation, and of `words`, and for a grammar, or that of tools.
 
         Raises Refusal when too much is waiting.
         """
         size = sum(sys.getsizeof(each.role) + sys.getsizeof(each.content) for each in messages)
-        message = EncodeChat(self._take_key(), messages, words, grammar)
+        message = EncodeChat(self._take_key(), messages, words, grammar, tools)
         return self._add(message, size, done)
 
     def decode_ids(

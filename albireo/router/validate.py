@@ -65,6 +65,16 @@ def check_chat(limits: RequestLimits, message: Chat) -> None:
     """Everything about a chat request that can be said before its text is tokenized."""
     if not message.messages:
         raise Refusal("invalid_request", "the conversation has no message", param="messages")
+    if message.tools is not None:
+        if (fault := message.tools.fault()) is not None:
+            raise Refusal("invalid_request", f"tools: {fault}", param="tools")
+        if message.tools.bind and message.params.grammar is not None:
+            raise Refusal(
+                "invalid_request",
+                "tools and a grammar cannot both bind the answer: give one, or tools with "
+                "choice none",
+                param="grammar",
+            )
     _check_request(limits, message)
 
 

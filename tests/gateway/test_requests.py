@@ -37,10 +37,10 @@ def test_all_unknown_fields_are_named() -> None:
 
 
 def test_unsupported_fields_are_named_with_the_reason() -> None:
-    tools = [{"type": "function", "function": {"name": "f"}}]
-    error = refusal({"messages": HELLO, "tools": tools, "best_of": 3}, ChatRequest)
+    functions = [{"name": "f"}]
+    error = refusal({"messages": HELLO, "functions": functions, "best_of": 3}, ChatRequest)
     assert error.code == "unsupported_parameter"
-    assert "`tools` is not supported: tool calls" in error.message
+    assert "`functions` is not supported: use tools" in error.message
     assert "`best_of` is not supported: ask for n answers" in error.message
 
 

@@ -19,8 +19,11 @@ from llguidance import LLMatcher
 from llguidance.gbnf_to_lark import gbnf_to_lark
 
 from albireo.ipc.grammars import MAX_GRAMMAR_BYTES, Grammar
+from albireo.ipc.tools import Tools
 from albireo.workers.tokenizer.errors import TextModelError
 
+from .json_options import JSON_OPTIONS
+from .tools import tools_grammar
 from .vocabulary import Vocabulary
 
 COMPILE_CPU_S = 1
@@ -31,19 +34,12 @@ _MAX_KNOWN = 256
 _MAX_ERROR_BYTES = 600
 _OUT_OF_MEMORY = 3
 
-JSON_OPTIONS: dict[str, Any] = {
-    "whitespace_flexible": False,
-    "key_separator": ": ?",
-    "item_separator": ", ?",
-}
-"""White space is bounded: a model that is unsure could fill its answer with it."""
-
 
 class GrammarError(TextModelError):
     """A grammar that cannot be served; the text is for the user."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message, "grammar")
+    def __init__(self, message: str, param: str = "grammar") -> None:
+        super().__init__(message, param)
 
 
 class GrammarCompiler:
@@ -57,7 +53,11 @@ class GrammarCompiler:
         """Raises GrammarError with the cause."""
         return self.check(grammar_text(grammar))
 
-    def check(self, text: str) -> str:
+    def compile_tools(self, tools: Tools, style: str) -> str:
+        """The same for tools that bind; style: see tools.py."""
+        return self.check(tools_grammar(tools, style), "tools")
+
+    def check(self, text: str, param: str = "grammar") -> str:
         """`text`, once it is certain that matchers can be made of it.  Raises GrammarError."""
         if text in self._known:
             self._known.move_to_end(text)
@@ -66,11 +66,12 @@ class GrammarCompiler:
         if size > MAX_GRAMMAR_BYTES:
             raise GrammarError(
                 f"the grammar has {size} bytes; {MAX_GRAMMAR_BYTES} are the limit: ask for less "
-                "structure at once"
+                "structure at once",
+                param,
             )
         fault = _try_apart(self._vocabulary, text)
         if fault:
-            raise GrammarError(f"the grammar cannot be compiled: {fault}")
+            raise GrammarError(f"the {param} cannot be compiled: {fault}", param)
         self._known[text] = None
         if len(self._known) > _MAX_KNOWN:
             self._known.popitem(last=False)

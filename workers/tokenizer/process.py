@@ -83,9 +83,11 @@ def answer(
                 ids = text.encode(prompt, add_special_tokens)
                 bound = _compile(grammars, grammar)
                 return Encoded(key, ids, text.encode_words(words), bound)
-            case EncodeChat(key, messages, words, grammar):
-                ids = text.encode_chat(messages)
+            case EncodeChat(key, messages, words, grammar, tools):
+                ids = text.encode_chat(messages, tools)
                 bound = _compile(grammars, grammar)
+                if tools is not None and tools.bind:
+                    bound = _compiler(grammars).compile_tools(tools, text.tool_style)
                 return Encoded(key, ids, text.encode_words(words), bound)
             case DecodeIds(key, token_ids, skip_special_tokens):
                 return Decoded(key, text.decode(token_ids, skip_special_tokens))
@@ -100,12 +102,14 @@ def answer(
 
 def _compile(grammars: GrammarCompiler | None, grammar: Grammar | None) -> str:
     """What Submit carries of a grammar.  Raises TextModelError."""
-    if grammar is None:
-        return ""
+    return "" if grammar is None else _compiler(grammars).compile(grammar)
+
+
+def _compiler(grammars: GrammarCompiler | None) -> GrammarCompiler:
     if grammars is None:
         raise TextModelError(
-            "structured output needs a model with an end token, which this node does not serve; "
-            "leave the grammar out",
+            "structured output needs a model with an end token, which this node does not serve: "
+            "leave grammar and tools out",
             "grammar",
         )
-    return grammars.compile(grammar)
+    return grammars
