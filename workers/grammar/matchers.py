@@ -15,6 +15,7 @@ matcher is simply made anew.  A worker without grammars does nothing of this, an
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING
@@ -64,6 +65,7 @@ class GrammarRows:
     rows: their places among the sampling rows, [g] int32.  states: of each.
     masks: [g, mask_words] int32; valid where outcome is 0.
     outcome: [g] int32: 0, or the ROW_... that the row has in place of a token.
+    accepted: the grammars have the step's tokens.
     """
 
     def __init__(self, rows: Int32Array, states: list[SlotGrammar], masks: Int32Array) -> None:
@@ -72,9 +74,20 @@ class GrammarRows:
         self.masks = masks
         self.outcome = np.full(len(rows), _MASKED, np.int32)
         self.begun: list[Future[None]] = []
+        self.accepted = False
+        self._lock = threading.Lock()
 
     def accept(self, tokens: Int32Array) -> None:
-        """tokens [R], sampled: grammars take theirs; rows that have to end get -1 - ROW_... ."""
+        """tokens [R], sampled: grammars take theirs; rows that have to end get -1 - ROW_... .
+
+        Any thread may call it; the first call counts.
+        """
+        with self._lock:
+            if not self.accepted:
+                self._accept(tokens)
+                self.accepted = True
+
+    def _accept(self, tokens: Int32Array) -> None:
         mine = tokens[self.rows]
         refused = (mine == -1 - ROW_NOT_FINITE) & (self.outcome == _MASKED)
         self.outcome[refused] = ROW_NOTHING_ALLOWED

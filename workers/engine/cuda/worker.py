@@ -73,8 +73,9 @@ def create_engine(
         )
     actor.phase("making the KV cache")
     return CudaEngine(
-        model, kernels, engine, sampler, logprobs, deliver, actor.fatal, memory, FlightRecorder(fds)
-    )
+        model, kernels, engine, sampler, logprobs, deliver, actor.fatal, memory,
+        FlightRecorder(fds), vocabulary,
+    )  # fmt: skip
 
 
 def _take_device(spec: ActorSpec) -> torch.device:
