@@ -70,6 +70,7 @@ def test_other_kinds() -> None:
         (Grammar(json_schema="{"), "not valid"),
         (Grammar(json_schema="[1]"), "a schema is a map"),
         (Grammar(lark="start: other"), "other"),
+        (Grammar(lark="start: start start | start"), "no text that ends matches it"),
         (Grammar(lark="root ::= ((("), "GBNF"),
         (Grammar(json_schema={"$ref": "https://example.com/a"}), "not present"),
         (Grammar(regex="a" * MAX_GRAMMAR_BYTES), f"{MAX_GRAMMAR_BYTES} are the limit"),
@@ -160,6 +161,15 @@ def test_a_compiler_that_hangs_or_dies_is_ended(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(type(vocabulary()), "matcher", burn)
     with pytest.raises(GrammarError, match="1 s of CPU time"):
         compiler().compile(Grammar(regex="a"))
+
+
+def test_grammars_that_would_hold_up_a_group_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiling, "MASK_MS", 0)
+    with pytest.raises(GrammarError, match="ms; 0 are the limit: make its repetitions shorter"):
+        compiler().compile(Grammar(regex="(a?){2000}a{2000}"))
+    monkeypatch.setattr(compiling, "COMPILE_MS", 0)
+    with pytest.raises(GrammarError, match="ms to compile; 0 are the limit"):
+        compiler().compile(HOSTILE["properties"])
 
 
 def test_what_has_compiled_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:

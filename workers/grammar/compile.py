@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import resource
 import select
 import signal
+import time
 from collections import OrderedDict
-from typing import Any, NoReturn
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeVar
 
+import numpy as np
 from llguidance import LLMatcher
 from llguidance.gbnf_to_lark import gbnf_to_lark
 
@@ -26,6 +30,11 @@ from .json_options import JSON_OPTIONS
 from .tools import tools_grammar
 from .vocabulary import Vocabulary
 
+COMPILE_MS = 250
+"""CPU time of compiling: a worker does it again, and what runs beside it waits as long."""
+MASK_MS = 50
+"""CPU time of the longest mask on a walk of WALK_TOKENS tokens that the grammar allows."""
+WALK_TOKENS = 32
 COMPILE_CPU_S = 1
 COMPILE_TIMEOUT_S = 5.0
 COMPILE_BYTES = 1 << 30
@@ -33,6 +42,9 @@ COMPILE_BYTES = 1 << 30
 _MAX_KNOWN = 256
 _MAX_ERROR_BYTES = 600
 _OUT_OF_MEMORY = 3
+
+
+_T = TypeVar("_T")
 
 
 class GrammarError(TextModelError):
@@ -151,10 +163,35 @@ def _compile_and_exit(vocabulary: Vocabulary, text: str, answer: int) -> NoRetur
         resource.setrlimit(resource.RLIMIT_CPU, (COMPILE_CPU_S, COMPILE_CPU_S + 1))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         signal.signal(signal.SIGXCPU, signal.SIG_DFL)
-        matcher = vocabulary.matcher(text)
-        if not matcher.is_error():
-            matcher.compute_bitmask()
-        os.write(answer, matcher.get_error().encode()[:_MAX_ERROR_BYTES])
+        os.write(answer, _try(vocabulary, text).encode()[:_MAX_ERROR_BYTES])
         status = 0
     finally:
         os._exit(status)
+
+
+def _try(vocabulary: Vocabulary, text: str) -> str:
+    """Compiles, and walks a little way: "" when that takes no longer than it may."""
+    matcher, took_ms = _timed(lambda: vocabulary.matcher(text))
+    if took_ms > COMPILE_MS and not matcher.is_error():
+        return f"it takes {took_ms:.0f} ms to compile; {COMPILE_MS} are the limit"
+    pick = random.Random(0)
+    for _ in range(WALK_TOKENS):
+        if matcher.is_error() or matcher.is_stopped():
+            break
+        mask, took_ms = _timed(matcher.compute_bitmask)
+        if took_ms > MASK_MS:
+            return (
+                f"finding the tokens that it allows takes {took_ms:.0f} ms; {MASK_MS} are the "
+                "limit: make its repetitions shorter"
+            )
+        allowed = np.flatnonzero(np.unpackbits(np.frombuffer(mask, np.uint8), bitorder="little"))
+        matcher.consume_token(int(pick.choice(allowed)))
+    fault = str(matcher.get_error()).replace("<non-verbose/>", "").strip()
+    return "no text that ends matches it" if fault == "NoExtensionBias" else fault
+
+
+def _timed(work: Callable[[], _T]) -> tuple[_T, float]:
+    """What it returns, and the CPU time that it took, in ms."""
+    begun = time.process_time()
+    found = work()
+    return found, (time.process_time() - begun) * 1000

@@ -15,7 +15,7 @@ from albireo.workers.tokenizer.text_model import TextModel
 LIMITS = LLParserLimits(
     max_items_in_row=1000,
     initial_lexer_fuel=500_000,
-    step_lexer_fuel=100_000,
+    step_lexer_fuel=50_000,
     step_max_items=20_000,
     max_lexer_states=50_000,
     max_grammar_size=100_000,
