@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: venv demo test lint types unit parity structured gpu-test clean
+.PHONY: venv demo test lint types unit parity structured gpu-test chaos clean
 
 venv: $(STAMP)
 
@@ -43,6 +43,10 @@ structured: venv
 # PyTorch with CUDA, once `pip install --no-deps -e .` has put the package there.
 gpu-test:
 	$(if $(wildcard $(STAMP)),$(BIN)/python,$(PYTHON)) -m pytest -m gpu tests/gpu --durations=10
+
+# Kills, stops and starves every process of a node under load; CHAOS="--seed N" repeats a run.
+chaos: venv
+	$(BIN)/python -m tests.chaos $(CHAOS)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -8,14 +8,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ._version import __version__
+
 if TYPE_CHECKING:
     from .client import AsyncClient, Client, Grammar, SamplingParams
+    from .offline import LLM
 
-__version__ = "0.1.0"
-__all__ = ["AsyncClient", "Client", "Grammar", "SamplingParams", "__version__"]
+__all__ = ["LLM", "AsyncClient", "Client", "Grammar", "SamplingParams", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "LLM":
+        from .offline import LLM
+
+        return LLM
     if name in __all__:
         from . import client
 

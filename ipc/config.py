@@ -22,6 +22,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     tp_degrees: the degrees of tensor parallelism its shapes divide by.
     activation_bytes_per_token: most that a token needs at once within a forward pass.
     loaded_bytes: of the weights as layers keep them: a tied LM head is a table of its own.
+    rope_bytes: of the rotary tables, which every rank has whole.
     """
 
     name: str
@@ -37,6 +38,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     tp_degrees: tuple[int, ...]
     activation_bytes_per_token: int = 0
     loaded_bytes: int = 0
+    rope_bytes: int = 0
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):

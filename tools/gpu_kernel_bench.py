@@ -78,6 +78,8 @@ class Shape:
 
 
 SHAPES = {
+    "gemma-3-4b": Shape(34, 2560, 8, 4, 256, 10240, 262208),
+    "phi-3-mini": Shape(32, 3072, 32, 32, 96, 8192, 32064),
     "qwen3-0.6b": Shape(28, 1024, 16, 8, 128, 3072, 151936),
     "qwen3-8b": Shape(36, 4096, 32, 8, 128, 12288, 151936),
 }
@@ -149,8 +151,8 @@ class ShapeBench:
         head = random(shape.vocab, shape.hidden, scale=shape.hidden**-0.5)
         self.head = k.pack_linear(head, None, torch.float32)
         self.sizes = {**sizes, "lm_head": (shape.vocab, shape.hidden)}
-        self.norm = random(shape.hidden)
-        self.head_norm = random(shape.head_dim)
+        self.norm = torch.randn(shape.hidden, device="cuda")
+        self.head_norm = torch.randn(shape.head_dim, device="cuda")
         self.rope = torch.randn(_MAX_LEN, shape.head_dim, device="cuda")
 
     def row(self, kernel: str, case: str, us: float, size: float) -> Row:

@@ -177,7 +177,7 @@ class Bench:
     def row_wise(self) -> Iterator[Row]:
         """Norms, activation and embedding; these are mostly what a call costs."""
         shape, kernels = self.shape, self.kernels
-        weight = torch.randn(shape.hidden).to(self.dtype)
+        weight = torch.randn(shape.hidden)
         table = torch.randn(shape.vocab, shape.hidden).to(self.dtype)
         for rows in (1, 32, 512):
             x = torch.randn(rows, shape.hidden).to(self.dtype)

@@ -16,11 +16,13 @@ from typing import Any
 import msgspec
 
 from albireo.client import Client
+from albireo.node.events import Event, NodeReady
 from albireo.node.options import NodeOptions
 
 from .http_streams import Plan, Streamed
 from .machine import cpu_seconds, machine
 from .nodes import BenchError, running_node
+from .serving.connection import Target
 
 _WARM_UP_TOKENS = 20
 _PATIENCE_S = 300.0
@@ -39,16 +41,16 @@ def bench_gateway(
             options, device="sim", max_num_seqs=max(streams, 1),
             http=None if uds else "127.0.0.1:0", uds=path if uds else None,
         )  # fmt: skip
-        addresses: list[str] = [path]
+        urls = ["http://localhost"]
 
-        def listen(event: Any) -> None:
-            http = getattr(event, "facts", {}).get("http")
-            if http:
-                addresses[0] = http.removeprefix("http://")
+        def listen(event: Event) -> None:
+            if isinstance(event, NodeReady) and not uds:
+                urls[0] = event.facts["http"]
 
         with running_node(options, listen) as node, Client.connect(node=node) as client:
+            target = Target.parse(urls[0], path if uds else None, None)
             plan = Plan(
-                address=addresses[0], model=client.welcome.model, chat=chat, streams=streams,
+                target=target, model=client.welcome.model, chat=chat, streams=streams,
                 tokens=tokens, warm_up_tokens=_WARM_UP_TOKENS,
             )  # fmt: skip
             streamed, cpu = _measure(client, plan)

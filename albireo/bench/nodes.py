@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 
-from albireo.node.events import Event, NodeFailed
-from albireo.node.launch import run_detached, stop_node
+from albireo.node.events import Event
 from albireo.node.options import NodeOptions
+from albireo.node.owned import NodeStartError, OwnedNode
 
 
 class BenchError(RuntimeError):
@@ -21,21 +21,16 @@ class BenchError(RuntimeError):
 def running_node(
     options: NodeOptions, say: Callable[[Event], None] = lambda event: None
 ) -> Iterator[str]:
-    """Runs a detached node under a name of its own for the block; yields that name.
+    """Runs a node under a name of its own for the block, or until this process dies.
 
-    Raises BenchError with the node's own explanation when it does not start.
+    Yields that name.  Raises BenchError with the node's own explanation when it does not start.
     """
     options = msgspec.structs.replace(options, name=f"bench-{os.getpid()}")
-    reasons: list[str] = []
-
-    def listen(event: Event) -> None:
-        if isinstance(event, NodeFailed):
-            reasons.append(event.reason)
-        say(event)
-
-    if run_detached(options, listen) != 0:
-        raise BenchError("the node did not start: " + (reasons or ["it said nothing"])[-1])
     try:
-        yield options.name
+        node = OwnedNode(options, say)
+    except NodeStartError as error:
+        raise BenchError(str(error)) from None
+    try:
+        yield node.name
     finally:
-        stop_node(options.name, now=True)
+        node.stop()

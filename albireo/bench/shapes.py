@@ -33,7 +33,44 @@ def _qwen3(hidden: int, intermediate: int, layers: int, heads: int, tied: bool) 
     }
 
 
+def _gemma3(
+    hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int, head_dim: int
+) -> dict[str, Any]:
+    return {
+        "architectures": ["Gemma3ForCausalLM"],
+        "model_type": "gemma3_text",
+        "vocab_size": 262208,
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": head_dim,
+        "query_pre_attn_scalar": 168 if layers == 62 else head_dim,
+        "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+        "sliding_window": 1024,
+        "max_position_embeddings": 131072,
+    }
+
+
 SHAPES: dict[str, dict[str, Any]] = {
+    "gemma-3-4b": _gemma3(2560, 10240, 34, 8, 4, 256),
+    "gemma-3-27b": _gemma3(5376, 21504, 62, 32, 16, 128),
+    "phi-3-mini": {
+        "architectures": ["Phi3ForCausalLM"],
+        "model_type": "phi3",
+        "vocab_size": 32064,
+        "hidden_size": 3072,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "sliding_window": 2047,
+        "max_position_embeddings": 4096,
+        "tie_word_embeddings": False,
+    },
     "qwen3-0.6b": _qwen3(1024, 3072, 28, 16, True),
     "qwen3-8b": _qwen3(4096, 12288, 36, 32, False),
     "qwen3-30b-a3b": {

@@ -16,6 +16,7 @@ from .bench_gateway import gateway
 from .bench_prefill import prefill
 from .bench_prefix import prefix
 from .bench_sampling import sampling
+from .bench_serve import serve
 from .bench_step import step
 
 
@@ -24,6 +25,7 @@ def bench() -> None:
     """Measure, with a node started for the purpose."""
 
 
+bench.add_command(serve)
 bench.add_command(step)
 bench.add_command(sampling)
 bench.add_command(gateway)

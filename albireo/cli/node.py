@@ -11,6 +11,8 @@ from albireo.ipc.paths import PathError, node_dir
 from albireo.node.options import (
     DEVICES,
     DTYPES,
+    LOAD_FORMATS,
+    LOG_LEVELS,
     SAMPLING_MODES,
     NodeOptions,
     OptionError,
@@ -77,7 +79,7 @@ name_option = click.option(
 @click.option("--dtype", type=click.Choice(DTYPES), default="auto", show_default=True)
 @click.option(
     "--load-format",
-    type=click.Choice(("auto", "dummy")),
+    type=click.Choice(LOAD_FORMATS),
     default="auto",
     show_default=True,
     help="dummy = random weights from the config alone.",
@@ -223,7 +225,7 @@ name_option = click.option(
 )
 @click.option(
     "--log-level",
-    type=click.Choice(("debug", "info", "warning", "error")),
+    type=click.Choice(LOG_LEVELS),
     default="info",
     show_default=True,
 )

@@ -8,6 +8,7 @@ whichever thread has one; see _Writer for why that never blocks on a lock.
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
 import socket
 import threading
@@ -141,6 +142,7 @@ class Client:
         self._connection = connection
         self._replies = replies
         self._writer = _Writer(connection)
+        self._process = os.getpid()
         # The thread must not hold the client: one that nobody uses is to be closed.
         self._reader = threading.Thread(
             target=_read, args=(connection, replies), name="albireo client", daemon=True
@@ -306,8 +308,15 @@ class Client:
         self.close()
 
     def __del__(self) -> None:
-        with contextlib.suppress(OSError):
-            self._connection.shutdown(socket.SHUT_RDWR)
+        # The copy in a forked child is not to end the parent's connection.
+        if self._process == os.getpid():
+            with contextlib.suppress(OSError):
+                self._connection.shutdown(socket.SHUT_RDWR)
+
+    @property
+    def closed(self) -> bool:
+        """Whether the connection is over, by whichever side; a closed client stays closed."""
+        return self._replies.lost is not None
 
     def request(self, make: Callable[[int], msgspec.Struct], handler: Handler) -> int:
         """Sends the message that `make` gives for an id, and returns the id.

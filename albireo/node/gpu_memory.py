@@ -1,7 +1,7 @@
 """How much of a GPU is left for the KV cache: an estimate before any worker has run.
 
     free x utilization              what NVML says is free on the group's fullest GPU
-    - weights / tp                  a tied LM head is a table of its own
+    - weights / tp                  a tied LM head is a table of its own; whole rotary tables
     - activations                   max_num_batched_tokens x bytes of a token in its widest layer
     - logits                        max_num_seqs x vocabulary / tp, float32: themselves, and what
                                     sampling makes of them
@@ -74,7 +74,7 @@ def estimate(
         gpu=fullest.name,
         free=fullest.free,
         utilization=utilization,
-        weights=(model.loaded_bytes or model.weight_bytes) // tp,
+        weights=(model.loaded_bytes or model.weight_bytes) // tp + model.rope_bytes,
         activations=max_num_batched_tokens * model.activation_bytes_per_token,
         logits=_LOGITS_COPIES * max_num_seqs * shard * 4,
         context=_CONTEXT_BYTES + (_COMMUNICATOR_BYTES if tp > 1 else 0),

@@ -20,6 +20,7 @@ from albireo.ipc.config import ActorSpec, EngineConfig
 from albireo.ipc.ring import create_ring
 from albireo.ipc.rings import plan_ring, result_ring
 from albireo.ipc.shared_memory import create as create_memory
+from albireo.workers.parallel.canary import canary_bytes
 
 from .children import ActorProcess, StartError, write_stacks
 
@@ -218,6 +219,9 @@ def _new_descriptors(group: int, engine: EngineConfig, comm_bytes: int) -> Itera
         fds["result.memory"] = create_ring(result_ring(group, engine))
         for reader in ("scheduler", "detokenizer"):
             fds[f"result.event.{reader}"] = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        if engine.tp > 1:
+            size = canary_bytes(engine.tp, engine.max_num_seqs)
+            fds["canary.memory"] = create_memory(f"g{group}.canary", size)
         if comm_bytes:
             fds["comm.memory"] = create_memory(f"g{group}.comm", comm_bytes)
         yield fds

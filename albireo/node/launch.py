@@ -170,9 +170,10 @@ def end_with(owner: int) -> None:
 def _main() -> None:
     """Entry point of a detached supervisor: options on stdin, events on stdout.
 
-    An argument is the process that the node belongs to.
+    An argument is the process that the node belongs to: then its log goes with it.
     """
-    if len(sys.argv) > 1:
+    owned = len(sys.argv) > 1
+    if owned:
         end_with(int(sys.argv[1]))
     options = msgspec.json.decode(sys.stdin.buffer.read(), type=NodeOptions)
     listening = True
@@ -187,7 +188,10 @@ def _main() -> None:
         except OSError:
             listening = False
 
-    sys.exit(run_foreground(options, say))
+    status = run_foreground(options, say)
+    if owned and status == 0:
+        Path(log_path(options.name)).unlink(missing_ok=True)
+    sys.exit(status)
 
 
 if __name__ == "__main__":

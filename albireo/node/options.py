@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import re
+from typing import Annotated
 
 import msgspec
 
 DEVICES = ("auto", "cpu", "cuda", "sim")
+LOAD_FORMATS = ("auto", "dummy")
+LOG_LEVELS = ("debug", "info", "warning", "error")
 DTYPES = ("auto", "bfloat16", "float32")
 SAMPLING_MODES = ("auto", "gather", "sequence", "vocab")
 
 
 class OptionError(ValueError):
     """An option cannot be satisfied; the text says why and what would work."""
+
+
+_AtLeast1 = Annotated[int, msgspec.Meta(ge=1)]
+_AtLeast0 = Annotated[int, msgspec.Meta(ge=0)]
+_Amount = Annotated[float, msgspec.Meta(ge=0)]
+_Positive = Annotated[float, msgspec.Meta(gt=0)]
+
+
+def _one_of(words: tuple[str, ...]) -> msgspec.Meta:
+    return msgspec.Meta(pattern=f"^({'|'.join(words)})$")
 
 
 class NodeOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,6 +38,8 @@ class NodeOptions(msgspec.Struct, frozen=True, kw_only=True):
     itl_target_ms: what a step with prefill in it should take at most; 0 = no target.
     http, uds: "HOST:PORT" and the path of a Unix socket on which `gateways` processes serve HTTP.
     api_key, api_key_file, allowed_origins: as in ipc/config.GatewayConfig.
+
+    Ranges are checked where options are decoded or converted, not where they are constructed.
     """
 
     name: str = "default"
@@ -32,37 +47,37 @@ class NodeOptions(msgspec.Struct, frozen=True, kw_only=True):
     served_model_name: str | None = None
     tokenizer: str | None = None
     chat_template: str | None = None
-    groups: tuple[int, ...] = (1,)
-    device: str = "auto"
-    dtype: str = "auto"
-    load_format: str = "auto"
-    max_model_len: int | None = None
-    max_num_seqs: int = 256
-    max_num_batched_tokens: int | None = None
-    max_num_queued_reqs: int = 1024
-    max_num_reqs_per_tenant: int = 0
-    max_failovers: int = 3
-    block_size: int = 16
-    kv_cache_gib: float | None = None
-    gpu_memory_utilization: float = 0.9
+    groups: tuple[_AtLeast1, ...] = (1,)
+    device: Annotated[str, _one_of(DEVICES)] = "auto"
+    dtype: Annotated[str, _one_of(DTYPES)] = "auto"
+    load_format: Annotated[str, _one_of(LOAD_FORMATS)] = "auto"
+    max_model_len: _AtLeast1 | None = None
+    max_num_seqs: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 256
+    max_num_batched_tokens: _AtLeast1 | None = None
+    max_num_queued_reqs: _AtLeast0 = 1024
+    max_num_reqs_per_tenant: _AtLeast0 = 0
+    max_failovers: _AtLeast0 = 3
+    block_size: Annotated[int, msgspec.Meta(ge=16, le=16)] = 16
+    kv_cache_gib: _Positive | None = None
+    gpu_memory_utilization: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.9
     enable_prefix_caching: bool = True
-    swap_space_gib: float = 0.0
-    itl_target_ms: float = 0.0
+    swap_space_gib: _Amount = 0.0
+    itl_target_ms: _Amount = 0.0
     cuda_graphs: bool = True
     async_scheduling: bool = True
     async_output: bool = True
-    sampling_mode: str = "auto"
+    sampling_mode: Annotated[str, _one_of(SAMPLING_MODES)] = "auto"
     batch_invariant: bool = False
-    threads: int | None = None
-    step_timeout_s: float = 30.0
-    start_timeout_s: float = 600.0
-    max_group_restarts: int = 12
-    shutdown_timeout_s: float = 10.0
-    sim_step_ms: float = 10.0
-    log_level: str = "info"
+    threads: Annotated[int, msgspec.Meta(ge=1, le=512)] | None = None
+    step_timeout_s: _Positive = 30.0
+    start_timeout_s: _Positive = 600.0
+    max_group_restarts: _AtLeast0 = 12
+    shutdown_timeout_s: _Amount = 10.0
+    sim_step_ms: _Positive = 10.0
+    log_level: Annotated[str, _one_of(LOG_LEVELS)] = "info"
     http: str | None = None
     uds: str | None = None
-    gateways: int = 1
+    gateways: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
     api_key: str | None = None
     api_key_file: str | None = None
     allowed_origins: tuple[str, ...] = ()

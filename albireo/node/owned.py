@@ -3,6 +3,8 @@
 owner ── starts ──▶ supervisor ──▶ fork server, actors
   ╎                    │
   └╌╌╌ pidfd ╌╌╌╌╌╌╌╌╌╌┘  the owner's end, also by SIGKILL, stops the node
+
+A node that ends as it should takes its log with it: nothing of it is left.
 """
 
 from __future__ import annotations
@@ -13,11 +15,9 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
 import msgspec
-
-from albireo.ipc.paths import log_path
 
 from .events import Event, NodeFailed, NodeReady, NodeStopped
 from .launch import start_detached
@@ -35,7 +35,8 @@ class NodeStartError(RuntimeError):
 class OwnedNode:
     """A running node; stop() ends it, and so does the end of this process.
 
-    name: under which clients of this machine find it.
+    name: under which `albireo node status`, `trace` and clients of this machine find it.
+    facts: what it said of itself when it was ready, as in node.json.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class OwnedNode:
         """
         self.name = options.name
         self._owner = os.getpid()
-        self._log = Path(log_path(options.name))
+        self.facts: dict[str, Any] = {}
         self._process = start_detached(options, self._owner)
         try:
             self._await_ready(say)
@@ -56,23 +57,27 @@ class OwnedNode:
             raise
 
     def stop(self) -> None:
-        """Ends the node without waiting for requests, and removes its log.  May be called twice.
+        """Ends the node without waiting for requests.  May be called twice.
 
         Does nothing in a process that was forked from the owner.
         """
-        if os.getpid() != self._owner or self._process.returncode is not None:
-            return
-        if self._end() == 0:
-            self._log.unlink(missing_ok=True)
+        if os.getpid() == self._owner and self._process.returncode is None:
+            self._end()
+
+    @property
+    def alive(self) -> bool:
+        """Whether its supervisor runs."""
+        return self._process.poll() is None
 
     def _await_ready(self, say: Callable[[Event], None]) -> None:
-        reason = "it said nothing; `albireo node logs` may tell why"
+        reason = f"it said nothing; `albireo node logs --name {self.name}` may tell why"
         assert self._process.stdout is not None
         with self._process.stdout as lines:
             for line in lines:
                 event = _event_decoder.decode(line)
                 say(event)
                 if isinstance(event, NodeReady):
+                    self.facts = event.facts
                     return
                 if isinstance(event, NodeFailed):
                     reason = event.reason
@@ -80,15 +85,15 @@ class OwnedNode:
                     reason = "it was stopped"
         raise NodeStartError(f"the node did not start: {reason}")
 
-    def _end(self) -> int:
-        """The supervisor's exit status.  One that does not leave is killed; its processes, too,
-        by the kernel, and the janitor clears away."""
+    def _end(self) -> None:
+        """A supervisor that does not leave is killed; its processes, too, by the kernel, and the
+        janitor clears away."""
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(signal.SIGTERM)
             time.sleep(_BETWEEN_SIGNALS_S)
             self._process.send_signal(signal.SIGTERM)
         try:
-            return self._process.wait(_STOP_TIMEOUT_S)
+            self._process.wait(_STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            return self._process.wait()
+            self._process.wait()

@@ -141,6 +141,7 @@ def _model_info(load: Load, config: Any, dtype: str) -> ModelInfo:
     attention = (2 * config.num_heads + 2 * config.num_kv_heads) * config.head_dim
     widest = 4 * config.hidden_size + max(2 * attention, _mlp_elements(config, element))
     head = config.vocab_size * config.hidden_size if config.tie_embeddings else 0
+    ropes = len({config.rope_of(layer) for layer in range(config.num_layers)})
     return ModelInfo(
         name=load.model_name,
         architecture=config.architecture,
@@ -155,4 +156,5 @@ def _model_info(load: Load, config: Any, dtype: str) -> ModelInfo:
         tp_degrees=config.tp_degrees(),
         activation_bytes_per_token=widest * element,
         loaded_bytes=(params + head) * element,
+        rope_bytes=ropes * config.context_len * config.head_dim * 4,
     )

@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-import albireo
+from albireo._version import __version__
 from albireo.client import AsyncClient
 from albireo.gateway.keys import KeyFileError, load_keys
 from albireo.ipc.config import ActorSpec
@@ -383,7 +383,7 @@ class Supervisor:
             "name": self._options.name,
             "pid": os.getpid(),
             "state": state,
-            "version": albireo.__version__,
+            "version": __version__,
             "model": self._load.model_name,
             "groups": list(self._options.groups),
             "socket": str(self._runtime.path / "api.sock"),

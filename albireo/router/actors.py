@@ -181,6 +181,7 @@ class ActorMessages:
                 lost = self._groups.down(group.number, group.incarnation)
                 self._lost(lost, group.number, "its detokenizer cannot be reached")
         self._say_group_drained(now)
+        self._router.submit_waiting()
 
     # ------------------------------------------------------------------ draining
     def _drain(self, peer: bytes, drain: Drain) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 
 import msgspec
 
-from albireo import __version__
+from albireo._version import __version__
 from albireo.ipc.config import ActorSpec
 from albireo.ipc.messages import Abort, ActorInfo, Credit, Encoded, Output, TextFailed
 from albireo.ipc.protocol import (
@@ -42,6 +42,7 @@ from albireo.ipc.stages import Stage
 from albireo.ipc.timeline import NO_STEP, Recorder
 from albireo.trace.rows import NodeTimelines
 
+from .failover import Failover
 from .groups import Group, GroupTable
 from .requests import Refusal, RequestNumbers, Stream, TokenRequest
 from .services import Services
@@ -92,6 +93,9 @@ class Router:
             spec.engine.max_num_seqs,
             spec.max_num_queued_reqs,
             spec.engine.num_blocks * spec.engine.block_size if spec.engine.prefix_caching else 0,
+        )
+        self._failover = Failover(
+            spec.max_failovers, self.streams, self._numbers, self.groups, self.fail, self._place
         )
         self.texts = TextQueue(send, self._loop.time, (spec.incarnation & 0x7FFF) << 40)
         self.actors: list[ActorInfo] = []
@@ -258,6 +262,7 @@ class Router:
 
     def submit_waiting(self) -> None:
         """Tries again for the streams that wait, oldest first, as long as there is room."""
+        self._failover.try_next()
         waiting = self.groups.waiting
         while waiting:
             stream = next(iter(waiting.values()))
@@ -298,7 +303,7 @@ class Router:
         counts = self._counts
         counts.in_flight = len(self.streams)
         counts.tokenizing = sum(stream.asker.job is not None for stream in self.streams.values())
-        counts.waiting_for_group = len(self.groups.waiting)
+        counts.waiting_for_group = len(self.groups.waiting) + self._failover.waiting
         return status_tree(
             self._spec,
             uptime_s=self._loop.time() - self._started_at,
@@ -398,25 +403,8 @@ class Router:
         self._settle_soon()
 
     def fail_over(self, lost: list[Stream], why: str, planned: bool = False) -> None:
-        """A group has died: its streams go on behind what their clients have, ahead of others.
-
-        One that groups have died under too often may be what kills them: it is
-        refused.  A planned end is no death.
-        """
-        most = self._spec.max_failovers
-        for stream in lost:
-            if stream.failovers >= most and not planned:
-                times = f" (failure {most + 1} of {most + 1} under this request)" if most else ""
-                refusal = Refusal("group_failed", f"{why}{times}; try again", retry=True)
-                self.fail(stream.asker, refusal)
-        again: dict[int, Stream] = {}
-        for stream in lost:
-            if self.streams.get(stream.request) is stream:  # else it has ended with another one
-                del self.streams[stream.request]
-                stream.fail_over(self._numbers.take(self.streams), planned)
-                self.streams[stream.request] = again[stream.request] = stream
-        self._counts.failed_over += len(again)
-        self.groups.waiting = again | self.groups.waiting
+        """A group has died with these; see Failover.lost."""
+        self._counts.failed_over += self._failover.lost(lost, why, planned)
         self.submit_waiting()
 
     def fail_all(self, refusal: Refusal) -> int:
@@ -454,6 +442,7 @@ class Router:
                 self._tell(group, Abort(stream.request))
             else:
                 self.groups.waiting.pop(stream.request, None)
+                self._failover.forget(stream)
         request.streams.clear()
 
     def _settle_soon(self) -> None:

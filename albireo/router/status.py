@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from albireo import __version__
+from albireo._version import __version__
 from albireo.ipc.config import ActorSpec
 from albireo.ipc.messages import ActorInfo
 from albireo.ipc.protocol import PROTOCOL_VERSION

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Protocol
 
-from .report import Figures
+from .histogram import Histogram
 
 
 class PlotError(RuntimeError):
     """There is nothing to draw with, or nowhere to; the text is for the user."""
 
 
-def draw(figures: Figures, title: str, path: Path) -> None:
+class Drawable(Protocol):
+    """samples: (s, requests running, waiting)."""
+
+    ttft: Histogram
+    tpot: Histogram
+    itl: Histogram
+    samples: list[tuple[float, int, int]]
+
+
+def draw(figures: Drawable, title: str, path: Path) -> None:
     """Writes a PNG (or whatever the name's end says).  Raises PlotError."""
     try:
         import matplotlib

@@ -15,7 +15,7 @@ from albireo.workers.models.load import read_config
 from albireo.workers.tokenizer.text_model import load_text_model
 
 BILLIONS = {"qwen3-0.6b": 0.596, "qwen3-8b": 8.19, "llama-3.1-8b": 8.03, "qwen2.5-32b": 32.76}
-BILLIONS["qwen3-30b-a3b"] = 30.53
+BILLIONS |= {"qwen3-30b-a3b": 30.53, "gemma-3-4b": 3.88, "gemma-3-27b": 27.01, "phi-3-mini": 3.82}
 
 
 @pytest.mark.parametrize("shape", SHAPES)

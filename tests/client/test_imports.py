@@ -28,6 +28,12 @@ def test_importing_the_library_brings_in_nothing_heavy() -> None:
     assert not loaded & {"torch", "numpy", "zmq", "uvloop", "tokenizers", "transformers"}
 
 
+def test_neither_does_importing_the_offline_class() -> None:
+    loaded = modules_after("from albireo import LLM")
+    assert "albireo.offline.llm" in loaded
+    assert not loaded & {"torch", "numba", "numpy", "zmq", "rich", "uvloop", "tokenizers"}
+
+
 def test_importing_the_package_brings_in_nothing_at_all() -> None:
     loaded = modules_after("import albireo; albireo.__version__")
     assert not loaded & {"albireo.client", "msgspec", "asyncio"}
@@ -35,7 +41,7 @@ def test_importing_the_package_brings_in_nothing_at_all() -> None:
 
 def test_the_public_names() -> None:
     assert albireo.Client is client.Client and albireo.SamplingParams is SamplingParams
-    assert {"Client", "AsyncClient", "SamplingParams", "__version__"} <= set(dir(albireo))
+    assert {"LLM", "Client", "AsyncClient", "SamplingParams", "__version__"} <= set(dir(albireo))
     assert not hasattr(albireo, "Klient")
     assert all(hasattr(client, name) for name in client.__all__)
 

@@ -28,11 +28,12 @@ from albireo.workers.engine.cuda.engine import CudaEngine  # noqa: E402
 from albireo.workers.engine.cuda.memory import GpuMemoryError  # noqa: E402
 from albireo.workers.engine.cuda.worker import create_engine  # noqa: E402
 from albireo.workers.kernels import create  # noqa: E402
+from albireo.workers.models.config import ModelConfig  # noqa: E402
 from albireo.workers.models.load import load_model, read_config  # noqa: E402
 
 from ..node.processes import pids, wait_for, whole  # noqa: E402
 from ..workers.engine_driver import Driver, Request  # noqa: E402
-from ..workers.engine_story import CONFIG, CUDA, Results, cpu_driver, play  # noqa: E402
+from ..workers.engine_story import CONFIG, CUDA, GEMMA, Results, cpu_driver, play  # noqa: E402
 from ..workers.grammar_story import (  # noqa: E402
     VOCABULARY,
     check_grammars,
@@ -66,17 +67,17 @@ def test_logits_equal_transformers(name: str, tmp_path: Path) -> None:
 
 @pytest.fixture
 def make_engine() -> Any:
-    """make_engine(EngineConfig) -> Results around a warm CudaEngine of CONFIG's dummy model."""
+    """make_engine(EngineConfig, config) -> Results around a warm CudaEngine of a dummy model."""
     made: list[CudaEngine] = []
 
-    def make(engine: EngineConfig) -> Results:
+    def make(engine: EngineConfig, config: ModelConfig = CONFIG) -> Results:
         def create_one(deliver: Any, fail: Any) -> CudaEngine:
             spec = ActorSpec(
                 role="worker", name="g0.worker0", node="test", incarnation=0, runtime_dir="",
                 threads=1, log_level="info", model=MODEL, engine=engine, group=0, rank=0,
             )  # fmt: skip
             actor: Any = SimpleNamespace(spec=spec, phase=print, fatal=fail)
-            made.append(create_engine(actor, {}, CONFIG, VOCABULARY, deliver))
+            made.append(create_engine(actor, {}, config, VOCABULARY, deliver))
             return made[-1]
 
         results = Results(create_one)
@@ -91,14 +92,15 @@ def make_engine() -> Any:
     torch.cuda.empty_cache()
 
 
+@pytest.mark.parametrize("config", [CONFIG, GEMMA], ids=["qwen3", "gemma3"])
 @pytest.mark.parametrize("graphs", [False, True])
 def test_the_tokens_are_those_of_the_cpu(
-    graphs: bool, make_engine: Callable[[EngineConfig], Results]
+    graphs: bool, config: ModelConfig, make_engine: Callable[..., Results]
 ) -> None:
     """Chunks beside decodes, slots used again, greedy and sampled rows."""
     engine = msgspec.structs.replace(CUDA, cuda_graphs=graphs)
-    results = make_engine(engine)
-    assert play(Driver(results.step, engine)) == play(cpu_driver(engine))
+    results = make_engine(engine, config)
+    assert play(Driver(results.step, engine)) == play(cpu_driver(engine, config))
     assert results.delivered
 
 
@@ -109,7 +111,7 @@ def test_grammars_bind_the_tokens_as_on_the_cpu(
     """Masks between forward pass and sampling, with and without graphs; steps launched ahead."""
     engine = msgspec.structs.replace(CUDA, cuda_graphs=graphs)
     found = play_grammars(Driver(make_engine(engine).step, engine))
-    assert found == play_grammars(cpu_driver(engine, VOCABULARY))
+    assert found == play_grammars(cpu_driver(engine, vocabulary=VOCABULARY))
     check_grammars(found)
     check_steps_ahead(make_engine(engine), engine)
 

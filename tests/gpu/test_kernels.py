@@ -28,6 +28,7 @@ DTYPES = [
     pytest.param(torch.bfloat16, id="bfloat16"),
 ]
 LLAMA, QWEN, SMOL = Shape(32, 8, 128), Shape(16, 8, 128), Shape(9, 3, 64)
+PHI3, GEMMA = Shape(32, 32, 96), Shape(16, 8, 256, window=200)
 
 
 @functools.cache
@@ -40,7 +41,7 @@ def test_row_wise(dtype: torch.dtype) -> None:
     for hidden in (576, 1024, 4096):
         checks.check_norm(kernels(dtype), dtype, 70, hidden)
     for width in (1536, 12288):
-        checks.check_silu_mul(kernels(dtype), dtype, 33, width)
+        checks.check_activations(kernels(dtype), dtype, 33, width)
     for hidden in (576, 4096):
         checks.check_embed(kernels(dtype), dtype, hidden)
 
@@ -79,14 +80,17 @@ def test_one_row_in_a_graph() -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     "shape",
-    [LLAMA, QWEN, SMOL, Shape(28, 4, 128, window=100), Shape(8, 1, 64), Shape(4, 2, 256)],
+    [
+        LLAMA, QWEN, SMOL, PHI3, GEMMA,
+        Shape(28, 4, 128, window=100), Shape(8, 1, 64), Shape(8, 4, 256), Shape(4, 2, 80),
+    ],
     ids=str,
-)
+)  # fmt: skip
 def test_steps_of_chunks_and_decodes(dtype: torch.dtype, shape: Shape) -> None:
     lengths = [1, 15, 16, 17, 63, 64, 65, 150, 320, 700]
     conversation = Conversation(shape, dtype, lengths, 1)
     steps = conversation.cut([1, 16, 40, 130, 300])
-    checks.check_attention(kernels(dtype), conversation, steps, normed=shape == QWEN)
+    checks.check_attention(kernels(dtype), conversation, steps, normed=shape in (QWEN, GEMMA))
     checks.check_attention(kernels(dtype), conversation, conversation.whole())
     checks.check_attention(kernels(dtype), conversation, conversation.decode_last())
 

@@ -48,7 +48,7 @@ def real_looking(random: np.random.Generator, rows: int, vocab: int) -> np.ndarr
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("vocab", [VOCAB, 128_256, 49_152, 32_003])
+@pytest.mark.parametrize("vocab", [VOCAB, 262_208, 128_256, 49_152, 32_003])
 def test_tokens_are_those_of_the_cpu(vocab: int, dtype: torch.dtype) -> None:
     random = np.random.default_rng(vocab)
     check_equal(real_looking(random, 40, vocab), random_params(random, 40), "cuda", dtype)

@@ -41,8 +41,24 @@ def test_experts_are_counted(tmp_path: Path) -> None:
     )  # fmt: skip
     info = _model_info(load, read_config(tmp_path), "bfloat16")
     assert info.weight_bytes == info.loaded_bytes == pytest.approx(2 * 30.53e9, rel=1e-3)
+    assert info.rope_bytes == 40960 * 128 * 4
     of_experts = 8 * (3 * 768 * 2 + 2048 * 4)
     assert info.activation_bytes_per_token == 4 * 2048 * 2 + of_experts
+
+
+def test_each_rank_has_all_rotary_tables(tmp_path: Path) -> None:
+    """Gemma's are two: 256 MiB on each GPU, however many share the weights."""
+    write_model("gemma-3-4b", tmp_path)
+    load = Load(
+        model_path=str(tmp_path), model_name="gemma", device="cuda", dtype="bfloat16",
+        tokenizer_path="", chat_template=None, load_format="dummy", tp_degrees=(1,),
+        batch_invariant=False, gateways=0,
+    )  # fmt: skip
+    info = _model_info(load, read_config(tmp_path), "bfloat16")
+    assert info.rope_bytes == 256 << 20
+    for tp in (1, 4):
+        memory = estimate(info, tp, 8, 512, 0.9, False, GPUS[:1])
+        assert memory.weights == info.loaded_bytes // tp + (256 << 20)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import Any
 
 from albireo.ipc.messages import Abort, Credit, GroupDown, Piece, Submit
 from albireo.ipc.protocol import Logprobs, TokenLogprob
+from albireo.router.failover import TRIAL_TOKENS
 
 from .conftest import Neighbourhood
 from .fakes import FakeGroup, RawClient, piece
@@ -97,8 +98,61 @@ def test_who_sees_too_many_groups_die_is_refused(start: Start) -> None:
         node.near.group(0, incarnation=incarnation).expect(Submit)
     node.kill(0, 2)
     error = node.client.expect_error("group_failed", 1)
-    assert error["retry"] and "failure 3 of 3" in error["message"]
+    assert not error["retry"] and "group 3 which ended under this" in error["message"]
     assert node.requests()["failed"] == 1
+
+
+def test_who_kills_groups_is_found_and_the_others_go_on(start: Start) -> None:
+    node = _Node(start, groups=1)
+    for number in (1, 2):
+        node.client.send(type="generate", id=number, prompt_ids=[number])
+        node.groups[0].expect(Submit)
+    node.kill(0)
+    second = node.near.group(0, incarnation=1)
+    assert [second.expect(Submit).prompt_ids for _ in range(2)] == [[1], [2]]
+    node.kill(0, 1)
+    # Both have one attempt left: one after the other.
+    third = node.near.group(0, incarnation=2)
+    assert third.expect(Submit).prompt_ids == [1]
+    node.client.send(type="generate", id=3, prompt_ids=[3])
+    assert third.expect(Submit).prompt_ids == [3], "a newcomer does not wait for a trial"
+    assert node.requests()["waiting_for_group"] == 1
+    node.kill(0, 2)
+    assert "only suspect" in node.client.expect_error("group_failed", 1)["message"]
+    fourth = node.near.group(0, incarnation=3)
+    assert [fourth.expect(Submit).prompt_ids for _ in range(2)] == [[2], [3]]
+    node.kill(0, 3)
+    node.client.expect_error("group_failed", 2)
+    fifth = node.near.group(0, incarnation=4)
+    newcomer = fifth.expect(Submit)
+    assert newcomer.prompt_ids == [3]
+    fifth.output(piece(newcomer.request, 0, [9], "x", "stop"))
+    assert node.client.receive()["items"][0][0] == 3
+
+
+def test_a_trial_is_over_after_some_tokens(start: Start) -> None:
+    node = _Node(start, groups=1)
+    for number in (1, 2):
+        node.client.send(type="generate", id=number, prompt_ids=[number], params={"max_tokens": 99})
+        node.groups[0].expect(Submit)
+    for incarnation in (1, 2):
+        node.kill(0, incarnation - 1)
+        group = node.near.group(0, incarnation=incarnation)
+        tried = group.expect(Submit)
+    group.output(piece(tried.request, 0, list(range(TRIAL_TOKENS)), "x"))
+    assert group.expect(Credit)
+    assert group.expect(Submit).prompt_ids == [2]
+
+
+def test_a_planned_end_is_not_charged(start: Start) -> None:
+    node = _Node(start, groups=1)
+    node.ask()
+    for incarnation in range(1, 6):
+        node.supervisor.send(GroupDown(0, incarnation - 1, "on request", planned=True))
+        group = node.near.group(0, incarnation=incarnation)
+        again = group.expect(Submit)
+    group.output(piece(again.request, 0, [9], "x", "stop"))
+    assert node.client.receive()["items"][0][4][0] == "stop"
 
 
 def test_a_stream_can_be_cancelled_wherever_it_is(start: Start) -> None:

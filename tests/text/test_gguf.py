@@ -18,6 +18,7 @@ from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 from albireo.ipc.protocol import ChatMessage
 from albireo.workers.tokenizer.text_model import TextModel, TextModelError, load_text_model
 
+from .test_chat_template import GEMMA
 from .tiny_tokenizers import NASTY_TEXTS, byte_level, sentencepiece
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
@@ -219,6 +220,32 @@ def test_sentencepiece_without_space_prefix(tmp_path: Path) -> None:
     ids = ours.encode(" x", True)
     assert len(ids) == len(ours.encode("x", True)) + 1
     assert ours.decode(ids, True) == " x"
+
+
+def test_a_gemma_file(tmp_path: Path) -> None:
+    """No space before a text, runs of spaces and lines as tokens, turns between control tokens."""
+    plain = sentencepiece_values()
+    added = [(" " * 2, USER_DEFINED), ("\n\n", USER_DEFINED)]
+    added += [("<start_of_turn>", CONTROL), ("<end_of_turn>", CONTROL)]
+    values = sentencepiece_values(
+        tokens=[*plain["tokens"], *(token for token, _ in added)],
+        scores=[*plain["scores"], *[-1000.0] * len(added)],
+        token_type=[*plain["token_type"], *(kind for _, kind in added)],
+        add_space_prefix=False,
+        chat_template=GEMMA,
+    )
+    ours = load_text_model(str(write_gguf(tmp_path / "m.gguf", **values)))
+    size = len(plain["tokens"])
+    spaces, lines, start, end = range(size, size + 4)
+    assert ours.special_ids >= {1, 2, start, end}
+    for text in ("  the", "a  b\n\nc", "the quick\n brown "):
+        ids = ours.encode(text, False)
+        assert (spaces in ids) == ("  " in text) and (lines in ids) == ("\n\n" in text)
+        assert ours.decode(ids, False) == text
+    ids = ours.encode_chat([ChatMessage(role="user", content="Hi")])
+    assert ids[:2] == [1, start] and ids.count(1) == 1
+    assert [ids.count(start), ids.count(end)] == [2, 1]
+    assert ours.decode(ids, True) == "user\nHi\nmodel\n"
 
 
 # ---------------------------------------------------------------- files that cannot be used

@@ -109,6 +109,10 @@ def test_which_template_is_used(tmp_path: Path) -> None:
     listed = [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "listed"}]
     ours, _ = directory(tmp_path, byte_level(), {"chat_template": listed})
     assert ours.render_chat(HELLO) == "listed"
+    (tmp_path / "chat_template.json").write_text('{"chat_template": "beside"}')
+    assert load_text_model(str(tmp_path)).render_chat(HELLO) == "listed"
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    assert load_text_model(str(tmp_path)).render_chat(HELLO) == "beside"
     (tmp_path / "chat_template.jinja").write_text("from the file")
     assert load_text_model(str(tmp_path)).render_chat(HELLO) == "from the file"
     assert load_text_model(str(tmp_path), "{{ 'given' }}").render_chat(HELLO) == "given"

@@ -11,6 +11,7 @@ import random
 from collections.abc import Sequence
 
 import torch
+from torch.nn import functional as F
 
 from albireo.workers.engine.batch import StepBatch
 from albireo.workers.kernels.cuda.gemv import GemvTiling, gemv
@@ -74,7 +75,7 @@ def check_norm(k: Kernels, dtype: torch.dtype, rows: int, hidden: int) -> None:
     torch.manual_seed(hidden)
     reference = ReferenceKernels()
     x, residual = ((2 * torch.randn(rows, hidden)).to(dtype) for _ in range(2))
-    weight = torch.rand(hidden).to(dtype) + 0.5
+    weight = torch.rand(hidden) + 0.5
     there = [t.to(k.device, copy=True) for t in (x, residual, weight)]
     close(k.rms_norm(there[0], there[2], EPS), reference.rms_norm(x, weight, EPS))
     got = k.add_rms_norm(there[0], there[1], there[2], EPS)
@@ -82,20 +83,28 @@ def check_norm(k: Kernels, dtype: torch.dtype, rows: int, hidden: int) -> None:
     assert torch.equal(there[1].cpu(), residual)
     close(got, expected)
     assert torch.equal(k.rms_norm(there[1][-1:], there[2], EPS)[0], got[-1])
+    inner = torch.rand(hidden) - 0.5
+    got = k.add_rms_norm(there[0], there[1], there[2], EPS, inner.to(k.device))
+    expected = reference.add_rms_norm(x, residual, weight, EPS, inner)
+    close(there[1], residual)
+    close(got, expected)
 
 
-def check_silu_mul(k: Kernels, dtype: torch.dtype, rows: int, width: int) -> None:
+def check_activations(k: Kernels, dtype: torch.dtype, rows: int, width: int) -> None:
     torch.manual_seed(width)
     gate_up = (8 * torch.randn(rows, 2 * width)).to(dtype)
     extremes = torch.tensor([-float("inf"), -200.0, 0.0, 200.0, float("inf"), float("nan")])
     gate_up[0, :6] = extremes.to(dtype)
-    got = k.silu_mul(gate_up.to(k.device)).cpu()
     gate, up = gate_up.double().chunk(2, 1)
-    expected = gate * gate.sigmoid() * up
-    assert torch.equal(got.isnan(), expected.isnan())
-    finite = expected.isfinite()
-    close(got[finite], expected[finite])
-    assert torch.equal(got.isfinite(), finite)
+    for apply, expected in (
+        (k.silu_mul, F.silu(gate) * up),
+        (k.gelu_mul, F.gelu(gate, approximate="tanh") * up),
+    ):
+        got = apply(gate_up.to(k.device)).cpu()
+        assert torch.equal(got.isnan(), expected.isnan())
+        finite = expected.isfinite()
+        close(got[finite], expected[finite])
+        assert torch.equal(got.isfinite(), finite)
 
 
 def check_embed(k: Kernels, dtype: torch.dtype, hidden: int) -> None:
@@ -157,7 +166,7 @@ class Conversation:
         self.shape, self.dtype, self.lengths, self.seed = shape, dtype, lengths, seed
         self.paged = PagedSequences(lengths, shape.block_size, seed)
         self.qkv = torch.randn(sum(lengths), shape.qkv_width).to(dtype)
-        self.norms = [torch.rand(shape.head_dim).to(dtype) + 0.5 for _ in range(2)]
+        self.norms = [torch.rand(shape.head_dim) + 0.5 for _ in range(2)]
         self.rope = rope_table(shape.head_dim, max(lengths))
         self.first_row = [sum(lengths[:s]) for s in range(len(lengths))]
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,6 +31,12 @@ CONFIG = ModelConfig(
     intermediate_size=48, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=16,
     rms_norm_eps=1e-6, rope=RopeConfig(), context_len=64, tie_embeddings=True, qk_norm=True,
 )  # fmt: skip
+GEMMA = replace(
+    CONFIG, family="gemma3_text", architecture="Gemma3ForCausalLM", head_dim=48, sliding_window=7,
+    full_layers=frozenset([1]), local_rope=RopeConfig(theta=100.0), query_pre_attn_scalar=24.0,
+    activation="gelu", embedding_scale=32**0.5, output_norms=True,
+)  # fmt: skip
+"""As CONFIG, with all that sets Gemma 3 apart, and heads that are no power of two."""
 CUDA = msgspec.structs.replace(
     ENGINE, device="cuda", block_size=16, num_blocks=32, max_num_seqs=3, max_num_batched_tokens=24,
     cuda_graphs=False,
@@ -69,9 +76,13 @@ class Results:
         self._there.set()
 
 
-def cpu_driver(engine: EngineConfig = CUDA, vocabulary: Vocabulary | None = None) -> Driver:
-    """An engine of CONFIG with dummy weights on the CPU."""
-    (model,) = load_model("", CONFIG, torch.float32, "dummy", 1, CPU_KERNELS, print)
+def cpu_driver(
+    engine: EngineConfig = CUDA,
+    config: ModelConfig = CONFIG,
+    vocabulary: Vocabulary | None = None,
+) -> Driver:
+    """An engine of `config` with dummy weights on the CPU."""
+    (model,) = load_model("", config, torch.float32, "dummy", 1, CPU_KERNELS, print)
     engine = msgspec.structs.replace(engine, device="cpu")
     made = Engine(model, CPU_KERNELS, engine, SingleRank(), vocabulary)
     return Driver(made.step, engine)

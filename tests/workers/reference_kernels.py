@@ -47,9 +47,14 @@ class ReferenceKernels:
         return (normed * weight.float()).to(x.dtype)
 
     def add_rms_norm(
-        self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+        self,
+        x: torch.Tensor,
+        residual: torch.Tensor,
+        weight: torch.Tensor,
+        eps: float,
+        inner: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        residual += x
+        residual += x if inner is None else self.rms_norm(x, inner, eps)
         return self.rms_norm(residual, weight, eps)
 
     def rope_and_cache(
@@ -95,6 +100,10 @@ class ReferenceKernels:
     def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
         gate, up = gate_up.chunk(2, dim=1)
         return F.silu(gate) * up
+
+    def gelu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
+        gate, up = gate_up.chunk(2, dim=1)
+        return F.gelu(gate, approximate="tanh") * up
 
     def pack_experts(self, weights: Iterable[torch.Tensor], count: int) -> Any:
         packed = [weight.float().clone() for weight in weights]

@@ -163,7 +163,7 @@ def test_heads_are_normalised_before_they_are_rotated(dtype: torch.dtype) -> Non
     paged = PagedSequences([20], 16)
     batch, rope = paged.everything(), rope_table(32, 20)
     qkv = (3 * torch.randn(20, 8 * 32)).to(dtype)
-    q_norm, k_norm = (torch.rand(32).to(dtype) + 0.5 for _ in range(2))
+    q_norm, k_norm = (torch.rand(32) + 0.5 for _ in range(2))
     kv = empty_cache(k, paged, 2, 32)
     q = k.rope_and_cache(qkv, 4, 2, 32, q_norm, k_norm, EPS, rope, batch, kv)
     out = k.attention(q, kv, batch, 32**-0.5, 0)

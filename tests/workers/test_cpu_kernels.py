@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numba import njit
+from torch.nn import functional as F
 
 from albireo.workers.kernels import create
 from albireo.workers.kernels.cpu import products, simd
@@ -85,7 +86,7 @@ def test_linear_refuses_what_it_would_misread(kernels: Kernels) -> None:
 def test_rms_norm(kernels: Kernels, hidden: int) -> None:
     torch.manual_seed(hidden)
     x = (2 * torch.randn(9, hidden)).to(kernels.dtype)
-    weight = torch.rand(hidden).to(kernels.dtype)
+    weight = torch.rand(hidden)
 
     def norm(rows: torch.Tensor) -> torch.Tensor:
         mean = rows.double().square().mean(-1, keepdim=True)
@@ -98,22 +99,33 @@ def test_rms_norm(kernels: Kernels, hidden: int) -> None:
     assert torch.equal(residual, total)
     close(got, norm(total))
     assert torch.equal(kernels.rms_norm(total[3:4], weight, EPS)[0], got[3])
+    inner = torch.rand(hidden) - 0.5
+    total = residual + kernels.rms_norm(x, inner, EPS)
+    assert torch.equal(
+        kernels.add_rms_norm(x, residual, weight, EPS, inner), kernels.rms_norm(total, weight, EPS)
+    )
+    assert torch.equal(residual, total)
 
 
 @pytest.mark.parametrize("width", [1, 16, 100, 1536])
-def test_silu_mul(kernels: Kernels, width: int) -> None:
+def test_activations(kernels: Kernels, width: int) -> None:
     torch.manual_seed(width)
     gate_up = (8 * torch.randn(7, 2 * width)).to(kernels.dtype)
     gate, up = gate_up.double().split(width, -1)
-    got = kernels.silu_mul(gate_up)
-    close(got, gate * gate.sigmoid() * up)
-    assert torch.equal(kernels.silu_mul(gate_up[2:3])[0], got[2])
+    for apply, expected in (
+        (kernels.silu_mul, F.silu(gate) * up),
+        (kernels.gelu_mul, F.gelu(gate, approximate="tanh") * up),
+    ):
+        got = apply(gate_up)
+        close(got, expected)
+        assert torch.equal(apply(gate_up[2:3])[0], got[2])
 
 
-def test_silu_of_extremes(kernels: Kernels) -> None:
+@pytest.mark.parametrize("name", ["silu_mul", "gelu_mul"])
+def test_activations_of_extremes(kernels: Kernels, name: str) -> None:
     gate = torch.tensor([-float("inf"), -200.0, -88.0, 0.0, 200.0, float("inf"), float("nan")])
     gate_up = torch.cat([gate, torch.ones(7)])[None].to(kernels.dtype)
-    got = kernels.silu_mul(gate_up)[0]
+    got = getattr(kernels, name)(gate_up)[0]
     assert got[0].isnan()  # -inf x 0, as in PyTorch
     assert got[1:4].abs().max() < 1e-30
     assert got[4] == 200
@@ -134,7 +146,7 @@ def test_threads_do_not_change_rows(kernels: Kernels) -> None:
     team = create("cpu", kernels.dtype, False)
     team.set_threads(3)
     x = torch.randn(300, 256).to(kernels.dtype)
-    weight = torch.randn(256).to(kernels.dtype)
+    weight = torch.randn(256)
     packed = kernels.pack_linear(torch.randn(200, 256).to(kernels.dtype), None)
     for _ in range(20):
         assert torch.equal(kernels.linear(x, packed), team.linear(x, packed))

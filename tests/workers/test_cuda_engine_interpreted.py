@@ -17,11 +17,12 @@ import torch
 
 from albireo.ipc.config import EngineConfig
 from albireo.ipc.plan import MAX_PLAN_SCORES
+from albireo.workers.models.config import ModelConfig
 from albireo.workers.models.load import load_rank
 from albireo.workers.parallel.communicator import SingleRank
 
 from .engine_driver import Driver, Request
-from .engine_story import CONFIG, CUDA, Results, cpu_driver, play
+from .engine_story import CONFIG, CUDA, GEMMA, Results, cpu_driver, play
 from .interpreted import use_interpreter
 
 use_interpreter()
@@ -71,8 +72,8 @@ class Account:
 
 
 @pytest.fixture
-def make_engine(monkeypatch: pytest.MonkeyPatch) -> Callable[[EngineConfig], Results]:
-    """make_engine(EngineConfig) -> Results around a CudaEngine of CONFIG's dummy model."""
+def make_engine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Results]:
+    """make_engine(EngineConfig, config) -> Results around a CudaEngine of a dummy model."""
     fake = {
         "Event": FakeEvent,
         "Stream": FakeStream,
@@ -91,10 +92,10 @@ def make_engine(monkeypatch: pytest.MonkeyPatch) -> Callable[[EngineConfig], Res
     for name in ("MAX_PLAN_SCORES", "MAX_TOP_LOGPROBS"):
         monkeypatch.setattr(f"{profile_plans.__module__}.{name}", 2)
     kernels = CudaKernels(torch.float32, False, torch.device("cpu"))
-    model = load_rank("", CONFIG, torch.float32, "dummy", 1, 0, kernels, print)
 
-    def make(engine: EngineConfig) -> Results:
-        vocab, seqs = CONFIG.vocab_size, engine.max_num_seqs
+    def make(engine: EngineConfig, config: ModelConfig = CONFIG) -> Results:
+        model = load_rank("", config, torch.float32, "dummy", 1, 0, kernels, print)
+        vocab, seqs = config.vocab_size, engine.max_num_seqs
         sampler = CudaSampler(seqs, vocab, 0, None, "cpu")
         logprobs = Logprobs(seqs, MAX_PLAN_SCORES, vocab, 0, SingleRank(), "cpu")
         return Results(
@@ -119,10 +120,14 @@ def results(make_engine: Callable[[EngineConfig], Results]) -> Results:
     return make_engine(CUDA)
 
 
-def test_the_tokens_are_those_of_the_cpu(results: Results) -> None:
+@pytest.mark.parametrize("config", [CONFIG, GEMMA], ids=["qwen3", "gemma3"])
+def test_the_tokens_are_those_of_the_cpu(
+    config: ModelConfig, make_engine: Callable[..., Results]
+) -> None:
+    results = make_engine(CUDA, config)
     results.engine.warm_up()
     assert results.delivered == [], "what warming up samples is nobody's result"
-    assert play(Driver(results.step, CUDA)) == play(cpu_driver())
+    assert play(Driver(results.step, CUDA)) == play(cpu_driver(CUDA, config))
     results.engine.finish()
 
 

@@ -38,8 +38,8 @@ def test_norm(dtype: torch.dtype, hidden: int) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("width", [16, 100, 1536])
-def test_silu_mul(dtype: torch.dtype, width: int) -> None:
-    checks.check_silu_mul(kernels(dtype), dtype, 2, width)
+def test_activations(dtype: torch.dtype, width: int) -> None:
+    checks.check_activations(kernels(dtype), dtype, 2, width)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -89,6 +89,9 @@ def test_tiling_of_one_row(k: int, rows: int, columns: int) -> None:
         (Shape(7, 1, 32), [65, 64]),
         (Shape(2, 2, 128, block_size=32), [40, 5]),
         (Shape(5, 1, 16, block_size=48), [100, 49]),
+        (Shape(4, 2, 96), [33, 17, 1]),
+        (Shape(3, 3, 80, window=13), [40, 16]),
+        (Shape(4, 1, 256, window=24), [50, 3]),
     ],
     ids=str,
 )
@@ -108,10 +111,11 @@ def test_prompts_and_their_last_token(dtype: torch.dtype, window: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_long_row_is_shared_by_many_programs(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("head_dim", [16, 48])
+def test_a_long_row_is_shared_by_many_programs(dtype: torch.dtype, head_dim: int) -> None:
     """More splits than are added up at once, and beside them a row with one."""
     k = kernels(dtype)
-    conversation = Conversation(Shape(3, 1, 16), dtype, [300, 2], 0)
+    conversation = Conversation(Shape(3, 1, head_dim), dtype, [300, 2], 0)
     checks.check_attention(k, conversation, conversation.decode_last())
     checks.check_attention(k, conversation, conversation.decode_last())
 
@@ -151,8 +155,9 @@ def test_what_cannot_be_computed_is_refused() -> None:
     k = kernels(torch.bfloat16)
     with pytest.raises(ValueError, match=r"blocks of 8 tokens.*multiple of 16"):
         k.new_kv_layer(4, 8, 1, 64, torch.bfloat16)
-    with pytest.raises(ValueError, match="head size 80"):
-        k.new_kv_layer(4, 16, 1, 80, torch.bfloat16)
+    for head_dim in (8, 72, 272):
+        with pytest.raises(ValueError, match=f"head size {head_dim}: .* multiples of 16 from 16"):
+            k.new_kv_layer(4, 16, 1, head_dim, torch.bfloat16)
     with pytest.raises(ValueError, match=r"float32 for kernels of torch\.bfloat16"):
         k.new_kv_layer(4, 16, 1, 64, torch.float32)
     with pytest.raises(ValueError, match=r"no CUDA kernels for torch\.float16"):

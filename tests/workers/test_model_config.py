@@ -85,7 +85,7 @@ def test_sliding_windows(settings: dict[str, Any], window: int, tmp_path: Path) 
     ("settings", "message"),
     [
         ({"architectures": ["GemmaForCausalLM"]}, r"\['GemmaForCausalLM'\].* is not supported"),
-        ({"architectures": None}, "supported are LlamaForCausalLM, MistralForCausalLM, Phi3"),
+        ({"architectures": None}, "supported are Gemma3ForCausalLM, .*, LlamaForCausalLM"),
         ({"hidden_size": None}, "hidden_size is None, but has to be a whole number above 0"),
         ({"vocab_size": -3}, "vocab_size is -3"),
         ({"num_key_value_heads": 3}, "4 attention heads of 16 over 3 KV heads do not fit"),
@@ -166,7 +166,8 @@ def test_reading_a_config_does_not_import_torch(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "llama", "llama-tied", "llama-biases", "phi3", "phi3-window", "phi4-mini", "qwen2", "qwen3",
+        "gemma3-period", "llama", "llama-tied", "llama-biases", "mixtral", "phi3", "phi3-window",
+        "phi4-mini", "qwen2", "qwen3", "qwen3-moe",
     ],
 )  # fmt: skip
 def test_gguf_says_what_the_directory_says(name: str, tmp_path: Path) -> None:
@@ -215,7 +216,10 @@ def test_gguf_rope_scaling(tmp_path: Path) -> None:
             {"rope.dimension_count": 8},
             "rope.dimension_count is 8: other than the head's dimension 16",
         ),
-        ({"expert_count": 8}, "expert_count is 8: mixtures of experts are not supported"),
+        ({"expert_count": 8}, "expert_used_count is None: a whole number above 0"),
+        ({"expert_count": 2, "expert_used_count": 3}, "expert_used_count is 3: exceeds the 2"),
+        ({"expert_count": 2, "expert_gating_func": 2}, "expert_gating_func is 2: only 1"),
+        ({"expert_count": 2, "expert_shared_count": 1}, "shared experts are not supported"),
         (
             {"rope.scaling.type": "yarn", "rope.scaling.factor": -1.0},
             "factor is -1.0, but has to be",
@@ -227,6 +231,12 @@ def test_unsupported_gguf_settings_are_refused(
 ) -> None:
     write_gguf(TINY["llama"].build(), tmp_path / "model.gguf", fields=fields)
     with pytest.raises(ModelError, match=message):
+        read_config(tmp_path / "model.gguf")
+
+
+def test_experts_in_a_gguf_file_of_a_dense_family(tmp_path: Path) -> None:
+    write_gguf(TINY["qwen3"].build(), tmp_path / "model.gguf", fields={"expert_count": 4})
+    with pytest.raises(ModelError, match="expert_count is 4: experts are not supported in qwen3"):
         read_config(tmp_path / "model.gguf")
 
 

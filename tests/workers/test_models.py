@@ -72,9 +72,12 @@ def test_only_sampled_rows_have_logits(tmp_path: Path, kernels: Kernels) -> None
     assert 0 < sampled < sum(len(rows) for rows in every) / 2
 
 
-@pytest.mark.parametrize("source", [torch.bfloat16, torch.float16])
-def test_bfloat16_is_near_float32(source: torch.dtype, tmp_path: Path) -> None:
-    TINY["qwen2"].build().to(source).save_pretrained(tmp_path)
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [("qwen2", torch.bfloat16), ("qwen2", torch.float16), ("gemma3-untied", torch.bfloat16)],
+)
+def test_bfloat16_is_near_float32(name: str, source: torch.dtype, tmp_path: Path) -> None:
+    TINY[name].build().to(source).save_pretrained(tmp_path)
     plain = ReferenceKernels()
     exact = torch.cat(run(load(tmp_path, plain), plain))
     for kernels in (plain, create("cpu", torch.bfloat16, batch_invariant=False)):
@@ -96,8 +99,11 @@ def test_nothing_of_the_files_is_kept(file: str, tmp_path: Path, kernels: Kernel
 
 @pytest.mark.parametrize(
     "name",
-    ["llama", "llama-3-ranks", "llama-biases", "mistral", "phi3-partial", "qwen2", "qwen3"],
-)
+    [
+        "gemma3-period", "llama", "llama-3-ranks", "llama-biases", "mistral", "mixtral",
+        "phi3-partial", "qwen2", "qwen3", "qwen3-moe",
+    ],
+)  # fmt: skip
 def test_gguf_equals_the_directory(name: str, tmp_path: Path, kernels: Kernels) -> None:
     reference = save(name, tmp_path)
     write_gguf(reference, tmp_path / "model")
@@ -107,11 +113,20 @@ def test_gguf_equals_the_directory(name: str, tmp_path: Path, kernels: Kernels) 
         assert all(torch.equal(a, b) for a, b in zip(directory, file, strict=True))
 
 
-@pytest.mark.parametrize("weight_type", ["Q8_0", "Q4_0", "Q4_1", "F16", "BF16"])
-def test_quantised_gguf_equals_its_rounded_weights(weight_type: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "weight_type"),
+    [
+        *(("llama-tied", kind) for kind in ("Q8_0", "Q4_0", "Q4_1", "F16", "BF16")),
+        ("gemma3-period", "Q8_0"),
+        ("mixtral", "Q4_0"),
+    ],
+)
+def test_quantised_gguf_equals_its_rounded_weights(
+    name: str, weight_type: str, tmp_path: Path
+) -> None:
     kernels = ReferenceKernels()
     kind = GGMLQuantizationType[weight_type]
-    model = TINY["llama-tied"].build()
+    model = TINY[name].build()
     write_gguf(model, tmp_path / "model.gguf", kind)
     round_weights(model, kind)
     model.save_pretrained(tmp_path)

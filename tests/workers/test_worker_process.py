@@ -17,8 +17,10 @@ from albireo.ipc.config import ActorSpec, ModelInfo
 from albireo.ipc.plan import FLAG_STOP, ResultView, write_plan
 from albireo.ipc.ring import RingReader, RingTimeout, RingWriter, create_ring
 from albireo.ipc.rings import plan_ring, result_ring
+from albireo.ipc.shared_memory import create
 from albireo.ipc.simulated import sim_token
 from albireo.workers.engine.process import main
+from albireo.workers.parallel.canary import canary_bytes
 
 from ..plans import sections_of
 from .engine_driver import ENGINE
@@ -51,6 +53,9 @@ class Group:
             "result.event.scheduler": os.eventfd(0, os.EFD_NONBLOCK),
             "result.event.detokenizer": os.eventfd(0, os.EFD_NONBLOCK),
         }
+        if self.engine.tp > 1:
+            size = canary_bytes(self.engine.tp, self.engine.max_num_seqs)
+            self.fds["canary.memory"] = create("canary", size)
         self.plans = RingWriter(plan_ring(0, self.engine), self.fds["plan.memory"])
         self.results = {
             reader: RingReader(result_ring(0, self.engine), self.fds["result.memory"], reader)

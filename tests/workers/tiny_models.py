@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    Gemma3TextConfig,
     LlamaConfig,
     MistralConfig,
     MixtralConfig,
@@ -73,6 +74,16 @@ _MIXTURE = {
     "num_experts_per_tok": 3,
     "moe_intermediate_size": 24,
 }
+_GEMMA = {
+    "head_dim": 32,
+    "query_pre_attn_scalar": 24,
+    "sliding_window": 9,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    "rope_parameters": {
+        "full_attention": {"rope_type": "linear", "rope_theta": 1000.0, "factor": 8.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+    },
+}
 _ALL_SLIDING = {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 0}
 
 
@@ -100,6 +111,21 @@ class Tiny:
 
 
 TINY: dict[str, Tiny] = {
+    "gemma3": Tiny(Gemma3TextConfig, _GEMMA),
+    "gemma3-period": Tiny(
+        Gemma3TextConfig,
+        {
+            **{key: value for key, value in _GEMMA.items() if key != "layer_types"},
+            "num_hidden_layers": 7,
+            "query_pre_attn_scalar": 32,
+            "rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 8.0}},
+        },
+    ),
+    "gemma3-untied": Tiny(
+        Gemma3TextConfig,
+        {**_THREE, "tie_word_embeddings": False, "attention_bias": True, "sliding_window": 5},
+        tp=3,
+    ),
     "llama": Tiny(LlamaConfig, {}),
     "llama-tied": Tiny(LlamaConfig, {"tie_word_embeddings": True}),
     "llama-biases": Tiny(LlamaConfig, {"attention_bias": True, "mlp_bias": True}),
@@ -112,6 +138,7 @@ TINY: dict[str, Tiny] = {
     "mistral": Tiny(MistralConfig, {"sliding_window": None}),
     "mistral-window": Tiny(MistralConfig, {"sliding_window": 5}),
     "phi3": Tiny(Phi3Config, {}),
+    "phi3-mini": Tiny(Phi3Config, {"hidden_size": 96, "num_attention_heads": 2}),
     "phi3-window": Tiny(Phi3Config, {"sliding_window": 9, "tie_word_embeddings": True}),
     "phi3-partial": Tiny(Phi3Config, {"rope_parameters": _PARTIAL}),
     "phi3-longrope": Tiny(

@@ -1,4 +1,7 @@
-"""A worker's way to hand out its results: rank 0 writes them to the result ring, others nowhere."""
+"""A worker's way to hand out its results: rank 0 writes them to the result ring, others nowhere.
+
+All ranks compare them from time to time.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from ...ipc.config import ActorSpec
 from ...ipc.plan import write_result
 from ...ipc.ring import RingWriter
 from ...ipc.rings import result_ring
+from ..parallel.canary import Canary
 from .step import StepResult
 
 
@@ -17,6 +21,11 @@ class ResultWriter:
     def __init__(self, spec: ActorSpec, fds: Mapping[str, int]) -> None:
         self._timeout_s = spec.engine.step_timeout_s
         self.swap_block_ns = 0  # see ipc/plan.py; set before the first result
+        self._canary: Canary | None = None
+        if spec.engine.tp > 1:
+            self._canary = Canary(
+                fds["canary.memory"], spec.rank, spec.engine.tp, spec.engine.max_num_seqs
+            )
         self._ring: RingWriter | None = None
         if spec.rank == 0:
             self._ring = RingWriter(
@@ -27,7 +36,12 @@ class ResultWriter:
             )
 
     def deliver(self, step: int, result: StepResult, step_us: int) -> None:
-        """Publishes the result.  Raises RingTimeout when its readers do not take any."""
+        """Publishes the result.
+
+        Raises RingTimeout when its readers do not take any, RanksDisagree as canary.py says.
+        """
+        if self._canary is not None:
+            self._canary.check(step, result.rows)
         if self._ring is not None:
             frame = self._ring.reserve(self._timeout_s)
             self._ring.publish(

@@ -75,13 +75,21 @@ class Kernels(Protocol):
         ...
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        """[T, hidden] -> [T, hidden], computed in float32."""
+        """[T, hidden] -> [T, hidden], computed in float32; weight [hidden] float32."""
         ...
 
     def add_rms_norm(
-        self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+        self,
+        x: torch.Tensor,
+        residual: torch.Tensor,
+        weight: torch.Tensor,
+        eps: float,
+        inner: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """residual += x (in place), then rms_norm(residual)."""
+        """residual += x (in place), then rms_norm(residual, weight, eps).
+
+        inner: weight of a norm of x before it is added, rms_norm(x, inner, eps).
+        """
         ...
 
     def rope_and_cache(
@@ -100,7 +108,7 @@ class Kernels(Protocol):
         """qkv [T, (heads + 2 kv_heads) * head_dim] -> rotated queries [T, heads, head_dim].
 
         Normalises each head of q and k first where q_norm / k_norm [head_dim]
-        are given (Qwen3); rotates halves (the Hugging Face convention) by
+        float32 are given (Qwen3, Gemma 3); rotates halves (the Hugging Face convention) by
         rope [max_len, head_dim] float32 = cos | sin, each head_dim/2 wide;
         writes keys and values into `kv` at batch.kv_index.
         """
@@ -119,6 +127,10 @@ class Kernels(Protocol):
 
     def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
         """[T, 2m] = gate | up -> silu(gate) * up [T, m]."""
+        ...
+
+    def gelu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
+        """The same with gelu(gate), in its approximation by tanh."""
         ...
 
     def pack_experts(self, weights: Iterable[torch.Tensor], count: int) -> Any:

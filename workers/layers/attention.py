@@ -1,7 +1,7 @@
 """Grouped-query attention over the paged KV cache, with rotary positions.
 
 Heads are split over the ranks, KV heads with them; each rank's cache holds its
-own.  Each head of q and k is normalised, if there are weights for that.
+own.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from ..engine.batch import StepBatch
 from ..kernels.interface import KVLayer
 from .linear import ColumnParallelLinear, RowParallelLinear
+from .norm import norm_weight
 from .rank import Rank
 from .rope import RotaryOrder
 from .weights import Weights
@@ -23,7 +24,7 @@ class AttentionShape:
     """heads, kv_heads: of all ranks. window: keys that a token sees, 0 = all.
 
     rotary_dim: dimensions of a head that rotate. scale: of the scores.
-    norm_eps: of the norms of q and k.
+    qk_norm: each head of q and k is normalised; norm_eps: of these norms.
     """
 
     heads: int
@@ -32,6 +33,7 @@ class AttentionShape:
     rotary_dim: int
     scale: float
     window: int
+    qk_norm: bool
     norm_eps: float
 
 
@@ -53,9 +55,10 @@ class Attention:
         self._rope = rope
         self._qkv = ColumnParallelLinear(weights, ("q_proj", "k_proj", "v_proj"), rank)
         self._out = RowParallelLinear(weights, "o_proj", rank)
-        q_norm, k_norm = weights.find("q_norm.weight"), weights.find("k_norm.weight")
-        self._q_norm = None if q_norm is None else rank.keep(q_norm)
-        self._k_norm = None if k_norm is None else rank.keep(k_norm)
+        self._q_norm = self._k_norm = None
+        if shape.qk_norm:
+            self._q_norm = norm_weight(weights, "q_norm.weight", rank)
+            self._k_norm = norm_weight(weights, "k_norm.weight", rank)
 
     def __call__(self, x: torch.Tensor, batch: StepBatch, kv: KVLayer) -> torch.Tensor:
         shape = self._shape

@@ -13,11 +13,17 @@ from .weights import Weights
 
 
 class VocabParallelEmbedding:
-    """int32 token ids [T] -> [T, hidden]."""
+    """int32 token ids [T] -> [T, hidden].
 
-    def __init__(self, weights: Weights, rank: Rank) -> None:
+    scale: of the rows. It is rounded to the table's dtype as the rows are, once, so
+    a step costs nothing; the table is a copy, which a tied head does not see.
+    """
+
+    def __init__(self, weights: Weights, rank: Rank, scale: float = 1.0) -> None:
         self._rank = rank
         self._table = rank.keep(rank.share(weights["weight"], 0))
+        if scale != 1.0:
+            self._table *= torch.tensor(scale, dtype=self._table.dtype)
         self._first_id = rank.index * len(self._table)
 
     def __call__(self, tokens: torch.Tensor) -> torch.Tensor:

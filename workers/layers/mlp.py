@@ -1,4 +1,4 @@
-"""The gated MLP: down(silu(gate(x)) * up(x)), with gate and up as one GEMM."""
+"""The gated MLP: down(f(gate(x)) * up(x)), f being SiLU or GELU, with gate and up as one GEMM."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from .weights import Weights
 
 
 class MLP:
-    """[T, hidden] -> [T, hidden]."""
+    """[T, hidden] -> [T, hidden].  activation: "silu" or "gelu", as in ModelConfig."""
 
-    def __init__(self, weights: Weights, rank: Rank) -> None:
-        self._kernels = rank.kernels
+    def __init__(self, weights: Weights, activation: str, rank: Rank) -> None:
+        kernels = rank.kernels
+        self._gate = {"silu": kernels.silu_mul, "gelu": kernels.gelu_mul}[activation]
         self._gate_up = ColumnParallelLinear(weights, ("gate_proj", "up_proj"), rank)
         self._down = RowParallelLinear(weights, "down_proj", rank)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return self._down(self._kernels.silu_mul(self._gate_up(x)))
+        return self._down(self._gate(self._gate_up(x)))

@@ -1,4 +1,8 @@
-"""Root-mean-square norm, fused with the addition to the residual stream before it."""
+"""Root-mean-square norm, fused with the addition to the residual stream before it.
+
+Weights stay float32 whatever the model's dtype: Gemma's are a small number more
+than 1, of which bfloat16 would keep little.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +12,25 @@ from .rank import Rank
 from .weights import Weights
 
 
+def norm_weight(weights: Weights, name: str, rank: Rank) -> torch.Tensor:
+    """The float32 weight `name` on the kernels' device.  KeyError where there is none."""
+    found = weights.find(name, torch.float32)
+    if found is None:
+        raise KeyError(name)
+    return rank.keep(found)
+
+
 class RMSNorm:
     """[T, hidden] -> [T, hidden]; every rank has all of it."""
 
     def __init__(self, weights: Weights, eps: float, rank: Rank) -> None:
         self._kernels = rank.kernels
-        self._weight = rank.keep(weights["weight"])
+        self._weight = norm_weight(weights, "weight", rank)
         self._eps = eps
 
-    def add(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-        """residual += x, in place; returns the norm of it."""
-        return self._kernels.add_rms_norm(x, residual, self._weight, self._eps)
+    def add(
+        self, x: torch.Tensor, residual: torch.Tensor, inner: RMSNorm | None = None
+    ) -> torch.Tensor:
+        """residual += x, or inner(x), in place; returns the norm of it."""
+        weight = None if inner is None else inner._weight
+        return self._kernels.add_rms_norm(x, residual, self._weight, self._eps, weight)

@@ -71,8 +71,8 @@ class RotaryOrder:
     def at(self, module: str) -> Weights:
         return self._weights.at(module)
 
-    def find(self, name: str) -> torch.Tensor | None:
-        found = self._weights.find(name)
+    def find(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor | None:
+        found = self._weights.find(name, dtype)
         if found is None or name.split("_")[0] not in ("q", "k"):
             return found
         heads = found.view(-1, self._head_dim, *found.shape[1:])

@@ -10,15 +10,15 @@ import torch
 class Weights(Protocol):
     """The weights of one module; models/weights.py implements it over files.
 
-    Tensors are whole (all ranks'), in the model's dtype, and may be views of a
-    mapped file: a layer copies, or packs, what it keeps.
+    Tensors are whole (all ranks'), in the model's dtype unless another is asked
+    for, and may be views of a mapped file: a layer copies, or packs, what it keeps.
     """
 
     def at(self, module: str) -> Weights:
         """The weights of a module below this one."""
         ...
 
-    def find(self, name: str) -> torch.Tensor | None:
+    def find(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor | None:
         """A tensor, or None where the model's config has none of that name."""
         ...
 

@@ -44,9 +44,14 @@ class RopeConfig:
 class ModelConfig:
     """One decoder-only transformer of the Llama line.
 
-    family: as transformers names it, "llama" or "phi3".
+    family: as transformers names it, "llama" or "gemma3_text".
     sliding_window: keys a token sees, 0 = all.
     full_layers: layers whose tokens see all keys although there is a window.
+    local_rope: of the layers with a window where theirs is another (Gemma).
+    query_pre_attn_scalar: the inverse square of the scores' scale, 0 = head_dim.
+    activation: of the MLP's gate, "silu" or "gelu" (approximated by tanh).
+    embedding_scale: of the embeddings' rows, not of the tied head's.
+    output_norms: what attention and MLP add to the residual stream is normalised (Gemma).
     num_experts: of each layer's MLP, 0 = one dense MLP; the other settings of a mixture:
         expert_size, of an expert's inner layer; experts_per_token, which the router
         picks; normalise_experts: their weights sum up to 1; dense_layers: layers with
@@ -73,6 +78,11 @@ class ModelConfig:
     qk_norm: bool = False
     sliding_window: int = 0
     full_layers: frozenset[int] = frozenset()
+    local_rope: RopeConfig | None = None
+    query_pre_attn_scalar: float = 0.0
+    activation: str = "silu"
+    embedding_scale: float = 1.0
+    output_norms: bool = False
     num_experts: int = 0
     expert_size: int = 0
     experts_per_token: int = 0
@@ -105,11 +115,20 @@ class ModelConfig:
         """Keys that a token sees in a layer, 0 = all."""
         return 0 if layer in self.full_layers else self.sliding_window
 
+    def rope_of(self, layer: int) -> RopeConfig:
+        """The rotary embedding of a layer."""
+        return self.local_rope if self.local_rope and self.window(layer) else self.rope
+
+    def attention_scale(self) -> float:
+        """What scores are multiplied by."""
+        return float((self.query_pre_attn_scalar or self.head_dim) ** -0.5)
+
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of all tensors by their names, in the order of the forward pass.
 
         Names are Llama's in Hugging Face files, whatever a family's files call and
-        fuse them (stored.py). A linear layer's weight is [out, in].
+        fuse them (stored.py): "post_attention_layernorm" is the norm before the MLP.
+        A linear layer's weight is [out, in].
         Without "lm_head.weight" where embeddings are tied.
         """
         hidden = self.hidden_size
@@ -146,6 +165,9 @@ class ModelConfig:
             shapes["self_attn.q_norm.weight"] = (self.head_dim,)
             shapes["self_attn.k_norm.weight"] = (self.head_dim,)
         shapes["post_attention_layernorm.weight"] = (hidden,)
+        if self.output_norms:
+            shapes["attention_output_norm.weight"] = (hidden,)
+            shapes["mlp_output_norm.weight"] = (hidden,)
         return shapes
 
     def _mlp_layers(self, layer: int) -> list[tuple[str, int, int, bool]]:

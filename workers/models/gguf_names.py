@@ -1,11 +1,14 @@
-"""What GGUF files call a model's tensors; load.py and the tests use it."""
+"""What GGUF files call a model's tensors; called by load.py.
+
+A layer's experts are one tensor, [experts, out, in].
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 from .config import ModelConfig
-from .stored import Stored, hf_tensors, split_name
+from .stored import Stored, own_tensors, split_name
 
 _NAMES = {
     "model.embed_tokens": "token_embd",
@@ -20,14 +23,21 @@ _NAMES = {
     "self_attn.q_norm": "attn_q_norm",
     "self_attn.k_norm": "attn_k_norm",
     "post_attention_layernorm": "ffn_norm",
+    "attention_output_norm": "post_attention_norm",
+    "mlp_output_norm": "post_ffw_norm",
+    "mlp.gate": "ffn_gate_inp",
+    "mlp.experts.gate_proj": "ffn_gate_exps",
+    "mlp.experts.up_proj": "ffn_up_exps",
+    "mlp.experts.down_proj": "ffn_down_exps",
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.gate_up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
+_EXPERTS = "mlp.experts."
 
 
-def gguf_name(name: str) -> str:
+def _gguf_name(name: str) -> str:
     """The GGUF name of a tensor: "model.layers.0.mlp.up_proj.weight" -> "blk.0.ffn_up.weight"."""
     block, module, kind = split_name(name)
     if block:
@@ -37,7 +47,18 @@ def gguf_name(name: str) -> str:
 
 def gguf_tensors(config: ModelConfig) -> dict[str, Stored]:
     """Where a GGUF file keeps the tensors of config.tensor_shapes()."""
-    return {
-        name: replace(stored, name=gguf_name(stored.name))
-        for name, stored in hf_tensors(config).items()
-    }
+    tensors = {}
+    for name, stored in own_tensors(config).items():
+        block, module, kind = split_name(name)
+        if module.startswith(_EXPERTS):
+            expert, projection = module.removeprefix(_EXPERTS).split(".")
+            rows, columns = stored.shape
+            tensors[name] = Stored(
+                _gguf_name(f"{block}{_EXPERTS}{projection}.{kind}"),
+                (config.num_experts, rows, columns),
+                first=int(expert) * rows,
+                rows=rows,
+            )
+        else:
+            tensors[name] = replace(stored, name=_gguf_name(stored.name))
+    return tensors

@@ -1,8 +1,8 @@
 """A Hugging Face directory's config.json and generation_config.json -> ModelConfig.
 
-Called by `load.read_config`; hf_rope.py reads the rotary settings.  A setting
-that would change the model's output and that the layers do not have is refused
-with a ModelError; nothing is guessed over.
+Called by `load.read_config`; hf_rope.py reads the rotary settings, hf_gemma3.py
+what is Gemma's own.  A setting that would change the model's output and that
+the layers do not have is refused with a ModelError; nothing is guessed over.
 """
 
 from __future__ import annotations
@@ -11,10 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from .config import ModelConfig, RopeConfig
+from .hf_gemma3 import FAMILY as GEMMA3
+from .hf_gemma3 import gemma3_fields, gemma3_settings
 from .hf_rope import read_rope
 from .hf_settings import Settings, read_json
 
 _FAMILIES = {
+    "Gemma3ForCausalLM": GEMMA3,
+    "Gemma3ForConditionalGeneration": GEMMA3,
     "LlamaForCausalLM": "llama",
     "MistralForCausalLM": "mistral",
     "Phi3ForCausalLM": "phi3",
@@ -23,6 +27,8 @@ _FAMILIES = {
     "Qwen3ForCausalLM": "qwen3",
     "Qwen3MoeForCausalLM": "qwen3_moe",
 }
+_BIASED = (GEMMA3, "llama", "qwen3", "qwen3_moe")
+"""Families whose `attention_bias` means biases of all four projections."""
 _MISTRAL_DEFAULT_WINDOW = 4096  # what transformers takes where the key is absent
 _QWEN3_DEFAULT_HEAD_DIM = 128
 
@@ -32,6 +38,8 @@ def read_hf_config(directory: Path) -> ModelConfig:
     path = directory / "config.json"
     settings = Settings(path, read_json(path))
     family, architecture = _family(settings)
+    if family == GEMMA3:
+        settings = gemma3_settings(settings)
     _refuse_unsupported(settings)
     heads = settings.count("num_attention_heads")
     hidden = settings.count("hidden_size")
@@ -41,12 +49,11 @@ def read_hf_config(directory: Path) -> ModelConfig:
         raise settings.error(
             f"{heads} attention heads of {head_dim} over {kv_heads} KV heads do not fit together"
         )
-    biased = bool(settings.get("attention_bias", False)) and family in (
-        "llama",
-        "qwen3",
-        "qwen3_moe",
-    )
-    rope = read_rope(settings, family, head_dim)
+    biased = bool(settings.get("attention_bias", False)) and family in _BIASED
+    if family == GEMMA3:
+        own = gemma3_fields(settings, head_dim)
+    else:
+        own = {"rope": read_rope(settings, family, head_dim)}
     num_layers = settings.count("num_hidden_layers")
     window, full_layers = _windows(settings, family, num_layers)
     return ModelConfig(
@@ -60,15 +67,15 @@ def read_hf_config(directory: Path) -> ModelConfig:
         num_kv_heads=kv_heads,
         head_dim=head_dim,
         rms_norm_eps=settings.number("rms_norm_eps", 1e-6),
-        rope=rope,
-        context_len=_context_len(settings, rope),
+        context_len=_context_len(settings, own["rope"]),
         tie_embeddings=bool(settings.get("tie_word_embeddings", False)),
         qkv_bias=biased or family == "qwen2",
         o_bias=biased,
         mlp_bias=bool(settings.get("mlp_bias", False)) and family == "llama",
-        qk_norm=family in ("qwen3", "qwen3_moe"),
+        qk_norm=family in (GEMMA3, "qwen3", "qwen3_moe"),
         sliding_window=window,
         full_layers=full_layers,
+        **own,
         **_experts(settings, family, num_layers),
         eos_token_ids=_eos_token_ids(settings, directory),
         bos_token_id=settings.get("bos_token_id"),
@@ -144,7 +151,9 @@ def _context_len(settings: Settings, rope: RopeConfig) -> int:
 def _windows(settings: Settings, family: str, layers: int) -> tuple[int, frozenset[int]]:
     """The sliding window, 0 for none, and the layers that see everything nevertheless."""
     window, full_below = 0, 0
-    if family in ("mistral", "mixtral", "phi3"):
+    if family == GEMMA3:
+        window = settings.count("sliding_window")
+    elif family in ("mistral", "mixtral", "phi3"):
         default = _MISTRAL_DEFAULT_WINDOW if family == "mistral" else 0
         window = settings.get("sliding_window", 0 if settings.has("sliding_window") else default)
     elif family.startswith("qwen") and settings.get("use_sliding_window"):

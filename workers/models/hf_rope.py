@@ -1,7 +1,7 @@
 """The rotary settings of a Hugging Face config.json -> RopeConfig.
 
 Reads what transformers 4 and 5 write: `rope_theta` and `rope_scaling`, or
-`rope_parameters`.  Called by hf_config.py.
+`rope_parameters`.  Called by hf_config.py and hf_gemma3.py.
 """
 
 from __future__ import annotations
@@ -19,10 +19,29 @@ _PHI3_ORIGINAL_LENGTH = 4096  # what transformers takes where the key is absent
 
 
 def read_rope(settings: Settings, family: str, head_dim: int) -> RopeConfig:
-    """Raises ModelError for rotary settings that the layers do not have."""
-    given = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
-    if not isinstance(given, dict) or any(isinstance(value, dict) for value in given.values()):
+    """The one of all layers.  Raises ModelError for rotary settings that the layers do not have."""
+    given = given_rope(settings)
+    if any(isinstance(value, dict) for value in given.values()):
         raise settings.error("rotary settings that differ between layers are not supported")
+    theta = settings.number("rope_theta", 10000.0)
+    return rope_config(settings, family, head_dim, given, theta)
+
+
+def given_rope(settings: Settings) -> dict[str, Any]:
+    """The object with the rotary settings, empty without one."""
+    given = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
+    if not isinstance(given, dict):
+        raise settings.error(f"rotary settings are {given!r}, but have to be an object")
+    return given
+
+
+def rope_config(
+    settings: Settings, family: str, head_dim: int, given: Mapping[str, Any], theta: float
+) -> RopeConfig:
+    """`given`: the rotary settings of the layers in question; theta: where it has none.
+
+    Raises ModelError as read_rope does.
+    """
     kinds = _PHI3_KINDS if family == "phi3" else dict(zip(_KINDS, _KINDS, strict=True))
     kind = given.get("rope_type") or given.get("type") or "default"
     if kind not in kinds:
@@ -32,7 +51,7 @@ def read_rope(settings: Settings, family: str, head_dim: int) -> RopeConfig:
     kind = kinds[kind]
     rotary_dim = _rotary_dim(settings, family, given, head_dim)
     number = _Numbers(settings, given)
-    theta = number("rope_theta", settings.number("rope_theta", 10000.0))
+    theta = number("rope_theta", theta)
     if kind == "default":
         return RopeConfig(theta=theta, rotary_dim=rotary_dim)
     if kind == "linear":

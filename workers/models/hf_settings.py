@@ -1,4 +1,4 @@
-"""A config.json with typed access, for hf_config.py and hf_rope.py."""
+"""A config.json with typed access, for hf_config.py and those it calls."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ class Settings:
 
     def __init__(self, path: Path, values: Mapping[str, Any]) -> None:
         self.path = path
-        self._values = values
+        self.values = values
 
     def get(self, key: str, default: Any = None) -> Any:
-        value = self._values.get(key)
+        value = self.values.get(key)
         return default if value is None else value
 
     def has(self, key: str) -> bool:
-        return key in self._values
+        return key in self.values
 
     def count(self, key: str, default: int | None = None) -> int:
         value = self.get(key, default)

@@ -1,4 +1,4 @@
-"""The decoder-only transformer of the Llama line: Llama, Mistral, Mixtral, Phi-3, Qwen.
+"""The decoder-only transformer of the Llama line: Llama, Mistral, Mixtral, Phi-3, Qwen, Gemma 3.
 
     x = embed(tokens)
     for each layer:
@@ -6,12 +6,15 @@
         x = x + mlp(norm(x))
     logits = head(norm(x))
 
-Families differ in ModelConfig's flags only, and layers find out by themselves
-which biases and head norms there are.  Each sum is fused with the norm after
-it: x is kept as a residual stream and what is still to be added to it.
+Families differ in ModelConfig's flags only, and linear layers find out by
+themselves which biases there are.  Each sum is fused with the norm after it: x
+is kept as a residual stream and what is still to be added to it.  Gemma
+normalises that, too, x = x + norm(attention(norm(x))): in the same kernel.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 
@@ -25,7 +28,7 @@ from ..layers.norm import RMSNorm
 from ..layers.rank import Rank
 from ..layers.weights import Weights
 from ..parallel.communicator import Communicator
-from .config import ModelConfig
+from .config import ModelConfig, RopeConfig
 
 
 def attention_shape(config: ModelConfig, layer: int) -> AttentionShape:
@@ -34,20 +37,31 @@ def attention_shape(config: ModelConfig, layer: int) -> AttentionShape:
         heads=config.num_heads,
         kv_heads=config.num_kv_heads,
         head_dim=config.head_dim,
-        rotary_dim=config.rope.rotary_dim or config.head_dim,
-        scale=config.head_dim**-0.5,
+        rotary_dim=config.rope_of(layer).rotary_dim or config.head_dim,
+        scale=config.attention_scale(),
         window=config.window(layer),
+        qk_norm=config.qk_norm,
         norm_eps=config.rms_norm_eps,
     )
 
 
 class DecoderLayer:
-    """Attention and MLP, each with its norm before it."""
+    """Attention and MLP, each with its norm before it, and in Gemma one behind it.
+
+    before: the output_norm of the layer before.
+    """
 
     def __init__(
-        self, config: ModelConfig, layer: int, weights: Weights, rope: torch.Tensor, rank: Rank
+        self,
+        config: ModelConfig,
+        layer: int,
+        weights: Weights,
+        rope: torch.Tensor,
+        rank: Rank,
+        before: RMSNorm | None,
     ) -> None:
         eps = config.rms_norm_eps
+        self._before = before
         self._attention_norm = RMSNorm(weights.at("input_layernorm"), eps, rank)
         shape = attention_shape(config, layer)
         self._attention = Attention(weights.at("self_attn"), shape, rope, rank)
@@ -62,31 +76,45 @@ class DecoderLayer:
                 rank,
             )
         else:
-            self._mlp = MLP(weights.at("mlp"), rank)
+            self._mlp = MLP(weights.at("mlp"), config.activation, rank)
+        self._of_attention = self.output_norm = None
+        if config.output_norms:
+            self._of_attention = RMSNorm(weights.at("attention_output_norm"), eps, rank)
+            self.output_norm = RMSNorm(weights.at("mlp_output_norm"), eps, rank)
 
     def __call__(
         self, x: torch.Tensor, residual: torch.Tensor, batch: StepBatch, kv: KVLayer
     ) -> torch.Tensor:
-        """Adds x, then the attention's output, to `residual`; returns the MLP's output."""
-        x = self._attention(self._attention_norm.add(x, residual), batch, kv)
-        return self._mlp(self._mlp_norm.add(x, residual))
+        """Adds x, then the attention's output, to `residual`; returns the MLP's output.
+
+        What is added is normalised where there is a norm for it; whoever adds the MLP's
+        output does that with `output_norm`.
+        """
+        x = self._attention(self._attention_norm.add(x, residual, self._before), batch, kv)
+        return self._mlp(self._mlp_norm.add(x, residual, self._of_attention))
 
 
 class Model:
     """One rank's share of a model; load.py adds the layers one by one.
 
-    rope: [config.context_len, head_dim] float32, see layers/rope.py.
+    ropes: [config.context_len, head_dim] float32 for each of the config's, see layers/rope.py.
     """
 
     def __init__(
-        self, config: ModelConfig, weights: Weights, rope: torch.Tensor, rank: Rank
+        self,
+        config: ModelConfig,
+        weights: Weights,
+        ropes: Mapping[RopeConfig, torch.Tensor],
+        rank: Rank,
     ) -> None:
         self.config = config
         self.rank = rank.index
         self.tp = rank.size
         self._place = rank
-        self._rope = rope
-        self._embed = VocabParallelEmbedding(weights.at("model.embed_tokens"), rank)
+        self._ropes = ropes
+        self._embed = VocabParallelEmbedding(
+            weights.at("model.embed_tokens"), rank, config.embedding_scale
+        )
         self._layers: list[DecoderLayer] = []
         self._norm = RMSNorm(weights.at("model.norm"), config.rms_norm_eps, rank)
         head = "model.embed_tokens" if config.tie_embeddings else "lm_head"
@@ -94,9 +122,10 @@ class Model:
 
     def add_layer(self, weights: Weights) -> None:
         """Adds the next layer; its weights may be forgotten afterwards."""
-        self._layers.append(
-            DecoderLayer(self.config, len(self._layers), weights, self._rope, self._place)
-        )
+        layer = len(self._layers)
+        rope = self._ropes[self.config.rope_of(layer)]
+        before = self._output_norm
+        self._layers.append(DecoderLayer(self.config, layer, weights, rope, self._place, before))
 
     @property
     def communicator(self) -> Communicator:
@@ -121,4 +150,9 @@ class Model:
             return x.new_empty((0, self.config.vocab_size // self.tp), dtype=torch.float32)
         if batch.num_chunks or len(rows) < len(x):  # Else all of them, in their order.
             x, residual = x.index_select(0, rows), residual.index_select(0, rows)
-        return self._head(self._norm.add(x, residual))
+        return self._head(self._norm.add(x, residual, self._output_norm))
+
+    @property
+    def _output_norm(self) -> RMSNorm | None:
+        """Of what the last layer adds."""
+        return self._layers[-1].output_norm if self._layers else None

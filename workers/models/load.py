@@ -100,8 +100,11 @@ def _load(
     source, tensors = _source(path, config, load_format, kernels.device)
     check_source(source, tensors)
     weights = LoadingWeights(source, tensors, dtype)
-    rope = rope_table(config.rope, config.head_dim, config.context_len).to(kernels.device)
-    models = [Model(config, weights, rope, Rank(index, tp, kernels)) for index in ranks]
+    ropes = {
+        rope: rope_table(rope, config.head_dim, config.context_len).to(kernels.device)
+        for rope in {config.rope_of(layer) for layer in range(config.num_layers)}
+    }
+    models = [Model(config, weights, ropes, Rank(index, tp, kernels)) for index in ranks]
     weights.forget()
     said = time.monotonic()
     for layer in range(config.num_layers):

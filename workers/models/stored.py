@@ -23,23 +23,45 @@ _FUSED = {
 _MIXTRAL = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
 """What the files of Mixtral call the projections of an expert."""
 
+_GEMMA = {
+    "attention_output_norm": "post_attention_layernorm",
+    "post_attention_layernorm": "pre_feedforward_layernorm",
+    "mlp_output_norm": "post_feedforward_layernorm",
+}
+"""What the files of Gemma call the norms of a layer."""
+
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A tensor, or `rows` of its rows from `first` on; shape: of the whole one in the file."""
+    """A tensor, or `rows` of its rows from `first` on; shape: of the whole one in the file.
+
+    plus: what the file leaves out of every number.
+    """
 
     name: str
     shape: tuple[int, ...]
     first: int = 0
     rows: int | None = None
+    plus: float = 0.0
+
+
+def own_tensors(config: ModelConfig) -> dict[str, Stored]:
+    """The tensors of config.tensor_shapes() under their own names, fused as the family's are."""
+    return fuse(config.tensor_shapes(), _FUSED.get(config.family, {}))
 
 
 def hf_tensors(config: ModelConfig) -> dict[str, Stored]:
     """Where a Hugging Face directory keeps the tensors of config.tensor_shapes()."""
-    tensors = fuse(config.tensor_shapes(), _FUSED.get(config.family, {}))
+    tensors = own_tensors(config)
     if config.family == "mixtral":
         for name, stored in tensors.items():
             tensors[name] = replace(stored, name=_mixtral_name(name))
+    elif config.family == "gemma3_text":
+        sees_images = config.architecture == "Gemma3ForConditionalGeneration"
+        prefix = "language_model." if sees_images else ""
+        for name, stored in tensors.items():
+            plus = 1.0 if name.endswith("norm.weight") else 0.0
+            tensors[name] = replace(stored, name=prefix + _gemma_name(name), plus=plus)
     return tensors
 
 
@@ -50,6 +72,11 @@ def _mixtral_name(name: str) -> str:
     projection = _MIXTRAL.get(projection, projection) if parent.startswith("mlp.") else projection
     module = f"{parent}.{projection}" if parent else projection
     return f"{block}{module.replace('mlp.', 'block_sparse_moe.')}.{kind}"
+
+
+def _gemma_name(name: str) -> str:
+    block, module, kind = split_name(name)
+    return f"{block}{_GEMMA.get(module, module)}.{kind}"
 
 
 def fuse(

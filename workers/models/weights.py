@@ -77,30 +77,31 @@ class LoadingWeights:
         tensors: Mapping[str, Stored],
         dtype: torch.dtype,
         prefix: str = "",
-        read: dict[str, torch.Tensor] | None = None,
+        read: dict[tuple[str, torch.dtype], torch.Tensor] | None = None,
     ) -> None:
         self._source = source
         self._tensors = tensors
         self._dtype = dtype
         self._prefix = prefix
-        self._read: dict[str, torch.Tensor] = {} if read is None else read
+        self._read: dict[tuple[str, torch.dtype], torch.Tensor] = {} if read is None else read
 
     def at(self, module: str) -> LoadingWeights:
         """The weights of a module below this one."""
         prefix = f"{self._prefix}{module}."
         return LoadingWeights(self._source, self._tensors, self._dtype, prefix, self._read)
 
-    def find(self, name: str) -> torch.Tensor | None:
+    def find(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor | None:
         """A tensor, or None where the model's config has none of that name."""
         stored = self._tensors.get(self._prefix + name)
         if stored is None:
             return None
-        if stored.name not in self._read:
-            self._read[stored.name] = self._source.tensor(stored.name, self._dtype)
-        whole = self._read[stored.name]
-        if stored.rows is None:
-            return whole
-        return whole.view(-1, whole.shape[-1])[stored.first : stored.first + stored.rows]
+        key = stored.name, dtype or self._dtype
+        if key not in self._read:
+            self._read[key] = self._source.tensor(*key)
+        whole = self._read[key]
+        if stored.rows is not None:
+            whole = whole.view(-1, whole.shape[-1])[stored.first : stored.first + stored.rows]
+        return whole + stored.plus if stored.plus else whole
 
     def __getitem__(self, name: str) -> torch.Tensor:
         found = self.find(name)

@@ -3,7 +3,8 @@
 tokenizer.json is the tokenizer, the begin token before a text included;
 tokenizer_config.json, or in old directories special_tokens_map.json, adds what
 it may lack: tokens, which of them are special, their names, the chat template
-(a chat_template.jinja beside them wins).  Truncation and padding that
+(a chat_template.jinja beside them wins; where there is none, the chat_template.json
+that models for images have is asked).  Truncation and padding that
 tokenizer.json may carry are switched off: a prompt is never shortened silently.
 """
 
@@ -148,4 +149,6 @@ def _chat_template(directory: Path, config: dict[str, Any]) -> str | None:
     if isinstance(template, list):
         named = {entry.get("name"): entry.get("template") for entry in template}
         template = named.get("default")
+    if template is None:
+        template = _read_json(directory / "chat_template.json").get("chat_template")
     return template if isinstance(template, str) else None

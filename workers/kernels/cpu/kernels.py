@@ -17,7 +17,7 @@ import torch
 from ...engine.batch import StepBatch
 from ..interface import KVLayer
 from . import paging
-from .activation import silu_mul, silu_mul_item
+from .activation import gate_item, gelu_mul, silu_mul
 from .attention import Attention, attention_bf16, attention_f32
 from .embedding import embed, embed_item
 from .experts import (
@@ -67,7 +67,7 @@ class CpuKernels:
         for function in (
             embed_item,
             norm_item,
-            silu_mul_item,
+            gate_item,
             rope_item,
             linear_bf16 if is_bf16 else linear_f32,
             route_item,
@@ -97,9 +97,14 @@ class CpuKernels:
         return rms_norm(self._team, x, None, weight, eps)
 
     def add_rms_norm(
-        self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+        self,
+        x: torch.Tensor,
+        residual: torch.Tensor,
+        weight: torch.Tensor,
+        eps: float,
+        inner: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        return rms_norm(self._team, x, residual, weight, eps)
+        return rms_norm(self._team, x, residual, weight, eps, inner)
 
     def rope_and_cache(
         self,
@@ -125,6 +130,9 @@ class CpuKernels:
 
     def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
         return silu_mul(self._team, gate_up)
+
+    def gelu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
+        return gelu_mul(self._team, gate_up)
 
     def pack_experts(self, weights: Iterable[torch.Tensor], count: int) -> PackedExperts:
         return PackedExperts(weights, count)

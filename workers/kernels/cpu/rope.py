@@ -76,11 +76,7 @@ def _rope_item(p: int, item: int, scratch: int) -> None:
     padded = (head_dim + LANES - 1) // LANES * LANES
     key_bytes = LANES * head_bytes
     value_bytes = LANES * padded * (2 if is_bf16 else 4)
-    q_norm, k_norm, head = scratch, scratch + 4 * head_dim, scratch + 8 * head_dim
-    if load_i64(p + _Q_NORM):
-        read_row(load_i64(p + _Q_NORM), is_bf16, head_dim, q_norm)
-    if load_i64(p + _K_NORM):
-        read_row(load_i64(p + _K_NORM), is_bf16, head_dim, k_norm)
+    q_norm, k_norm, head = load_i64(p + _Q_NORM), load_i64(p + _K_NORM), scratch
     positions = pointer_i32(load_i64(p + _POSITIONS))
     kv_index = pointer_i32(load_i64(p + _KV_INDEX))
     first = item * load_i64(p + _ITEM_ROWS)
@@ -92,9 +88,9 @@ def _rope_item(p: int, item: int, scratch: int) -> None:
         block, offset = place // (groups * LANES), place % (groups * LANES)
         for h in range(heads + kv_heads):
             read_row(source + h * head_bytes, is_bf16, head_dim, head)
-            if h < heads and load_i64(p + _Q_NORM):
+            if h < heads and q_norm:
                 normalise(head, q_norm, head_dim, load_f64(p + _EPS))
-            if h >= heads and load_i64(p + _K_NORM):
+            if h >= heads and k_norm:
                 normalise(head, k_norm, head_dim, load_f64(p + _EPS))
             _rotate(head, angles, head_dim)
             if h < heads:

@@ -1,32 +1,52 @@
-"""The activation of the gated MLP."""
+"""The activations of the gated MLP: gate / (1 + exp(-t)) * up.
+
+t is the gate for SiLU; for GELU it is twice the argument of its tanh, since
+(1 + tanh(t / 2)) / 2 = 1 / (1 + exp(-t)).
+"""
 
 from __future__ import annotations
+
+import math
 
 import torch
 import triton
 import triton.language as tl
 
 _COLUMNS = 1024
+_LINEAR = tl.constexpr(math.sqrt(8 / math.pi))
+_CUBIC = tl.constexpr(0.044715 * math.sqrt(8 / math.pi))
 
 
 @triton.jit
-def _silu_mul(gate_up, out, WIDTH: tl.constexpr, COLUMNS: tl.constexpr):
+def _gated(gate_up, out, WIDTH: tl.constexpr, COLUMNS: tl.constexpr, GELU: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     here = column < WIDTH
     pair = gate_up + row * (2 * WIDTH) + column
     gate = tl.load(pair, mask=here, other=0.0).to(tl.float32)
     up = tl.load(pair + WIDTH, mask=here, other=0.0).to(tl.float32)
-    result = gate / (1.0 + tl.exp(-gate)) * up
+    t = gate
+    if GELU:
+        t = gate * (_LINEAR + _CUBIC * gate * gate)
+    result = gate / (1.0 + tl.exp(-t)) * up
     tl.store(out + row * WIDTH + column, result.to(out.dtype.element_ty), mask=here)
 
 
 def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
     """[T, 2m] = gate | up -> silu(gate) * up [T, m]."""
+    return _launch(gate_up, False)
+
+
+def gelu_mul(gate_up: torch.Tensor) -> torch.Tensor:
+    """[T, 2m] = gate | up -> gelu(gate) * up [T, m], approximated by tanh."""
+    return _launch(gate_up, True)
+
+
+def _launch(gate_up: torch.Tensor, gelu: bool) -> torch.Tensor:
     rows, width = gate_up.shape[0], gate_up.shape[1] // 2
     out = gate_up.new_empty(rows, width)
     if rows:
-        _silu_mul[(rows, triton.cdiv(width, _COLUMNS))](
-            gate_up, out, WIDTH=width, COLUMNS=_COLUMNS, num_warps=4
+        _gated[(rows, triton.cdiv(width, _COLUMNS))](
+            gate_up, out, WIDTH=width, COLUMNS=_COLUMNS, GELU=gelu, num_warps=4
         )
     return out

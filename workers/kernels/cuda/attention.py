@@ -15,6 +15,7 @@ import triton
 from ...engine.batch import StepBatch
 from ..interface import KVLayer
 from .decode import decode
+from .paging import padded
 from .prefill import prefill
 
 _MAX_SPLITS = 64
@@ -38,14 +39,14 @@ class DecodeTiling(NamedTuple):
     stages: int
 
 
-def decode_tiling(head_dim: int, dtype: torch.dtype, row_heads: int) -> DecodeTiling:
-    """How decodes are cut up; row_heads: decodes x KV heads.
+def decode_tiling(width: int, dtype: torch.dtype, row_heads: int) -> DecodeTiling:
+    """How decodes are cut up; width: of a head's tile.  row_heads: decodes x KV heads.
 
     Many: rounds of 16 KB of keys, and as much of values.  Few, where every
     program has only a round or two and latency decides: half of that, for half
     the warps (measured on an H100 at 8 row heads: 5.9 us instead of 8.2).
     """
-    keys = min(max(16384 // (head_dim * dtype.itemsize), 16), 128)
+    keys = min(max(16384 // (width * dtype.itemsize), 16), 128)
     if row_heads <= _FEW_ROW_HEADS:
         return DecodeTiling(keys=max(keys // 2, 16), step=64, programs=8, warps=2, stages=3)
     return DecodeTiling(keys=keys, step=32, programs=4, warps=4, stages=2)
@@ -103,7 +104,9 @@ class Attention:
         _, kv_heads, block_size, _ = kv.keys.shape
         group = heads // kv_heads
         longest = batch.block_tables.shape[1] * block_size
-        tiling = decode_tiling(head_dim, q.dtype, decodes * kv_heads)
+        if window:
+            longest = min(longest, window + block_size)
+        tiling = decode_tiling(padded(head_dim), q.dtype, decodes * kv_heads)
         splits = num_splits(decodes * kv_heads, self._processors, longest, tiling)
         shape = (decodes, kv_heads, splits, group)
         alone = splits == 1
@@ -128,6 +131,7 @@ class Attention:
             HEADS=heads,
             KV_HEADS=kv_heads,
             HEAD_DIM=head_dim,
+            WIDTH=padded(head_dim),
             BLOCK_SIZE=block_size,
             WINDOW=window,
             ALONE=alone,
@@ -143,7 +147,7 @@ class Attention:
 def num_splits(row_heads: int, processors: int, longest: int, tiling: DecodeTiling) -> int:
     """Programs to share a row's keys among: enough to fill the GPU, fixed for a batch size.
 
-    row_heads: decodes x KV heads.  longest: tokens that a context can have.
+    row_heads: decodes x KV heads.  longest: tokens that a row can see.
     """
     if row_heads > _COUNTERS:
         return 1
@@ -165,7 +169,7 @@ def _prefill(
     _, heads, head_dim = q.shape
     _, kv_heads, block_size, _ = kv.keys.shape
     group = heads // kv_heads
-    tile_rows, tile_keys, warps = _prefill_tile(head_dim, q.dtype, group)
+    tile_rows, tile_keys, warps = _prefill_tile(padded(head_dim), q.dtype, group)
     tiles = rows // (tile_rows // group) + chunks
     prefill[(kv_heads, tiles)](
         q,
@@ -182,6 +186,7 @@ def _prefill(
         HEADS=heads,
         KV_HEADS=kv_heads,
         HEAD_DIM=head_dim,
+        WIDTH=padded(head_dim),
         BLOCK_SIZE=block_size,
         WINDOW=window,
         ROWS=tile_rows,
@@ -191,11 +196,12 @@ def _prefill(
     )
 
 
-def _prefill_tile(head_dim: int, dtype: torch.dtype, group: int) -> tuple[int, int, int]:
-    """(rows, keys, warps) of a tile."""
+def _prefill_tile(width: int, dtype: torch.dtype, group: int) -> tuple[int, int, int]:
+    """(rows, keys, warps) of a tile; width: of a head's tile.
+
+    Sizes for which a thread's registers are enough.
+    """
     least = triton.next_power_of_2(group)
     if dtype == torch.float32:
-        return max(16 if head_dim > 64 else 32, least), 16 if head_dim > 128 else 32, 4
-    if head_dim > 128:
-        return max(64, least), 64, 4
-    return max(128, least), 64, 8
+        return max(16 if width > 64 else 32, least), 16 if width > 128 else 32, 4
+    return max(128, least), 32 if width > 128 else 64, 8

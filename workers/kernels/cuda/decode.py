@@ -17,20 +17,24 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .paging import in_head
+
 
 @triton.jit
 def _add_up(
     sums, summary, out, used,
-    GROUP: tl.constexpr, GROUP_P2: tl.constexpr, HEAD_DIM: tl.constexpr, AT_ONCE: tl.constexpr,
+    GROUP: tl.constexpr, GROUP_P2: tl.constexpr, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr,
+    AT_ONCE: tl.constexpr,
 ):  # fmt: skip
     """The result of a row's KV head from its splits' sums [used, GROUP, HEAD_DIM].
 
     summary: [used, 2, GROUP], the largest score and the sum of weights.
     """
-    g, d, j = tl.arange(0, GROUP_P2), tl.arange(0, HEAD_DIM), tl.arange(0, AT_ONCE)
+    g, d, j = tl.arange(0, GROUP_P2), tl.arange(0, WIDTH), tl.arange(0, AT_ONCE)
+    is_head = in_head((g < GROUP)[:, None], d, HEAD_DIM, WIDTH)
     top = tl.full([GROUP_P2], -1e30, tl.float32)
     weight = tl.zeros([GROUP_P2], tl.float32)
-    total = tl.zeros([GROUP_P2, HEAD_DIM], tl.float32)
+    total = tl.zeros([GROUP_P2, WIDTH], tl.float32)
     for first in range(0, used, AT_ONCE):
         split = first + j
         here = (split < used)[:, None] & (g < GROUP)[None, :]
@@ -38,7 +42,8 @@ def _add_up(
         tops = tl.load(at, mask=here, other=float("-inf"), cache_modifier=".cg")
         weights = tl.load(at + GROUP, mask=here, other=0.0, cache_modifier=".cg")
         place = (split[:, None, None] * GROUP + g[None, :, None]) * HEAD_DIM + d[None, None, :]
-        some = tl.load(sums + place, mask=here[:, :, None], other=0.0, cache_modifier=".cg")
+        found = (split < used)[:, None, None] & is_head[None, :, :]
+        some = tl.load(sums + place, mask=found, other=0.0, cache_modifier=".cg")
         new_top = tl.maximum(top, tl.max(tops, 0))
         shrink, factor = tl.exp2(top - new_top), tl.exp2(tops - new_top[None, :])
         weight = weight * shrink + tl.sum(factor * weights, 0)
@@ -46,7 +51,7 @@ def _add_up(
         top = new_top
     place = out + g[:, None] * HEAD_DIM + d[None, :]
     result = total / weight[:, None]
-    tl.store(place, result.to(out.dtype.element_ty), mask=(g < GROUP)[:, None])
+    tl.store(place, result.to(out.dtype.element_ty), mask=is_head)
 
 
 @triton.jit(
@@ -57,14 +62,15 @@ def decode(
     q, keys, values, out, sums, summary, counters,
     context_len, slots, block_tables, table_width,
     first_sequence, first_row, splits, scale,
-    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, WINDOW: tl.constexpr, ALONE: tl.constexpr,
     GROUP_P2: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     """Sequence first_sequence + i has its row at first_row + i; scale is for powers of two.
 
     ROWS: query heads of a KV head, padded for the tensor cores.  TILE: keys of
-    one round.  STEP: a share is a multiple of it.  ALONE: splits is 1.
+    one round.  STEP: a share is a multiple of it.  ALONE: splits is 1.  WIDTH: see
+    paging.padded.
     """
     GROUP: tl.constexpr = HEADS // KV_HEADS
     kv_head, split, sequence = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -80,16 +86,16 @@ def decode(
     begin = start + split * share
     end = tl.minimum(begin + share, length)
 
-    r, d, j = tl.arange(0, ROWS), tl.arange(0, HEAD_DIM), tl.arange(0, TILE)
+    r, d, j = tl.arange(0, ROWS), tl.arange(0, WIDTH), tl.arange(0, TILE)
     table = block_tables + tl.load(slots + first_sequence + sequence).to(tl.int64) * table_width
     first_head = ((first_row + sequence) * HEADS + kv_head * GROUP).to(tl.int64) * HEAD_DIM
     place = r[:, None] * HEAD_DIM + d[None, :]
-    is_head = (r < GROUP)[:, None]
+    is_head = in_head((r < GROUP)[:, None], d, HEAD_DIM, WIDTH)
     query = tl.load(q + first_head + place, mask=is_head, other=0.0)
 
     top = tl.full([ROWS], -1e30, tl.float32)
     weight = tl.zeros([ROWS], tl.float32)
-    total = tl.zeros([ROWS, HEAD_DIM], tl.float32)
+    total = tl.zeros([ROWS, WIDTH], tl.float32)
     n = begin + j
     block = tl.load(table + n // BLOCK_SIZE, mask=n < end, other=0)
     for at in range(begin, end, TILE):
@@ -101,8 +107,9 @@ def decode(
         token = piece * (BLOCK_SIZE * HEAD_DIM) + n % BLOCK_SIZE * HEAD_DIM
         # The next round's blocks: their addresses are there when its loads are issued.
         block = tl.load(table + (n + TILE) // BLOCK_SIZE, mask=n + TILE < end, other=0)
-        key = tl.load(keys + token[:, None] + d[None, :], mask=seen[:, None], other=0.0)
-        value = tl.load(values + token[:, None] + d[None, :], mask=seen[:, None], other=0.0)
+        here = in_head(seen[:, None], d, HEAD_DIM, WIDTH)
+        key = tl.load(keys + token[:, None] + d[None, :], mask=here, other=0.0)
+        value = tl.load(values + token[:, None] + d[None, :], mask=here, other=0.0)
         scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scale
         scores = tl.where(seen[None, :], scores, float("-inf"))
         new_top = tl.maximum(top, tl.max(scores, 1))
@@ -134,4 +141,7 @@ def decode(
             finished = tl.atomic_add(counters + mine, 1, sem="acq_rel", scope="gpu")
             if finished == used - 1:
                 tl.store(counters + mine, 0)
-                _add_up(row_sums, row_summary, out + first_head, used, GROUP, GROUP_P2, HEAD_DIM, 8)
+                _add_up(
+                    row_sums, row_summary, out + first_head, used,
+                    GROUP, GROUP_P2, HEAD_DIM, WIDTH, 8,
+                )  # fmt: skip

@@ -17,7 +17,7 @@ import torch
 from ...engine.batch import StepBatch
 from ..interface import KVLayer
 from . import paging
-from .activation import silu_mul
+from .activation import gelu_mul, silu_mul
 from .attention import Attention
 from .embedding import embed
 from .experts import experts, pack_experts
@@ -70,9 +70,14 @@ class CudaKernels:
         return rms_norm(x, None, weight, eps)
 
     def add_rms_norm(
-        self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+        self,
+        x: torch.Tensor,
+        residual: torch.Tensor,
+        weight: torch.Tensor,
+        eps: float,
+        inner: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        return rms_norm(x, residual, weight, eps)
+        return rms_norm(x, residual, weight, eps, inner)
 
     def rope_and_cache(
         self,
@@ -96,6 +101,9 @@ class CudaKernels:
 
     def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
         return silu_mul(gate_up)
+
+    def gelu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
+        return gelu_mul(gate_up)
 
     def pack_experts(self, weights: Iterable[torch.Tensor], count: int) -> torch.Tensor:
         return pack_experts(weights, count, self.device)

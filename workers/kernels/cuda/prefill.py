@@ -17,6 +17,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .paging import in_head
+
 
 @triton.jit
 def _chunk_of(query_start, num_chunks, tile, TOKENS: tl.constexpr, AT_ONCE: tl.constexpr):
@@ -37,10 +39,10 @@ def _chunk_of(query_start, num_chunks, tile, TOKENS: tl.constexpr, AT_ONCE: tl.c
 def prefill(
     q, keys, values, out, query_start, context_len, slots, block_tables, table_width,
     num_chunks, scale,
-    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, WINDOW: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """scale is for powers of two; TILE: keys of one round."""
+    """scale is for powers of two; TILE: keys of one round; WIDTH: see paging.padded."""
     GROUP: tl.constexpr = HEADS // KV_HEADS
     TOKENS: tl.constexpr = ROWS // GROUP
     kv_head = tl.program_id(0)
@@ -55,12 +57,12 @@ def prefill(
     length = tl.load(context_len + chunk)
     prefix = length - tokens
     table = block_tables + tl.load(slots + chunk).to(tl.int64) * table_width
-    r, d, j = tl.arange(0, ROWS), tl.arange(0, HEAD_DIM), tl.arange(0, TILE)
+    r, d, j = tl.arange(0, ROWS), tl.arange(0, WIDTH), tl.arange(0, TILE)
     token = first + r // GROUP
     position = prefix + token
     head = (row + token) * HEADS + kv_head * GROUP + r % GROUP
     place = head.to(tl.int64)[:, None] * HEAD_DIM + d[None, :]
-    is_row = ((r < TOKENS * GROUP) & (token < tokens))[:, None]
+    is_row = in_head(((r < TOKENS * GROUP) & (token < tokens))[:, None], d, HEAD_DIM, WIDTH)
     query = tl.load(q + place, mask=is_row, other=0.0)
 
     lowest = 0
@@ -69,7 +71,7 @@ def prefill(
     end = tl.minimum(prefix + first + TOKENS, length)
     top = tl.full([ROWS], -1e30, tl.float32)
     weight = tl.zeros([ROWS], tl.float32)
-    total = tl.zeros([ROWS, HEAD_DIM], tl.float32)
+    total = tl.zeros([ROWS, WIDTH], tl.float32)
     for at in range(lowest // TILE * TILE, end, TILE):
         n = at + j
         inside = n < end
@@ -77,8 +79,9 @@ def prefill(
             inside = inside & (n >= lowest)
         block = tl.load(table + n // BLOCK_SIZE, mask=inside, other=0).to(tl.int64)
         at_key = (block * KV_HEADS + kv_head) * (BLOCK_SIZE * HEAD_DIM) + n % BLOCK_SIZE * HEAD_DIM
-        key = tl.load(keys + at_key[:, None] + d[None, :], mask=inside[:, None], other=0.0)
-        value = tl.load(values + at_key[:, None] + d[None, :], mask=inside[:, None], other=0.0)
+        here = in_head(inside[:, None], d, HEAD_DIM, WIDTH)
+        key = tl.load(keys + at_key[:, None] + d[None, :], mask=here, other=0.0)
+        value = tl.load(values + at_key[:, None] + d[None, :], mask=here, other=0.0)
         scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scale
         seen = n[None, :] <= position[:, None]
         if WINDOW > 0:

@@ -13,57 +13,71 @@ import triton.language as tl
 
 from ...engine.batch import StepBatch
 from ..interface import KVLayer
+from .paging import in_head, padded
 
 _HEADS_A_PROGRAM = 8
 
 
 @triton.jit
 def _normalised(low, high, low_weight, high_weight, eps, HALF: tl.constexpr):
-    """Heads [n, HALF] + [n, HALF], each over its mean square, times the weights."""
+    """Heads, each half of HALF columns and zeros, over their mean square, times the weights."""
     total = tl.sum(low * low, 1) + tl.sum(high * high, 1)
     scale = (1.0 / tl.sqrt(total / (2 * HALF) + eps))[:, None]
     return low * scale * low_weight[None, :], high * scale * high_weight[None, :]
 
 
 @triton.jit
-def _write(target, place, i, low, high, mask, HALF: tl.constexpr):
+def _half(at, i, HALF: tl.constexpr, WIDTH: tl.constexpr):
+    """HALF numbers, and zeros up to WIDTH."""
+    if WIDTH > HALF:
+        found = tl.load(at + i, mask=i < HALF, other=0.0)
+    else:
+        found = tl.load(at + i)
+    return found
+
+
+@triton.jit
+def _write(target, place, i, low, high, mask, HALF: tl.constexpr, WIDTH: tl.constexpr):
     """Both halves of heads, rounded to the target's dtype."""
     dtype = target.dtype.element_ty
-    tl.store(target + place[:, None] + i[None, :], low.to(dtype), mask=mask[:, None])
-    tl.store(target + place[:, None] + HALF + i[None, :], high.to(dtype), mask=mask[:, None])
+    here = in_head(mask[:, None], i, HALF, WIDTH)
+    tl.store(target + place[:, None] + i[None, :], low.to(dtype), mask=here)
+    tl.store(target + place[:, None] + HALF + i[None, :], high.to(dtype), mask=here)
 
 
 @triton.jit(do_not_specialize_on_alignment=["positions", "kv_index"])
 def _rope_and_cache(
     qkv, out, keys, values, q_norm, k_norm, rope, positions, kv_index, eps,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr, NORM: tl.constexpr, SOME: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, NORM: tl.constexpr, SOME: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
+    """WIDTH: of a tile that holds half a head."""
     HALF: tl.constexpr = HEAD_DIM // 2
     TOTAL: tl.constexpr = HEADS + 2 * KV_HEADS
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * SOME + tl.arange(0, SOME)
-    i = tl.arange(0, HALF)
+    i = tl.arange(0, WIDTH)
     is_q, is_v = head < HEADS, (head >= HEADS + KV_HEADS) & (head < TOTAL)
     is_k = (head >= HEADS) & (head < HEADS + KV_HEADS)
 
     source = qkv + (token * TOTAL + head)[:, None] * HEAD_DIM + i[None, :]
-    here = (head < TOTAL)[:, None]
+    here = in_head((head < TOTAL)[:, None], i, HALF, WIDTH)
     low = tl.load(source, mask=here, other=0.0).to(tl.float32)
     high = tl.load(source + HALF, mask=here, other=0.0).to(tl.float32)
-    angles = rope + tl.load(positions + token).to(tl.int64) * HEAD_DIM + i
-    cos, sin = tl.load(angles)[None, :], tl.load(angles + HALF)[None, :]
+    angles = rope + tl.load(positions + token).to(tl.int64) * HEAD_DIM
+    cos = _half(angles, i, HALF, WIDTH)[None, :]
+    sin = _half(angles + HALF, i, HALF, WIDTH)[None, :]
     place = tl.load(kv_index + token).to(tl.int64)
 
     low_in, high_in = low, high
     if NORM:
         q_low, q_high = _normalised(
-            low, high, tl.load(q_norm + i).to(tl.float32),
-            tl.load(q_norm + HALF + i).to(tl.float32), eps, HALF,
+            low, high, _half(q_norm, i, HALF, WIDTH), _half(q_norm + HALF, i, HALF, WIDTH),
+            eps, HALF,
         )  # fmt: skip
         k_low, k_high = _normalised(
-            low, high, tl.load(k_norm + i).to(tl.float32),
-            tl.load(k_norm + HALF + i).to(tl.float32), eps, HALF,
+            low, high, _half(k_norm, i, HALF, WIDTH), _half(k_norm + HALF, i, HALF, WIDTH),
+            eps, HALF,
         )  # fmt: skip
         low = tl.where(is_q[:, None], q_low, k_low)
         high = tl.where(is_q[:, None], q_high, k_high)
@@ -73,9 +87,9 @@ def _rope_and_cache(
     block, offset = place // BLOCK_SIZE, place % BLOCK_SIZE
     kv_head = tl.where(is_v, head - HEADS - KV_HEADS, head - HEADS)
     cached = ((block * KV_HEADS + kv_head) * BLOCK_SIZE + offset) * HEAD_DIM
-    _write(out, (token * HEADS + head) * HEAD_DIM, i, turned_low, turned_high, is_q, HALF)
-    _write(keys, cached, i, turned_low, turned_high, is_k, HALF)
-    _write(values, cached, i, low_in, high_in, is_v, HALF)
+    _write(out, (token * HEADS + head) * HEAD_DIM, i, turned_low, turned_high, is_q, HALF, WIDTH)
+    _write(keys, cached, i, turned_low, turned_high, is_k, HALF, WIDTH)
+    _write(values, cached, i, low_in, high_in, is_v, HALF, WIDTH)
 
 
 def rope_and_cache(
@@ -111,6 +125,7 @@ def rope_and_cache(
             BLOCK_SIZE=kv.keys.shape[2],
             NORM=q_norm is not None and k_norm is not None,
             SOME=_HEADS_A_PROGRAM,
+            WIDTH=padded(head_dim // 2),
             num_warps=2,
         )
     return out
