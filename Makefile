@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: venv demo test lint types unit parity gpu-test chaos clean
+.PHONY: venv demo test lint types unit parity structured gpu-test chaos clean
 
 venv: $(STAMP)
 
@@ -34,6 +34,10 @@ unit: venv
 # 50 prompts x 64 greedy tokens against transformers, in every shape.
 parity: venv
 	$(BIN)/python -m pytest -m parity -s
+
+# 200 answers of the demo model to 20 JSON schemas: all are valid.
+structured: venv
+	$(BIN)/python -m pytest -m parity -s tests/grammar
 
 # On a machine with a GPU: in .venv where there is one, else in the Python that has
 # PyTorch with CUDA, once `pip install --no-deps -e .` has put the package there.

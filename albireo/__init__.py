@@ -1,6 +1,6 @@
 """Albireo serves large language models on one node.
 
-Applications need these four names; they are loaded when first used, so that
+Applications need these names; they are loaded when first used, so that
 importing the package costs nothing and never brings in torch, numpy or zmq.
 """
 
@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from .client import AsyncClient, Client, SamplingParams
+    from .client import AsyncClient, Client, Grammar, SamplingParams
     from .offline import LLM
 
-__all__ = ["LLM", "AsyncClient", "Client", "SamplingParams", "__version__"]
+__all__ = ["LLM", "AsyncClient", "Client", "Grammar", "SamplingParams", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import msgspec
 
+from .grammars import Grammar
 from .protocol import ChatMessage, End, Logprobs
+from .tools import Tools
 
 
 class _Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -34,18 +36,24 @@ class Joined(_Message, frozen=True):
 
 # ------------------------------------------------------------ router <-> tokenizer
 class EncodeText(_Message, frozen=True):
-    """words: texts to encode as well, each as it stands at a text's beginning and inside it."""
+    """words: texts to encode as well, each as it stands at a text's beginning and inside it.
+
+    grammar: to be compiled as well.
+    """
 
     key: int
     text: str
     add_special_tokens: bool
     words: tuple[str, ...] = ()
+    grammar: Grammar | None = None
 
 
 class EncodeChat(_Message, frozen=True):
     key: int
     messages: list[ChatMessage]
     words: tuple[str, ...] = ()
+    grammar: Grammar | None = None
+    tools: Tools | None = None
 
 
 class DecodeIds(_Message, frozen=True):
@@ -55,11 +63,15 @@ class DecodeIds(_Message, frozen=True):
 
 
 class Encoded(_Message, frozen=True):
-    """words: token ids of the words, up to two ways of writing each."""
+    """words: token ids of the words, up to two ways of writing each.
+
+    grammar: as in Submit.
+    """
 
     key: int
     token_ids: list[int]
     words: tuple[tuple[int, ...], ...] = ()
+    grammar: str = ""
 
 
 class Decoded(_Message, frozen=True):
@@ -68,11 +80,12 @@ class Decoded(_Message, frozen=True):
 
 
 class TextFailed(_Message, frozen=True):
-    """The tokenizer could not do it: a template's error, say.  `code` as in protocol.Error."""
+    """The tokenizer could not do it: a template's error, say.  The rest as in protocol.Error."""
 
     key: int
     code: str
     message: str
+    param: str | None = None
 
 
 # ------------------------------------------------------------ router -> detokenizer -> scheduler
@@ -85,6 +98,7 @@ class Submit(_Message, frozen=True):
         attempt; max_tokens and min_tokens count them, the client has their text.
     logprobs, prompt_logprobs: -1 = none, else how many best tokens to report.
     bad_words: token ids of each; allowed_token_ids: empty = all.
+    grammar: what matchers are made of (workers/grammar/), known to compile; "" = free text.
     priority: lower goes first.  tenant: who is asking, for fairness among them.
     cache_salt: only requests with the same one share prefix blocks.
     """
@@ -114,6 +128,7 @@ class Submit(_Message, frozen=True):
     priority: int = 0
     tenant: str = ""
     cache_salt: str = ""
+    grammar: str = ""
 
 
 class Abort(_Message, frozen=True):

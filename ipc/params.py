@@ -12,6 +12,8 @@ import math
 
 import msgspec
 
+from .grammars import Grammar
+
 MAX_STOP_STRINGS = 16
 MAX_STOP_STRING_CHARS = 256
 MAX_STOP_TOKEN_IDS = 64
@@ -59,6 +61,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     include_stop_str_in_output: keep the matched stop string in the text.
     ignore_eos: the model's own end tokens do not end the answer.
     skip_special_tokens: leave special tokens out of the text.
+    grammar: what the answer has to look like; None = free text.
     """
 
     max_tokens: int | None = None
@@ -82,6 +85,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
     skip_special_tokens: bool = True
+    grammar: Grammar | None = None
 
     def validate(self) -> None:
         """Raises ParameterError when a value is out of its range."""
@@ -122,6 +126,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
                 raise ParameterError(
                     name, f"{name} must be between 0 and {MAX_LOGPROBS}, not {count}"
                 )
+        if self.grammar is not None and (fault := self.grammar.fault()) is not None:
+            raise ParameterError("grammar", f"grammar: {fault}")
         self._validate_edits()
         self._validate_stops()
 

@@ -8,7 +8,7 @@ A plan (scheduler -> every rank of the group), for one step:
 
     header         16 words: magic, step lo, step hi, flags, then the counts n_take,
                    n_append, n_chunk, n_chunk_token, n_decode, n_edit, n_history,
-                   n_history_token, n_score, n_copy, 0 ...
+                   n_history_token, n_grammar, n_grammar_word, n_score, n_copy
     take           n_take x 16    slots given to requests, with their sampling state
     append         n_append x 3   (slot, index in its block table, block)
     chunk          n_chunk x 4    prefill: (slot, start, length, 1 if it samples)
@@ -17,6 +17,8 @@ A plan (scheduler -> every rank of the group), for one step:
     edit           n_edit x 4     (slot, kind, token, value): what a request changes in its logits
     history        n_history x 3  (slot, start, length): tokens of a slot that no chunk brings
     history_token  n_history_token  their ids, one after the other
+    grammar        n_grammar x 2  (slot, bytes): what the output of a slot just taken has to match
+    grammar_word   n_grammar_word  their texts, UTF-8, each filled up to whole words
     score          n_score x 2    (row of chunk_token, token that follows it): prompt logprobs
     copy           n_copy x 3     (kind, from, to): KV blocks to move before the step
 
@@ -29,7 +31,7 @@ in theirs.
 
 Tokens of a slot at positions below TAKE_PROMPT_LEN are its prompt, the others
 its output, however they come: by chunk, by history, or sampled.  A slot whose
-TAKE_FLAGS have COUNTS gets every one of them exactly once.
+TAKE_FLAGS have COUNTS or GRAMMAR gets every one of them exactly once.
 
 A result (rank 0 -> scheduler and detokenizer), one for each plan:
 
@@ -42,8 +44,8 @@ A result (rank 0 -> scheduler and detokenizer), one for each plan:
 `swap_block_ns` is what rank 0 measured at its start for the copy of a KV block to host memory,
 or back; 0 where there is no swap space.
 
-`count` is the number of tokens of the row: 1, or 0 where the logits were not
-finite and the request has to end with an error.  Rows name the request, never
+`count` is the number of tokens of the row: 1, or 0 where the request has to end
+without one; `token` then says why (ROW_...).  Rows name the request, never
 the slot alone: slots are reused while results are still on their way.
 """
 
@@ -53,6 +55,8 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+from .grammars import MAX_GRAMMAR_BYTES
 
 Int32Array = npt.NDArray[np.int32]
 
@@ -77,6 +81,12 @@ TAKE_EDITS = 2
 """Flag: the slot has edits."""
 TAKE_ALLOWS = 4
 """Flag: some of them are EDIT_ALLOW."""
+TAKE_GRAMMAR = 8
+"""Flag: the slot has a grammar."""
+
+ROW_NOT_FINITE, ROW_GRAMMAR_END, ROW_GRAMMAR_FAILED, ROW_NOTHING_ALLOWED = 0, 1, 2, 3
+"""Why a row has no token: the logits are not finite; the grammar can only stop here; its matcher
+has exceeded a limit; the grammar allows nothing that the request's other parameters leave."""
 
 EDIT_BIAS, EDIT_ALLOW, EDIT_BAN_UNTIL, EDIT_BAD_WORD = 0, 1, 2, 3
 """`value` of a bias: the float32 added to the token's logit.  Of a bad word's token: how many
@@ -90,6 +100,7 @@ APPEND_WORDS = 3
 CHUNK_WORDS = 4
 EDIT_WORDS = 4
 HISTORY_WORDS = 3
+GRAMMAR_WORDS = 2
 SCORE_WORDS = 2
 COPY_WORDS = 3
 
@@ -99,6 +110,8 @@ MAX_BAD_WORD_TOKENS = 16
 
 MAX_PLAN_EDITS = 8192
 """Edits of one plan; a request may have as many at most."""
+MAX_PLAN_GRAMMAR_WORDS = MAX_GRAMMAR_BYTES // 4
+"""Words of the grammars of one plan; a request may have as many at most."""
 MAX_PLAN_SCORES = 128
 """Prompt positions that one step scores."""
 MAX_PLAN_COPIES = 512
@@ -126,11 +139,12 @@ def plan_bytes(
     appends = max_appends(max_num_seqs, max_num_batched_tokens, block_size, max_model_len)
     words = (
         PLAN_HEADER
-        + max_num_seqs * (TAKE_WORDS + CHUNK_WORDS + 1 + HISTORY_WORDS)
+        + max_num_seqs * (TAKE_WORDS + CHUNK_WORDS + 1 + HISTORY_WORDS + GRAMMAR_WORDS)
         + appends * APPEND_WORDS
         + max_num_batched_tokens
         + MAX_PLAN_EDITS * EDIT_WORDS
         + max_model_len
+        + MAX_PLAN_GRAMMAR_WORDS
         + MAX_PLAN_SCORES * SCORE_WORDS
         + MAX_PLAN_COPIES * COPY_WORDS
     )
@@ -154,6 +168,8 @@ SECTIONS = (
     ("edit", EDIT_WORDS),
     ("history", HISTORY_WORDS),
     ("history_token", 1),
+    ("grammar", GRAMMAR_WORDS),
+    ("grammar_word", 1),
     ("score", SCORE_WORDS),
     ("copy", COPY_WORDS),
 )
@@ -171,6 +187,8 @@ class PlanSections(NamedTuple):
     edit: Int32Array = NOTHING
     history: Int32Array = NOTHING
     history_token: Int32Array = NOTHING
+    grammar: Int32Array = NOTHING
+    grammar_word: Int32Array = NOTHING
     score: Int32Array = NOTHING
     copy: Int32Array = NOTHING
 
@@ -191,6 +209,8 @@ class PlanView:
     edit: Int32Array
     history: Int32Array
     history_token: Int32Array
+    grammar: Int32Array
+    grammar_word: Int32Array
     score: Int32Array
     copy: Int32Array
 

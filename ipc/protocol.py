@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from .params import SamplingParams
+from .tools import ToolCall, Tools
 
 PROTOCOL_VERSION = 1
 MAX_FRAME_BYTES = 8 * 1024 * 1024
@@ -45,18 +46,24 @@ class Generate(_Request, frozen=True, tag="generate", tag_field="type"):
 
 
 class ChatMessage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """tool_calls: of an assistant's message.  tool_call_id, name: of a tool's result."""
+
     role: str
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str = ""
+    name: str = ""
 
 
 class Chat(_Request, frozen=True, tag="chat", tag_field="type"):
-    """Answer a conversation, through the model's chat template."""
+    """Answer a conversation, through the model's chat template; tools: that it may call."""
 
     messages: list[ChatMessage]
     params: SamplingParams = SamplingParams()
     priority: int = 0
     tenant: str = ""
     cache_salt: str = ""
+    tools: Tools | None = None
 
 
 class Cancel(_Request, frozen=True, tag="cancel", tag_field="type"):

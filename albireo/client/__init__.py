@@ -11,6 +11,7 @@ flight on one connection.  Nothing here imports torch, numpy or zmq.
 
 from __future__ import annotations
 
+from albireo.ipc.grammars import Grammar
 from albireo.ipc.params import SamplingParams
 from albireo.ipc.protocol import (
     ChatMessage,
@@ -21,6 +22,7 @@ from albireo.ipc.protocol import (
     TokenLogprob,
     Welcome,
 )
+from albireo.ipc.tools import Tool, ToolCall, Tools
 
 from .asynchronous import AsyncClient, AsyncDeltaStream
 from .blocking import Client, DeltaStream
@@ -39,6 +41,7 @@ from .errors import (
     Unavailable,
 )
 from .results import Choice, Completion, Usage
+from .tool_calls import ToolCallReader
 
 __all__ = [
     "AlbireoError",
@@ -52,6 +55,7 @@ __all__ = [
     "Delta",
     "DeltaStream",
     "End",
+    "Grammar",
     "GroupFailed",
     "InternalError",
     "InvalidRequest",
@@ -65,6 +69,10 @@ __all__ = [
     "TokenLogprob",
     "TooLarge",
     "TooLong",
+    "Tool",
+    "ToolCall",
+    "ToolCallReader",
+    "Tools",
     "Unavailable",
     "Usage",
     "Welcome",

@@ -29,6 +29,7 @@ from albireo.ipc.protocol import (
     Tokens,
     Welcome,
 )
+from albireo.ipc.tools import Tools
 
 from .endpoint import ANSWER_TIMEOUT_S, CONNECT_TIMEOUT_S, connect_error, socket_path
 from .errors import AlbireoError, ConnectionLost, NodeNotRunning, TimedOut
@@ -46,7 +47,7 @@ from .requests import (
     token_ids,
     tokenize_message,
 )
-from .results import Collector, Completion
+from .results import Collector, Completion, with_tool_calls
 
 _Answer = TypeVar("_Answer", Tokens, Text, ModelList, NodeStatus)
 
@@ -214,6 +215,7 @@ class AsyncClient:
         messages: Messages,
         params: SamplingParams | None = None,
         *,
+        tools: Tools | None = None,
         stream: Literal[False] = False,
         **overrides: Unpack[SamplingOverrides],
     ) -> Completion: ...
@@ -223,6 +225,7 @@ class AsyncClient:
         messages: Messages,
         params: SamplingParams | None = None,
         *,
+        tools: Tools | None = None,
         stream: Literal[True],
         **overrides: Unpack[SamplingOverrides],
     ) -> AsyncDeltaStream: ...
@@ -231,18 +234,23 @@ class AsyncClient:
         messages: Messages,
         params: SamplingParams | None = None,
         *,
+        tools: Tools | None = None,
         stream: bool = False,
         **overrides: Unpack[SamplingOverrides],
     ) -> Completion | AsyncDeltaStream:
-        """Answers a conversation: the whole answer, or with `stream` an iterator of Deltas."""
+        """Answers a conversation: the whole answer, or with `stream` an iterator of Deltas.
+
+        tools: that it may call; a whole answer has its tool_calls, a stream their text
+            (albireo.client.ToolCallReader reads it).
+        """
         chosen = resolve_params(params, overrides)
 
         def make(number: int) -> msgspec.Struct:
-            return chat_message(number, messages, chosen)
+            return chat_message(number, messages, chosen, tools)
 
         if stream:
             return AsyncDeltaStream(self, make, chosen.n)
-        return await self._collect(make, chosen.n)
+        return with_tool_calls(await self._collect(make, chosen.n), tools)
 
     def submit(
         self,

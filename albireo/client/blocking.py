@@ -35,6 +35,7 @@ from albireo.ipc.protocol import (
     Tokens,
     Welcome,
 )
+from albireo.ipc.tools import Tools
 
 from .endpoint import ANSWER_TIMEOUT_S, CONNECT_TIMEOUT_S, connect_error, socket_path
 from .errors import AlbireoError, ConnectionLost, NodeNotRunning, TimedOut
@@ -52,7 +53,7 @@ from .requests import (
     token_ids,
     tokenize_message,
 )
-from .results import Collector, Completion
+from .results import Collector, Completion, with_tool_calls
 
 _READ_BYTES = 256 * 1024
 _Answer = TypeVar("_Answer", Tokens, Text, ModelList, NodeStatus)
@@ -216,6 +217,7 @@ class Client:
         messages: Messages,
         params: SamplingParams | None = None,
         *,
+        tools: Tools | None = None,
         stream: Literal[False] = False,
         timeout_s: float | None = None,
         **overrides: Unpack[SamplingOverrides],
@@ -226,6 +228,7 @@ class Client:
         messages: Messages,
         params: SamplingParams | None = None,
         *,
+        tools: Tools | None = None,
         stream: Literal[True],
         timeout_s: float | None = None,
         **overrides: Unpack[SamplingOverrides],
@@ -235,19 +238,24 @@ class Client:
         messages: Messages,
         params: SamplingParams | None = None,
         *,
+        tools: Tools | None = None,
         stream: bool = False,
         timeout_s: float | None = None,
         **overrides: Unpack[SamplingOverrides],
     ) -> Completion | DeltaStream:
-        """Answers a conversation: the whole answer, or with `stream` an iterator of Deltas."""
+        """Answers a conversation: the whole answer, or with `stream` an iterator of Deltas.
+
+        tools: that it may call; a whole answer has its tool_calls, a stream their text
+            (albireo.client.ToolCallReader reads it).
+        """
         chosen = resolve_params(params, overrides)
 
         def make(number: int) -> msgspec.Struct:
-            return chat_message(number, messages, chosen)
+            return chat_message(number, messages, chosen, tools)
 
         if stream:
             return DeltaStream(self, make, timeout_s, chosen.n)
-        return self._collect(make, timeout_s, chosen.n)
+        return with_tool_calls(self._collect(make, timeout_s, chosen.n), tools)
 
     def cancel(self, request_id: int) -> None:
         """Ends a request early; its last Delta has finish_reason "cancelled"."""

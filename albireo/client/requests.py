@@ -12,6 +12,7 @@ from typing import Any, TypedDict
 
 import msgspec
 
+from albireo.ipc.grammars import Grammar
 from albireo.ipc.params import ParameterError, SamplingParams
 from albireo.ipc.protocol import (
     MAX_FRAME_BYTES,
@@ -22,11 +23,12 @@ from albireo.ipc.protocol import (
     Hello,
     Tokenize,
 )
+from albireo.ipc.tools import Tools
 
 from .errors import InvalidRequest, TooLarge
 
 Prompt = str | Sequence[int]
-Messages = Sequence[ChatMessage | Mapping[str, str]]
+Messages = Sequence[ChatMessage | Mapping[str, Any]]
 
 
 class SamplingOverrides(TypedDict, total=False):
@@ -53,6 +55,7 @@ class SamplingOverrides(TypedDict, total=False):
     include_stop_str_in_output: bool
     ignore_eos: bool
     skip_special_tokens: bool
+    grammar: Grammar | None
 
 
 _DEFAULTS = SamplingParams()
@@ -91,9 +94,13 @@ def generate_message(request_id: int, prompt: Prompt, params: SamplingParams) ->
     return Generate(id=request_id, prompt_ids=token_ids(prompt), params=params)
 
 
-def chat_message(request_id: int, messages: Messages, params: SamplingParams) -> Chat:
-    """A conversation to a Chat."""
-    return Chat(id=request_id, messages=chat_messages(messages), params=params)
+def chat_message(
+    request_id: int, messages: Messages, params: SamplingParams, tools: Tools | None = None
+) -> Chat:
+    """A conversation to a Chat.  Raises InvalidRequest for tools that cannot be."""
+    if tools is not None and (fault := tools.fault()) is not None:
+        raise InvalidRequest(f"tools: {fault}", param="tools")
+    return Chat(id=request_id, messages=chat_messages(messages), params=params, tools=tools)
 
 
 def tokenize_message(request_id: int, text: str | Messages, add_special_tokens: bool) -> Tokenize:
@@ -112,7 +119,8 @@ def chat_messages(messages: Messages) -> list[ChatMessage]:
         ]
     except (msgspec.ValidationError, TypeError, ValueError) as error:
         raise InvalidRequest(
-            f"a chat message must be a map of role and content, both text: {error}",
+            f"a chat message must be a map of role and content, both text, and what "
+            f"ChatMessage has besides: {error}",
             param="messages",
         ) from None
 

@@ -7,9 +7,11 @@ from collections.abc import Callable
 import msgspec
 
 from albireo.ipc.protocol import Delta, End, Logprobs
+from albireo.ipc.tools import ToolCall, Tools
 
 from .errors import AlbireoError
 from .replies import Reply, as_error
+from .tool_calls import read_tool_calls
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -26,7 +28,7 @@ class Usage(msgspec.Struct, frozen=True):
 class Choice(msgspec.Struct, frozen=True):
     """One of n answers.
 
-    finish_reason: "stop", "length" or "cancelled".
+    finish_reason: "stop", "length", "cancelled", or "tool_calls" where there are any.
     stop_reason: the stop string or token id that ended it, where one did.
     logprobs: one for each token, where asked for.
     """
@@ -36,6 +38,7 @@ class Choice(msgspec.Struct, frozen=True):
     finish_reason: str
     stop_reason: str | int | None
     logprobs: list[Logprobs] | None = None
+    tool_calls: list[ToolCall] = []
 
 
 class Completion(msgspec.Struct, frozen=True):
@@ -53,6 +56,31 @@ class Completion(msgspec.Struct, frozen=True):
     logprobs: list[Logprobs] | None = None
     prompt_logprobs: list[Logprobs] | None = None
     choices: list[Choice] = []
+    tool_calls: list[ToolCall] = []
+
+
+def with_tool_calls(answer: Completion, tools: Tools | None) -> Completion:
+    """The calls taken out of the answers' texts, where tools were given."""
+    if tools is None or not tools.bind:
+        return answer
+    names = [each.name for each in tools.functions]
+    choices = [_read_choice(choice, names) for choice in answer.choices]
+    first = choices[0]
+    return msgspec.structs.replace(
+        answer,
+        text=first.text,
+        finish_reason=first.finish_reason,
+        tool_calls=first.tool_calls,
+        choices=choices,
+    )
+
+
+def _read_choice(choice: Choice, names: list[str]) -> Choice:
+    text, calls = read_tool_calls(choice.text, names)
+    reason = choice.finish_reason
+    if calls and reason == "stop":
+        reason = "tool_calls"
+    return msgspec.structs.replace(choice, text=text, finish_reason=reason, tool_calls=calls)
 
 
 class Collector:

@@ -54,10 +54,26 @@ class CompletionChunk(msgspec.Struct, kw_only=True):
     usage: Usage | None = None
 
 
+class CalledFunction(msgspec.Struct, kw_only=True):
+    """arguments: JSON text; cut off where the answer was."""
+
+    name: str
+    arguments: str
+
+
+class ToolCallAnswer(msgspec.Struct, kw_only=True):
+    id: str
+    type: str = "function"
+    function: CalledFunction
+
+
 class AnswerMessage(msgspec.Struct, kw_only=True):
+    """content: null where there is nothing but calls."""
+
     role: str = "assistant"
-    content: str
+    content: str | None
     refusal: None = None
+    tool_calls: list[ToolCallAnswer] | msgspec.UnsetType = msgspec.UNSET
 
 
 class ChatChoice(msgspec.Struct, kw_only=True):
@@ -78,11 +94,26 @@ class ChatCompletion(msgspec.Struct, kw_only=True):
     prompt_logprobs: PromptLogprobs | None = None
 
 
+class CalledFunctionDelta(msgspec.Struct, kw_only=True, omit_defaults=True):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class ToolCallDelta(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """id, type and name are in the first piece of a call, arguments come after."""
+
+    index: int
+    id: str | None = None
+    type: str | None = None
+    function: CalledFunctionDelta | None = None
+
+
 class MessageDelta(msgspec.Struct, kw_only=True, omit_defaults=True):
     """role: in the first chunk of a choice only."""
 
     role: str | None = None
     content: str | None = None
+    tool_calls: list[ToolCallDelta] | None = None
 
 
 class ChatChunkChoice(msgspec.Struct, kw_only=True):

@@ -6,10 +6,14 @@ import time
 
 import msgspec
 
+from albireo.client.tool_calls import read_tool_calls
+from albireo.ipc.tools import Tools
+
 from .answering import asked, check_model, usage_of
 from .answers import AnswerMessage, ChatChoice, ChatCompletion
 from .conversation import chat_messages
 from .decode import decode
+from .errors import invalid
 from .events import ChatEvents, stream
 from .http import Request
 from .inbox import Piece
@@ -17,6 +21,8 @@ from .link import Ask, NodeLink
 from .logprobs import ChatLogprobs, chat_logprobs, prompt_logprobs
 from .requests import ChatRequest
 from .sampling import chat_params
+from .tool_events import ToolEvents, answered_calls
+from .tools import tools_of
 
 
 async def chat_completions(request: Request, link: NodeLink) -> None:
@@ -25,28 +31,40 @@ async def chat_completions(request: Request, link: NodeLink) -> None:
     check_model(link, ask.model)
     request.adopt_id(ask.request_id)
     params = chat_params(ask)
+    tools = tools_of(ask)
+    if tools is not None and not tools.bind:
+        tools = None
+    if tools is not None and params.grammar is not None:
+        raise invalid(
+            "tools and response_format cannot both bind the answer: give one, or tool_choice none",
+            "response_format",
+        )
     order = Ask(
         messages=chat_messages(ask.messages),
         params=params,
         priority=ask.priority or 0,
         tenant=request.tenant,
         cache_salt=ask.cache_salt or "",
+        tools=tools,
     )
     async with asked(request, link, [order]) as inbox:
         if ask.stream:
             usage = ask.stream_options is not None and bool(ask.stream_options.include_usage)
-            await stream(
-                request, inbox, ChatEvents(request.id, link.welcome.model, params.n, usage)
-            )
+            about = (request.id, link.welcome.model, params.n, usage)
+            events = ChatEvents(*about)
+            if tools is not None:
+                events = ToolEvents(*about, [each.name for each in tools.functions])
+            await stream(request, inbox, events)
             return
         await inbox.wait_for_all()
-        answer = _answer(request, link, ask, params.n, inbox.take())
+        answer = _answer(request, link, ask, tools, params.n, inbox.take())
     await request.answer(200, msgspec.json.encode(answer))
 
 
 def _answer(
-    request: Request, link: NodeLink, ask: ChatRequest, n: int, pieces: dict[int, Piece]
-) -> ChatCompletion:
+    request: Request, link: NodeLink, ask: ChatRequest, tools: Tools | None, n: int,
+    pieces: dict[int, Piece],
+) -> ChatCompletion:  # fmt: skip
     ends = []
     choices = []
     for number in sorted(pieces):
@@ -57,12 +75,15 @@ def _answer(
         logprobs: ChatLogprobs | None = None
         if ask.logprobs:
             logprobs = chat_logprobs(piece.logprobs or [])
+        message, reason = AnswerMessage(content=piece.text), end.finish_reason
+        if tools is not None:
+            message, reason = _with_calls(piece.text, reason, tools)
         choices.append(
             ChatChoice(
                 index=number,
-                message=AnswerMessage(content=piece.text),
+                message=message,
                 logprobs=logprobs,
-                finish_reason=end.finish_reason,
+                finish_reason=reason,
                 stop_reason=end.stop_reason,
             )
         )
@@ -75,3 +96,12 @@ def _answer(
         usage=usage_of(ends, n),
         prompt_logprobs=None if rows is None else prompt_logprobs(rows),
     )
+
+
+def _with_calls(text: str, reason: str, tools: Tools) -> tuple[AnswerMessage, str]:
+    """A message with its calls, and why it ended."""
+    text, calls = read_tool_calls(text, [each.name for each in tools.functions])
+    if not calls:
+        return AnswerMessage(content=text), reason
+    message = AnswerMessage(content=text or None, tool_calls=answered_calls(calls))
+    return message, "tool_calls" if reason == "stop" else reason

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from albireo.client import ChatMessage
+from albireo.client import ChatMessage, ToolCall
 
 from .errors import invalid
 from .requests import ContentPart, Message
@@ -18,17 +18,27 @@ def chat_messages(messages: list[Message]) -> list[ChatMessage]:
 
 
 def _message(message: Message, where: str) -> ChatMessage:
-    if message.tool_calls:
-        raise invalid(f"{where}: tool calls are not served yet", f"{where}.tool_calls")
     if message.annotations:
         raise invalid(f"{where}: annotations are not read", f"{where}.annotations")
+    if message.name and message.role != "tool":
+        raise invalid(f"{where}: only a tool's message has a name", f"{where}.name")
     content = message.content
+    calls = tuple(
+        ToolCall(id=call.id, name=call.function.name, arguments=call.function.arguments)
+        for call in message.tool_calls or ()
+    )
+    if content is None and calls:
+        content = ""
     if content is None:
         raise invalid(f"{where} has no content", f"{where}.content")
     if not isinstance(content, str):
         content = "\n".join(_text(part, where) for part in content)
     return ChatMessage(
-        role="system" if message.role == "developer" else message.role, content=content
+        role="system" if message.role == "developer" else message.role,
+        content=content,
+        tool_calls=calls,
+        tool_call_id=message.tool_call_id or "",
+        name=message.name or "",
     )
 
 

@@ -18,24 +18,19 @@ _MAX_NAMED = 20
 _EXACT = 2**53
 """Up to it every integer is a float of its own."""
 
-_TOOLS = "tool calls are not served yet"
-_FORMAT = "structured output is not served yet"
+_TOOLS = "use tools and tool_choice"
+_CHAT_ONLY = "tools belong to conversations: use /v1/chat/completions"
+_BOUNDED = "there is one kind of matcher, and white space in JSON is bounded"
 _TEXT_ONLY = "the model reads and writes text only"
 
 _UNSUPPORTED: Mapping[str, tuple[str, tuple[Any, ...]]] = {
-    "tools": (_TOOLS, ([],)),
-    "tool_choice": (_TOOLS, ("none", "auto")),
-    "parallel_tool_calls": (_TOOLS, ()),
+    "tools": (_CHAT_ONLY, ([],)),
+    "tool_choice": (_CHAT_ONLY, ("none", "auto")),
+    "parallel_tool_calls": (_CHAT_ONLY, ()),
     "functions": (_TOOLS, ([],)),
     "function_call": (_TOOLS, ("none", "auto")),
-    "response_format": (_FORMAT, ({"type": "text"},)),
-    "guided_json": (_FORMAT, ()),
-    "guided_regex": (_FORMAT, ()),
-    "guided_choice": (_FORMAT, ()),
-    "guided_grammar": (_FORMAT, ()),
-    "guided_decoding_backend": (_FORMAT, ()),
-    "guided_whitespace_pattern": (_FORMAT, ()),
-    "structured_outputs": (_FORMAT, ()),
+    "guided_decoding_backend": (_BOUNDED, ()),
+    "guided_whitespace_pattern": (_BOUNDED, ()),
     "audio": (_TEXT_ONLY, ()),
     "modalities": (_TEXT_ONLY, (["text"],)),
     "mm_processor_kwargs": (_TEXT_ONLY, ({},)),

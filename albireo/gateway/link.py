@@ -25,6 +25,7 @@ from albireo.client import (
 )
 from albireo.ipc.params import SamplingParams
 from albireo.ipc.protocol import Chat, Generate
+from albireo.ipc.tools import Tools
 
 STATUS_AGE_S = 0.1
 _RECONNECT_S = 2.0
@@ -44,12 +45,13 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     priority: int = 0
     tenant: str = ""
     cache_salt: str = ""
+    tools: Tools | None = None
 
     def message(self, request_id: int) -> Generate | Chat:
         if self.messages is not None:
             return Chat(
                 id=request_id, messages=self.messages, params=self.params, priority=self.priority,
-                tenant=self.tenant, cache_salt=self.cache_salt,
+                tenant=self.tenant, cache_salt=self.cache_salt, tools=self.tools,
             )  # fmt: skip
         text = isinstance(self.prompt, str)
         return Generate(

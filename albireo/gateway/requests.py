@@ -8,7 +8,7 @@ everywhere: clients send null for what they do not set.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -45,10 +45,37 @@ class StreamOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     include_usage: bool | None = None
 
 
+class JsonSchemaFormat(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The schema always holds, whatever `strict` says; name and description are for the reader."""
+
+    name: str | None = None
+    description: str | None = None
+    schema: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class ResponseFormat(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What the answer has to look like, in OpenAI's words."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchemaFormat | None = None
+
+
+class StructuredOutputs(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The same in vLLM's newer words: exactly one of these."""
+
+    json: dict[str, Any] | str | None = None
+    json_object: bool | None = None
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+
+
 class _Generation(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """What completions and chat have in common; see ipc/params.py for ranges and meaning.
 
     top_k: -1 is the same as 0, all tokens.
+    response_format, structured_outputs, guided_*: see formats.py; at most one.
     priority: lower goes first.  cache_salt: prefixes are shared only with requests
         that have the same.  request_id: instead of the header X-Request-Id.
     """
@@ -66,6 +93,7 @@ class _Generation(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     frequency_penalty: Penalty | None = None
     logit_bias: Biases | None = None
     user: str | None = None
+    response_format: ResponseFormat | None = None
     # vLLM's
     top_k: TopK | None = None
     min_p: MinP | None = None
@@ -78,6 +106,11 @@ class _Generation(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     bad_words: BadWords | None = None
     allowed_token_ids: AllowedTokens | None = None
     prompt_logprobs: NumLogprobs | None = None
+    guided_json: dict[str, Any] | str | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    structured_outputs: StructuredOutputs | None = None
     priority: _Priority | None = None
     cache_salt: _Name | None = None
     request_id: _Name | None = None
@@ -100,6 +133,48 @@ class CompletionRequest(_Generation, kw_only=True, forbid_unknown_fields=True):
     add_special_tokens: bool | None = None
 
 
+class FunctionTool(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """strict: arguments fit the parameters always, whatever it says."""
+
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class ToolOffer(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A function that the model may call."""
+
+    type: Literal["function"]
+    function: FunctionTool
+
+
+class ChosenFunction(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    name: str
+
+
+class ToolChoice(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The function that has to be called."""
+
+    type: Literal["function"]
+    function: ChosenFunction
+
+
+class CalledBefore(msgspec.Struct, kw_only=True):
+    """arguments: JSON text."""
+
+    name: str
+    arguments: str
+
+
+class CallBefore(msgspec.Struct, kw_only=True):
+    """A call in a message of the conversation."""
+
+    id: str
+    function: CalledBefore
+    type: Literal["function"] = "function"
+
+
 class ContentPart(msgspec.Struct, kw_only=True):
     """A part of a message; type "text" is the only one that is served."""
 
@@ -112,17 +187,17 @@ class Message(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     role: system, user, assistant, tool, or another that the model's template knows;
         "developer" is OpenAI's newer name for system.
-    tool_call_id: of a tool's message; the templates have no place for it.
+    tool_call_id, name: of a tool's message.  tool_calls: of an assistant's.
     """
 
     role: _Name
     content: str | list[ContentPart] | None = None
     tool_call_id: str | None = None
-    name: None = None
+    name: str | None = None
     refusal: None = None
     audio: None = None
     function_call: None = None
-    tool_calls: list[Any] | None = None
+    tool_calls: list[CallBefore] | None = None
     annotations: list[Any] | None = None
 
 
@@ -135,6 +210,9 @@ class ChatRequest(_Generation, kw_only=True, forbid_unknown_fields=True):
 
     messages: Annotated[list[Message], AtLeastOne]
     max_completion_tokens: MaxTokens | None = None
+    tools: list[ToolOffer] | None = None
+    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
     logprobs: bool | None = None
     top_logprobs: NumLogprobs | None = None
     safety_identifier: str | None = None

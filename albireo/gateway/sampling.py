@@ -7,6 +7,7 @@ from typing import Any
 from albireo.ipc.params import MAX_LOGPROBS, ParameterError, SamplingParams
 
 from .errors import HttpError, invalid
+from .formats import grammar_of
 from .requests import ChatRequest, CompletionRequest
 
 _SAME = (
@@ -72,6 +73,7 @@ def _common(asked: CompletionRequest | ChatRequest) -> dict[str, Any]:
         fields["stop"] = (stop,) if isinstance(stop, str) else tuple(stop)
     if asked.logit_bias:
         fields["logit_bias"] = _biases(asked.logit_bias)
+    fields["grammar"] = grammar_of(asked)
     if asked.stream_options is not None and not asked.stream:
         raise invalid("stream_options needs stream to be true", "stream_options")
     if asked.prompt_logprobs is not None and asked.stream:

@@ -54,17 +54,20 @@ _ENTRY_POINTS = {
 
 
 class _Inheritance:
-    """What forked actors find in their memory: the text model, and the weights."""
+    """What forked actors find in their memory: text model, tokens for grammars, weights."""
 
     def __init__(self) -> None:
         self.text: Any = None
+        self.vocabulary: Any = None
         self.model: Any = None
 
     def arguments(self, role: str) -> tuple[Any, ...]:
-        if role in ("tokenizer", "detokenizer"):
+        if role == "tokenizer":
+            return self.text, self.vocabulary
+        if role == "detokenizer":
             return (self.text,)
         if role == "worker":
-            return (self.model,)
+            return self.model, self.vocabulary
         return ()
 
 
@@ -125,7 +128,8 @@ def _load(load: Load, inheritance: _Inheritance, phase: Any) -> Loaded:
     """Imports and loads everything that actors need; says what it does through `phase`."""
     from .preload import load_everything
 
-    loaded, inheritance.text, inheritance.model = load_everything(load, phase)
+    everything = load_everything(load, phase)
+    loaded, inheritance.text, inheritance.vocabulary, inheritance.model = everything
     for role, module in _ENTRY_POINTS.items():
         if role != "gateway" or load.gateways:
             importlib.import_module(module)

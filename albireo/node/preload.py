@@ -14,8 +14,8 @@ from .fork_protocol import Load, Loaded
 from .options import OptionError
 
 
-def load_everything(load: Load, phase: Callable[[str], Any]) -> tuple[Loaded, Any, Any]:
-    """Returns (Loaded, TextModel, and what a worker inherits of the model).
+def load_everything(load: Load, phase: Callable[[str], Any]) -> tuple[Loaded, Any, Any, Any]:
+    """Returns (Loaded, TextModel, Vocabulary or None, and what a worker inherits of the model).
 
     That is a LoadedModel on the CPU, the ModelConfig on cuda, where each worker
     loads its own share, and None on sim.
@@ -34,8 +34,9 @@ def load_everything(load: Load, phase: Callable[[str], Any]) -> tuple[Loaded, An
     for tp in load.tp_degrees:
         check_degree(config, tp)
     device, dtype = load.device, load.dtype
-    model: Any = None
+    vocabulary = model = None
     if device != "sim":
+        vocabulary = _vocabulary(text, config)
         phase("importing PyTorch")
         import torch
 
@@ -50,7 +51,15 @@ def load_everything(load: Load, phase: Callable[[str], Any]) -> tuple[Loaded, An
             model = _load_weights(load, config, device, dtype, phase)
     elif dtype == "auto":
         dtype = "bfloat16"
-    return Loaded(_model_info(load, config, dtype), device, dtype), text, model
+    return Loaded(_model_info(load, config, dtype), device, dtype), text, vocabulary, model
+
+
+def _vocabulary(text: Any, config: Any) -> Any:
+    """What grammars are made with; None for a model without an end token, which no grammar ends."""
+    from albireo.workers.grammar.vocabulary import Vocabulary, end_ids_of
+
+    end_ids = end_ids_of(text, config.eos_token_ids)
+    return Vocabulary(text, config.vocab_size, end_ids) if end_ids else None
 
 
 def resolve_device(device: str) -> str:

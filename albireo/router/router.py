@@ -169,13 +169,13 @@ class Router:
         session.check_room()
         check_generate(self._limits, message)
         request = self._admit(session, message)
-        words = message.params.bad_words
-        if message.prompt_ids is None or words:
+        words, grammar = message.params.bad_words, message.params.grammar
+        if message.prompt_ids is None or words or grammar is not None:
             text = message.prompt or ""
             done = functools.partial(self._encoded, request)
-            request.job = self.texts.encode_text(text, True, done, words)
+            request.job = self.texts.encode_text(text, True, done, words, grammar)
         else:
-            self._resolve(request, message.prompt_ids, ())
+            self._resolve(request, message.prompt_ids)
         self._begin(request)
 
     def _chat(self, session: Session, message: Chat) -> None:
@@ -184,7 +184,10 @@ class Router:
         check_chat(self._limits, message)
         request = self._admit(session, message)
         done = functools.partial(self._encoded, request)
-        request.job = self.texts.encode_chat(message.messages, done, message.params.bad_words)
+        params = message.params
+        request.job = self.texts.encode_chat(
+            message.messages, done, params.bad_words, params.grammar, message.tools
+        )
         self._begin(request)
 
     def _admit(self, session: Session, message: Generate | Chat) -> TokenRequest:
@@ -214,24 +217,33 @@ class Router:
         request.job = None
         try:
             if isinstance(answer, TextFailed):
-                raise Refusal(answer.code, answer.message, retry=answer.code == "unavailable")
+                raise Refusal(
+                    answer.code,
+                    answer.message,
+                    param=answer.param,
+                    retry=answer.code == "unavailable",
+                )
             assert isinstance(answer, Encoded)
             prompt_ids = answer.token_ids
             asked = request.asked
             if isinstance(asked, Generate) and asked.prompt_ids is not None:
                 prompt_ids = asked.prompt_ids
             check_prompt_ids(self._limits, prompt_ids)
-            self._resolve(request, prompt_ids, answer.words)
+            self._resolve(request, prompt_ids, answer.words, answer.grammar)
         except Refusal as refusal:
             self.fail(request, refusal)
         else:
             self._submit_all(request)
 
     def _resolve(
-        self, request: TokenRequest, prompt_ids: list[int], bad_words: tuple[tuple[int, ...], ...]
+        self,
+        request: TokenRequest,
+        prompt_ids: list[int],
+        bad_words: tuple[tuple[int, ...], ...] = (),
+        grammar: str = "",
     ) -> None:
         """Decides what the group is given for each stream.  Raises Refusal."""
-        first = resolve(self._limits, prompt_ids, bad_words, request.asked, request.tenant)
+        first = resolve(self._limits, prompt_ids, bad_words, request.asked, request.tenant, grammar)
         for choice, stream in request.streams.items():
             stream.submit = for_choice(first, stream.request, choice)
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from albireo.ipc.grammars import Grammar
 from albireo.ipc.messages import (
     Decoded,
     DecodeIds,
@@ -24,6 +25,7 @@ from albireo.ipc.messages import (
     ToTokenizer,
 )
 from albireo.ipc.protocol import ChatMessage
+from albireo.ipc.tools import Tools
 
 from .requests import Refusal
 
@@ -91,9 +93,13 @@ class TextQueue:
         add_special_tokens: bool,
         done: Callable[[Answer], None],
         words: tuple[str, ...] = (),
+        grammar: Grammar | None = None,
     ) -> TextJob:
-        """Asks for the ids of a text, and of `words`.  Raises Refusal when too much is waiting."""
-        message = EncodeText(self._take_key(), text, add_special_tokens, words)
+        """Asks for the ids of a text, and of `words`, and for a grammar.
+
+        Raises Refusal when too much is waiting.
+        """
+        message = EncodeText(self._take_key(), text, add_special_tokens, words, grammar)
         return self._add(message, sys.getsizeof(text), done)
 
     def encode_chat(
@@ -101,13 +107,15 @@ class TextQueue:
         messages: list[ChatMessage],
         done: Callable[[Answer], None],
         words: tuple[str, ...] = (),
+        grammar: Grammar | None = None,
+        tools: Tools | None = None,
     ) -> TextJob:
-        """Asks for the ids of a conversation, and of `words`.
+        """Asks for the ids of a conversation, and of `words`, and for a grammar, or that of tools.
 
         Raises Refusal when too much is waiting.
         """
         size = sum(sys.getsizeof(each.role) + sys.getsizeof(each.content) for each in messages)
-        message = EncodeChat(self._take_key(), messages, words)
+        message = EncodeChat(self._take_key(), messages, words, grammar, tools)
         return self._add(message, size, done)
 
     def decode_ids(

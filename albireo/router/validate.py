@@ -65,6 +65,16 @@ def check_chat(limits: RequestLimits, message: Chat) -> None:
     """Everything about a chat request that can be said before its text is tokenized."""
     if not message.messages:
         raise Refusal("invalid_request", "the conversation has no message", param="messages")
+    if message.tools is not None:
+        if (fault := message.tools.fault()) is not None:
+            raise Refusal("invalid_request", f"tools: {fault}", param="tools")
+        if message.tools.bind and message.params.grammar is not None:
+            raise Refusal(
+                "invalid_request",
+                "tools and a grammar cannot both bind the answer: give one, or tools with "
+                "choice none",
+                param="grammar",
+            )
     _check_request(limits, message)
 
 
@@ -137,12 +147,14 @@ def resolve(
     bad_words: tuple[tuple[int, ...], ...],
     asked: Generate | Chat,
     tenant: str,
+    grammar: str = "",
 ) -> Submit:
     """The message for a group, but for its number: see for_choice.
 
     prompt_ids, asked: checked by the functions above.
     bad_words: token ids of params.bad_words.  Raises Refusal for one with too many.
     tenant: on whose behalf it is.
+    grammar: params.grammar, compiled.
     """
     params = asked.params
     _check_bad_words(bad_words)
@@ -175,6 +187,7 @@ def resolve(
         priority=asked.priority,
         tenant=tenant,
         cache_salt=asked.cache_salt,
+        grammar=grammar,
     )
 
 

@@ -105,6 +105,7 @@ class Admission:
             # Besides, those of all chunks that may follow, each with a partial block.
             appends=there + budget // self._block_size + places,
             copies=len(found.swapped) + (found.copied >= 0),
+            grammar=len(request.grammar),
         )
         return found if fits else None
 
@@ -118,6 +119,8 @@ class Admission:
         self._state.memory.seat(slot, request, found, self._draft, self._state.next_step)
         if found.tokens and request.counts:
             self._draft.add_history(slot, request.tokens[: found.tokens])
+        if request.grammar:
+            self._draft.add_grammar(slot, request.grammar)
         counters = self._state.counters
         counters.swapped_in_blocks += len(found.swapped)
         if not request.preemptions:

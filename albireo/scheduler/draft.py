@@ -19,9 +19,11 @@ from albireo.ipc.plan import (
     CHUNK_WORDS,
     COPY_WORDS,
     EDIT_WORDS,
+    GRAMMAR_WORDS,
     HISTORY_WORDS,
     MAX_PLAN_COPIES,
     MAX_PLAN_EDITS,
+    MAX_PLAN_GRAMMAR_WORDS,
     MAX_PLAN_SCORES,
     SCORE_WORDS,
     TAKE_WORDS,
@@ -80,11 +82,13 @@ class Draft:
         self._edit = _Section(MAX_PLAN_EDITS, EDIT_WORDS)
         self._history = _Section(seqs, HISTORY_WORDS)
         self._history_token = _Section(limits.max_model_len, 1)
+        self._grammar = _Section(seqs, GRAMMAR_WORDS)
+        self._grammar_word = _Section(MAX_PLAN_GRAMMAR_WORDS, 1)
         self._score = _Section(MAX_PLAN_SCORES, SCORE_WORDS)
         self._copy = _Section(MAX_PLAN_COPIES, COPY_WORDS)
         self._all = (
             self._take, self._append, self._chunk, self._chunk_token, self._edit, self._history,
-            self._history_token, self._score, self._copy,
+            self._history_token, self._grammar, self._grammar_word, self._score, self._copy,
         )  # fmt: skip
 
     def clear(self) -> None:
@@ -110,8 +114,8 @@ class Draft:
     def copies_left(self) -> int:
         return self._copy.left
 
-    def has_room(self, edits: int, history: int, appends: int, copies: int) -> bool:
-        """Whether an admission with so many of each fits.
+    def has_room(self, edits: int, history: int, appends: int, copies: int, grammar: int) -> bool:
+        """Whether an admission with so many of each fits; grammar: bytes.
 
         To a plan without admissions each alone does: ipc.plan.max_appends has
         room for a longest sequence beside whatever chunks and decodes need.
@@ -121,6 +125,7 @@ class Draft:
             and history <= self._history_token.left
             and appends <= self._append.left
             and copies <= self._copy.left
+            and _words(grammar) <= self._grammar_word.left
         )
 
     def add_take(self, words: Int32Array, edits: Int32Array, slot: int) -> None:
@@ -130,6 +135,12 @@ class Draft:
             rows = self._edit.extend(len(edits))
             rows[:] = edits
             rows[:, 0] = slot
+
+    def add_grammar(self, slot: int, text: bytes) -> None:
+        """What the output of a slot just taken has to match."""
+        self._grammar.extend(1)[0] = (slot, len(text))
+        words = self._grammar_word.extend(_words(len(text)))
+        words.view(np.uint8)[: len(text)] = np.frombuffer(text, np.uint8)
 
     def add_append(self, slots: Slots | int, index: Int32Array | Slots, blocks: Int32Array) -> None:
         """Entries of block tables, one for each block: [n] each, or the same slot for all."""
@@ -182,8 +193,15 @@ class Draft:
                 edit=self._edit.view(),
                 history=self._history.view(),
                 history_token=self._history_token.view(),
+                grammar=self._grammar.view(),
+                grammar_word=self._grammar_word.view(),
                 score=self._score.view(),
                 copy=self._copy.view(),
             ),
             sampled,
         )
+
+
+def _words(size: int) -> int:
+    """Of so many bytes."""
+    return -(-size // 4)

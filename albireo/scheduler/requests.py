@@ -22,6 +22,7 @@ from albireo.ipc.plan import (
     TAKE_EDITS,
     TAKE_FLAGS,
     TAKE_FREQUENCY,
+    TAKE_GRAMMAR,
     TAKE_LOGPROBS,
     TAKE_MIN_P,
     TAKE_PRESENCE,
@@ -59,6 +60,7 @@ class Request:
     min_len, end_len: tokens (prompt included) from which stop tokens count, and
         at which it ends.
     take, edits: the plan's words for it; the slot is filled in when it gets one.
+    grammar: its text, UTF-8.
     unscored: the first prompt position whose log-probabilities are still
         wanted; prompt_len - 1 when none is.
     names: of its full blocks, as in prefix_cache.extend_names; made when it
@@ -81,6 +83,7 @@ class Request:
     take: Int32Array
     edits: Int32Array
     unscored: int
+    grammar: bytes = b""
     names: list[bytes] = field(default_factory=list)
     host: Int32Array | None = None
     swapped: int = 0
@@ -95,7 +98,7 @@ class Request:
     @property
     def counts(self) -> bool:
         """Whether the workers have to be told all of its tokens."""
-        return bool(self.take[TAKE_FLAGS] & TAKE_COUNTS)
+        return bool(self.take[TAKE_FLAGS] & (TAKE_COUNTS | TAKE_GRAMMAR))
 
     @property
     def scores(self) -> bool:
@@ -137,6 +140,7 @@ def new_request(submit: Submit, arrival: int, step: int) -> Request:
         take=take,
         edits=edits,
         unscored=0 if submit.prompt_logprobs >= 0 else prompt_len - 1,
+        grammar=submit.grammar.encode(),
     )
 
 
@@ -151,6 +155,8 @@ def _flags(submit: Submit, edits: Int32Array) -> int:
         or submit.frequency_penalty
     ):
         flags |= TAKE_COUNTS
+    if submit.grammar:
+        flags |= TAKE_GRAMMAR
     return flags
 
 

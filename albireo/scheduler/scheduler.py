@@ -31,7 +31,7 @@ from typing import NamedTuple
 import numpy as np
 
 from albireo.ipc.messages import Refused, Submit
-from albireo.ipc.plan import MAX_PLAN_EDITS, Int32Array
+from albireo.ipc.plan import MAX_PLAN_EDITS, ROW_GRAMMAR_END, Int32Array
 from albireo.ipc.stopping import end_of_tokens
 
 from .admission import Admission
@@ -212,7 +212,10 @@ class Scheduler:
         failed = rows[:, 1] == 0
         if failed.any():
             # Without a token; the rest goes on as if these rows were not there.
-            ended = [self._failed(slot) for slot in slots[failed].tolist()]
+            ended = [
+                self._ended(slot, "stop") if why == ROW_GRAMMAR_END else self._failed(slot)
+                for slot, why in zip(slots[failed].tolist(), rows[failed, 2].tolist(), strict=True)
+            ]
             slots, rows = slots[~failed], rows[~failed]
         else:
             ended = []

@@ -37,17 +37,16 @@ def test_all_unknown_fields_are_named() -> None:
 
 
 def test_unsupported_fields_are_named_with_the_reason() -> None:
-    tools = [{"type": "function", "function": {"name": "f"}}]
-    form = {"type": "json_object"}
-    error = refusal({"messages": HELLO, "tools": tools, "response_format": form}, ChatRequest)
+    functions = [{"name": "f"}]
+    error = refusal({"messages": HELLO, "functions": functions, "best_of": 3}, ChatRequest)
     assert error.code == "unsupported_parameter"
-    assert "`tools` is not supported: tool calls" in error.message
-    assert "`response_format` is not supported: structured output" in error.message
+    assert "`functions` is not supported: use tools" in error.message
+    assert "`best_of` is not supported: ask for n answers" in error.message
 
 
 @pytest.mark.parametrize(
     "field",
-    ["guided_json", "guided_regex", "guided_choice", "guided_grammar", "audio", "suffix",
+    ["guided_whitespace_pattern", "guided_decoding_backend", "audio", "suffix",
      "logits_processors", "best_of", "use_beam_search", "truncate_prompt_tokens"],
 )  # fmt: skip
 def test_documented_fields_that_are_not_served_say_so(field: str) -> None:

@@ -34,6 +34,12 @@ from albireo.workers.models.load import load_model, read_config  # noqa: E402
 from ..node.processes import pids, wait_for, whole  # noqa: E402
 from ..workers.engine_driver import Driver, Request  # noqa: E402
 from ..workers.engine_story import CONFIG, CUDA, GEMMA, Results, cpu_driver, play  # noqa: E402
+from ..workers.grammar_story import (  # noqa: E402
+    VOCABULARY,
+    check_grammars,
+    check_steps_ahead,
+    play_grammars,
+)
 from ..workers.paged_run import PagedRun  # noqa: E402
 from ..workers.parameter_story import PARAMETERS, ParameterStory, check_story  # noqa: E402
 from ..workers.test_worker_process import MODEL  # noqa: E402
@@ -71,7 +77,7 @@ def make_engine() -> Any:
                 threads=1, log_level="info", model=MODEL, engine=engine, group=0, rank=0,
             )  # fmt: skip
             actor: Any = SimpleNamespace(spec=spec, phase=print, fatal=fail)
-            made.append(create_engine(actor, {}, config, deliver))
+            made.append(create_engine(actor, {}, config, VOCABULARY, deliver))
             return made[-1]
 
         results = Results(create_one)
@@ -96,6 +102,18 @@ def test_the_tokens_are_those_of_the_cpu(
     results = make_engine(engine, config)
     assert play(Driver(results.step, engine)) == play(cpu_driver(engine, config))
     assert results.delivered
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_grammars_bind_the_tokens_as_on_the_cpu(
+    graphs: bool, make_engine: Callable[[EngineConfig], Results]
+) -> None:
+    """Masks between forward pass and sampling, with and without graphs; steps launched ahead."""
+    engine = msgspec.structs.replace(CUDA, cuda_graphs=graphs)
+    found = play_grammars(Driver(make_engine(engine).step, engine))
+    assert found == play_grammars(cpu_driver(engine, vocabulary=VOCABULARY))
+    check_grammars(found)
+    check_steps_ahead(make_engine(engine), engine)
 
 
 def _many(driver: Driver, count: int, tokens: int) -> list[list[int]]:

@@ -12,6 +12,7 @@ from albireo.ipc.plan import (
     FLAG_STOP,
     MAX_PLAN_COPIES,
     MAX_PLAN_EDITS,
+    MAX_PLAN_GRAMMAR_WORDS,
     MAX_PLAN_SCORES,
     PLAN_HEADER,
     ROW_WORDS,
@@ -67,6 +68,8 @@ MOST_ROWS = {
     "edit": MAX_PLAN_EDITS,
     "history": MAX_SEQS,
     "history_token": MAX_LEN,
+    "grammar": MAX_SEQS,
+    "grammar_word": MAX_PLAN_GRAMMAR_WORDS,
     "score": MAX_PLAN_SCORES,
     "copy": MAX_PLAN_COPIES,
 }

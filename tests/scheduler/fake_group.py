@@ -27,6 +27,7 @@ from albireo.ipc.plan import (
     TAKE_COUNTS,
     TAKE_EDITS,
     TAKE_FLAGS,
+    TAKE_GRAMMAR,
     TAKE_PROMPT_LEN,
     TAKE_REQUEST,
     TAKE_SEED_LO,
@@ -202,7 +203,7 @@ class FakeWorker:
             int(words[TAKE_SEED_LO]),
             int(words[TAKE_PROMPT_LEN]),
             int(words[TAKE_START]),
-            bool(flags & TAKE_COUNTS),
+            bool(flags & (TAKE_COUNTS | TAKE_GRAMMAR)),
             bool(flags & TAKE_EDITS),
         )
 

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from albireo.ipc.config import EngineConfig
 from albireo.ipc.plan import (
+    TAKE_FLAGS,
+    TAKE_GRAMMAR,
     TAKE_LOGPROBS,
     TAKE_MIN_P,
     TAKE_REQUEST,
@@ -69,6 +73,7 @@ class Request:
     logprobs: int | None = None
     scored: bool = False
     resumed: int = 0
+    grammar: str = ""
     cached: int = 0
     appended: int = 0
 
@@ -95,10 +100,16 @@ class Driver:
         chunk, decode = chunk or [], decode or []
         takes, appends, chunks, tokens = [], [], [], []
         edits, history, history_tokens, scores = [], [], [], []
+        grammars, grammar_words = [], []
         for request in take or []:
             self.requests[request.number] = request
             takes.append(_take_words(request))
             edits += request.ask.edit_rows(request.slot)
+            if request.grammar:
+                text = request.grammar.encode()
+                grammars.append([request.slot, len(text)])
+                padded = text + bytes(-len(text) % 4)
+                grammar_words += np.frombuffer(padded, np.int32).tolist()
             if request.cached:
                 history.append([request.slot, 0, request.cached])
                 history_tokens += request.tokens[: request.cached]
@@ -129,6 +140,8 @@ class Driver:
             edit=edits,
             history=history,
             history_token=history_tokens,
+            grammar=grammars,
+            grammar_word=grammar_words,
             score=scores,
             copy=copy or [],
         )
@@ -169,4 +182,5 @@ def _take_words(request: Request) -> list[int]:
     words[TAKE_START] = request.cached
     words[TAKE_LOGPROBS] = 0 if request.logprobs is None else 1 + request.logprobs
     request.ask.write_take(words, len(request.tokens) - request.resumed)
+    words[TAKE_FLAGS] |= TAKE_GRAMMAR if request.grammar else 0
     return words

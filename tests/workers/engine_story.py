@@ -18,6 +18,7 @@ from albireo.ipc.config import EngineConfig
 from albireo.ipc.plan import PlanView
 from albireo.workers.engine.engine import Engine
 from albireo.workers.engine.step import StepResult
+from albireo.workers.grammar.vocabulary import Vocabulary
 from albireo.workers.kernels.cpu.kernels import CpuKernels
 from albireo.workers.models.config import ModelConfig, RopeConfig
 from albireo.workers.models.load import load_model
@@ -75,11 +76,16 @@ class Results:
         self._there.set()
 
 
-def cpu_driver(engine: EngineConfig = CUDA, config: ModelConfig = CONFIG) -> Driver:
+def cpu_driver(
+    engine: EngineConfig = CUDA,
+    config: ModelConfig = CONFIG,
+    vocabulary: Vocabulary | None = None,
+) -> Driver:
     """An engine of `config` with dummy weights on the CPU."""
     (model,) = load_model("", config, torch.float32, "dummy", 1, CPU_KERNELS, print)
     engine = msgspec.structs.replace(engine, device="cpu")
-    return Driver(Engine(model, CPU_KERNELS, engine, SingleRank()).step, engine)
+    made = Engine(model, CPU_KERNELS, engine, SingleRank(), vocabulary)
+    return Driver(made.step, engine)
 
 
 def play(driver: Driver) -> list[list[int]]:

@@ -27,13 +27,14 @@ from .interpreted import use_interpreter
 
 use_interpreter()
 
-from albireo.workers.engine.cuda import block_copies, flights  # noqa: E402
+from albireo.workers.engine.cuda import block_copies, flights, grammar_rows  # noqa: E402
 from albireo.workers.engine.cuda.engine import CudaEngine  # noqa: E402
 from albireo.workers.engine.cuda.profile_plans import profile_plans  # noqa: E402
 from albireo.workers.kernels.cuda.kernels import CudaKernels  # noqa: E402
 from albireo.workers.sampling.cuda.logprobs import Logprobs  # noqa: E402
 from albireo.workers.sampling.cuda.sampler import CudaSampler  # noqa: E402
 
+from .grammar_story import VOCABULARY, check_grammars, check_steps_ahead, play_grammars  # noqa: E402
 from .parameter_story import PARAMETERS, ParameterStory, check_story  # noqa: E402
 
 
@@ -84,7 +85,8 @@ def make_engine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Results]:
     }
     for name, value in fake.items():
         monkeypatch.setattr(torch.cuda, name, value)
-    for module, name in ((flights, "_pinned"), (block_copies, "pinned_words")):
+    places = ((flights, "_pinned"), (block_copies, "pinned_words"), (grammar_rows, "pinned_words"))
+    for module, name in places:
         monkeypatch.setattr(module, name, lambda words: torch.zeros(words, dtype=torch.int32))
     # The interpreter takes half a second for the 20 best of a row.
     for name in ("MAX_PLAN_SCORES", "MAX_TOP_LOGPROBS"):
@@ -106,6 +108,7 @@ def make_engine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Results]:
                 deliver,
                 fail,
                 Account(),  # type: ignore[arg-type]
+                vocabulary=VOCABULARY,
             )
         )
 
@@ -138,6 +141,17 @@ def test_all_parameters_against_one_forward_pass(
     check_story(story)
     assert all(story.moves.values()), story.moves
     results.engine.finish()
+
+
+def test_grammars_bind_the_tokens_as_on_the_cpu(results: Results) -> None:
+    found = play_grammars(Driver(results.step, CUDA))
+    assert found == play_grammars(cpu_driver(vocabulary=VOCABULARY))
+    check_grammars(found)
+    results.engine.finish()
+
+
+def test_grammars_with_steps_launched_ahead(results: Results) -> None:
+    check_steps_ahead(results, CUDA)
 
 
 def test_as_many_logits_as_rows_in_another_order(

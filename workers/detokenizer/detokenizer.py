@@ -10,16 +10,36 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from albireo.ipc.messages import Piece, Refused, Submit
-from albireo.ipc.plan import Int32Array
+from albireo.ipc.plan import (
+    ROW_GRAMMAR_END,
+    ROW_GRAMMAR_FAILED,
+    ROW_NOT_FINITE,
+    ROW_NOTHING_ALLOWED,
+    Int32Array,
+)
 
 from .logprobs import TokenTexts
 from .request import RequestText
 from .stream import TextStream
 
-_NOT_FINITE = (
-    "the model's logits were not finite (NaN or infinity): the weights are damaged or this dtype "
-    "overflows; try --dtype float32"
-)
+_FAILURES = {
+    ROW_NOT_FINITE: (
+        "internal",
+        "the model's logits were not finite (NaN or infinity): the weights are damaged or this "
+        "dtype overflows; try --dtype float32",
+    ),
+    ROW_GRAMMAR_FAILED: (
+        "invalid_request",
+        "the grammar became too complex at this place of the answer: make it less ambiguous, its "
+        "repetitions and alternatives shorter",
+    ),
+    ROW_NOTHING_ALLOWED: (
+        "invalid_request",
+        "the grammar allows no token here that the other parameters (allowed_token_ids, "
+        "bad_words, min_tokens, logit_bias) leave: give the grammar alone",
+    ),
+}
+"""Code and message by what a row says in place of a token."""
 
 
 class Detokenizer:
@@ -79,11 +99,15 @@ class Detokenizer:
             state = running.get(request)
             if state is None:
                 continue
-            if count == 0:
+            if count == 0 and token != ROW_GRAMMAR_END:
                 self.drop(request)
-                refused.append(Refused(request, "internal", _NOT_FINITE))
+                refused.append(Refused(request, *_FAILURES[token]))
                 continue
             changed[request] = state
+            if count == 0:
+                state.end_without_token()
+                del running[request]
+                continue
             if state.add(token):
                 del running[request]
                 if state.ended_by_text:

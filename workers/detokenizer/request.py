@@ -112,6 +112,13 @@ class RequestText:
             return False
         return self._add_slowly(token, reason)
 
+    def end_without_token(self) -> None:
+        """The answer is complete: its grammar can only stop."""
+        text = self._stream.flush()
+        if self._matcher is not None:
+            text += self._matcher.flush()
+        self._finish(text, "stop", None)
+
     def _add_slowly(self, token: int, reason: str | None) -> bool:
         text = "" if reason == "stop" else self._stream.add(token)
         if reason is not None:

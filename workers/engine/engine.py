@@ -17,9 +17,11 @@ import torch
 
 from ...ipc.config import EngineConfig
 from ...ipc.plan import MAX_TOP_LOGPROBS, NOTHING, TAKE_COUNTS, Int32Array, PlanView
+from ..grammar.matchers import GrammarRows, SlotGrammars
 from ..kernels.interface import Kernels, KVLayer
 from ..sampling.edits import SlotEdits
 from ..sampling.logprobs import Logprobs
+from ..sampling.masks import mask_rows
 from ..sampling.sampler import Sampler
 from .block_copies import BlockCopies
 from .slots import SlotTable
@@ -27,6 +29,7 @@ from .step import StepResult, StepTimes
 from .warm_up import warm_up_plans
 
 if TYPE_CHECKING:
+    from ..grammar.vocabulary import Vocabulary
     from ..models.llama import Model
     from ..parallel.communicator import HostCommunicator
 
@@ -34,10 +37,18 @@ _NO_ROWS = np.empty(0, np.int64)
 
 
 class Engine:
-    """One rank of a group: `model` is that rank's; it is given the communicator here."""
+    """One rank of a group: `model` is that rank's; it is given the communicator here.
+
+    vocabulary: what grammars are made with; without it no request may have one.
+    """
 
     def __init__(
-        self, model: Model, kernels: Kernels, engine: EngineConfig, communicator: HostCommunicator
+        self,
+        model: Model,
+        kernels: Kernels,
+        engine: EngineConfig,
+        communicator: HostCommunicator,
+        vocabulary: Vocabulary | None = None,
     ) -> None:
         config = model.config
         model.communicator = communicator
@@ -56,6 +67,9 @@ class Engine:
         )
         width = config.vocab_size // communicator.size
         self._edits = SlotEdits(engine.num_slots, width, communicator.rank * width)
+        self._first_token = communicator.rank * width
+        self._grammars = SlotGrammars(vocabulary, engine.num_slots, 1, engine.step_timeout_s)
+        self._masks = np.zeros((engine.max_num_seqs, -(-config.vocab_size // 32)), np.int32)
         self._wants_logprobs = False
         self._logprobs = Logprobs(config.vocab_size, engine.max_num_seqs, communicator)
         self._sampler = Sampler(
@@ -80,14 +94,16 @@ class Engine:
             self._copies.apply(plan.copy)
         batch = self._slots.apply(plan)
         self._edits.apply_plan(plan)
+        self._grammars.apply_plan(plan)
         if len(plan.take):
             self._wants_logprobs = bool(self._slots.state.logprobs.any())
         if not len(batch.tokens):
             return StepResult(rows=self._slots.commit(np.empty(0, np.int32)), forward_us=0)
         begun_ns = time.monotonic_ns()
+        grammars = self._begin_masks()
         logits = self._model.forward(batch, self._kv)
         forwarded_ns = time.monotonic_ns()
-        tokens, logprobs = self._sample(logits, plan)
+        tokens, logprobs = self._sample(logits, plan, grammars)
         times = StepTimes(begun_ns, begun_ns, forwarded_ns, time.monotonic_ns())
         forward_us = (forwarded_ns - begun_ns) // 1000
         return StepResult(
@@ -110,7 +126,14 @@ class Engine:
             for _ in range(config.num_layers)
         ]
 
-    def _sample(self, logits: torch.Tensor, plan: PlanView) -> tuple[Int32Array, Int32Array]:
+    def _begin_masks(self) -> GrammarRows | None:
+        slots = self._slots.rows.slots
+        rows = self._grammars.rows_of(slots)
+        return self._grammars.begin(rows, slots, self._masks) if len(rows) else None
+
+    def _sample(
+        self, logits: torch.Tensor, plan: PlanView, grammars: GrammarRows | None
+    ) -> tuple[Int32Array, Int32Array]:
         """The tokens of the sampling rows, and the records of the logprobs that are wanted.
 
         logits: of the sampling rows, then of the rows that are scored.
@@ -127,7 +150,11 @@ class Engine:
         asked = self._edits.asked(rows)
         if asked:
             self._edits.apply(sampled.numpy(), rows)
+        if grammars is not None:
+            self._mask(sampled, grammars)
         tokens = self._sampler.sample(sampled, rows, self._slots.params)
+        if grammars is not None:
+            grammars.accept(tokens)
         if asked & TAKE_COUNTS:
             self._edits.count(rows, tokens)
         if len(wanted):
@@ -138,6 +165,11 @@ class Engine:
         if len(plan.score):
             parts.append(self._score(logits, plan))
         return tokens, np.concatenate(parts) if parts else NOTHING
+
+    def _mask(self, logits: torch.Tensor, grammars: GrammarRows) -> None:
+        self._grammars.finish(grammars)
+        masked = grammars.outcome == 0
+        mask_rows(logits.numpy(), grammars.rows, grammars.masks, masked, self._first_token)
 
     def _score(self, logits: torch.Tensor, plan: PlanView) -> Int32Array:
         """The records of the prompt positions that the plan scores, with as many best as fit."""

@@ -25,6 +25,7 @@ from .sim import SimEngine
 from .step import StepEngine
 
 if TYPE_CHECKING:
+    from ..grammar.vocabulary import Vocabulary
     from ..models.config import ModelConfig
     from ..parallel.communicator import HostCommunicator
     from .loaded import LoadedModel
@@ -32,10 +33,16 @@ if TYPE_CHECKING:
 _IDLE_SLICE_S = 0.25
 
 
-def main(actor: Actor, fds: Mapping[str, int], model: LoadedModel | ModelConfig | None) -> None:
+def main(
+    actor: Actor,
+    fds: Mapping[str, int],
+    model: LoadedModel | ModelConfig | None,
+    vocabulary: Vocabulary | None = None,
+) -> None:
     """Runs the worker until it is asked to stop.
 
     model: what the fork server has of it; on `cuda` the config, on `sim` nothing.
+    vocabulary: for grammars; on `sim` nothing.
     """
     spec = actor.spec
     plans = RingReader(
@@ -45,7 +52,7 @@ def main(actor: Actor, fds: Mapping[str, int], model: LoadedModel | ModelConfig 
         spin_us=spec.engine.spin_us,
     )
     results = ResultWriter(spec, fds)
-    engine = _create_engine(actor, fds, model, results)
+    engine = _create_engine(actor, fds, model, vocabulary, results)
     actor.phase("warming up")
     results.swap_block_ns = engine.warm_up()
     actor.ready()
@@ -99,6 +106,7 @@ def _create_engine(
     actor: Actor,
     fds: Mapping[str, int],
     model: LoadedModel | ModelConfig | None,
+    vocabulary: Vocabulary | None,
     results: ResultWriter,
 ) -> StepEngine:
     spec, engine = actor.spec, actor.spec.engine
@@ -111,13 +119,15 @@ def _create_engine(
     if engine.device == "cuda":
         from .cuda.worker import create_engine
 
-        return create_engine(actor, fds, cast("ModelConfig", model), results.deliver)
+        return create_engine(actor, fds, cast("ModelConfig", model), vocabulary, results.deliver)
     from .engine import Engine
 
     loaded = cast("LoadedModel", model)
     actor.phase("making the KV cache")
     communicator = _create_communicator(spec, fds)
-    return Engine(loaded.ranks[engine.tp][spec.rank], loaded.kernels, engine, communicator)
+    return Engine(
+        loaded.ranks[engine.tp][spec.rank], loaded.kernels, engine, communicator, vocabulary
+    )
 
 
 def _create_communicator(spec: ActorSpec, fds: Mapping[str, int]) -> HostCommunicator:

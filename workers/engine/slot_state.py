@@ -100,13 +100,13 @@ class SlotState:
     def commit(self, tokens: Int32Array) -> Int32Array:
         """Stores the tokens [R] of `rows`; returns the result rows [R, 3] (request, count, token).
 
-        A negative token stands for a row that could not be sampled: its count
-        is 0.  The rows are valid until the next call.
+        A negative token stands for a row without one, -1 - ROW_... (ipc/plan.py): its count
+        is 0, its token the ROW_... .  The rows are valid until the next call.
         """
         result = self._result[: len(tokens)]
         result[:, 0] = self.rows.requests
         np.greater_equal(tokens, 0, out=result[:, 1], casting="unsafe")
-        np.maximum(tokens, 0, out=result[:, 2])
+        np.bitwise_xor(tokens, tokens >> 31, out=result[:, 2])
         self.last_token[self.rows.slots] = result[:, 2]
         return result
 

@@ -20,6 +20,7 @@ from ..parallel.communicator import SingleRank
 from .edits import SlotEdits
 from .filters import BLOCK
 from .logprobs import Logprobs
+from .masks import mask_rows
 from .params import SampleRows, SlotParams
 from .sampler import Sampler
 from .vocab import VocabSampler
@@ -44,6 +45,10 @@ def compile_all(several_ranks: bool = True) -> None:
     edits = SlotEdits(2, _VOCAB_SIZE)
     edits.apply_plan(_plan())
     edits.apply(logits.numpy(), rows)
+    mask_rows(
+        logits.numpy(), slots, np.full((2, _VOCAB_SIZE // 32), -1, np.int32),
+        np.ones(2, np.bool_), 0,
+    )  # fmt: skip
     tokens = Sampler(_VOCAB_SIZE, 2, alone).sample(logits, rows, params)
     if several_ranks:
         VocabSampler(_VOCAB_SIZE, 2, alone).sample(logits.numpy(), rows, params, tokens)

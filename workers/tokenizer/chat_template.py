@@ -57,7 +57,11 @@ class ChatTemplate:
                 f"the chat template has an error in line {error.lineno}: {error.message}"
             ) from error
 
-    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> str:
         """The conversation as text, ready for the assistant's answer.
 
         Raises ChatTemplateError.
@@ -68,7 +72,7 @@ class ChatTemplate:
             with _time_limit(_MAX_CPU_SECONDS):
                 for piece in self._template.generate(
                     messages=[dict(message) for message in messages],
-                    tools=None,
+                    tools=None if tools is None else [dict(tool) for tool in tools],
                     documents=None,
                     add_generation_prompt=True,
                     **self._named_tokens,

@@ -7,4 +7,11 @@ from __future__ import annotations
 
 
 class TextModelError(ValueError):
-    """A tokenizer or chat template cannot be loaded or used; the message is for the user."""
+    """A tokenizer or chat template cannot be loaded or used; the message is for the user.
+
+    param: the field of the request that is to blame, where one is.
+    """
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param

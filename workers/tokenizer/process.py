@@ -11,11 +11,13 @@ import logging
 import os
 import time
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import msgspec
 import zmq
 
 from albireo.ipc.actor import Actor
+from albireo.ipc.grammars import Grammar
 from albireo.ipc.link import Spoke
 from albireo.ipc.messages import (
     Decoded,
@@ -33,9 +35,20 @@ from albireo.ipc.timeline import NO_STEP, Recorder
 from .errors import TextModelError
 from .text_model import TextModel
 
+if TYPE_CHECKING:
+    from albireo.workers.grammar.compile import GrammarCompiler
+    from albireo.workers.grammar.vocabulary import Vocabulary
 
-def main(actor: Actor, fds: Mapping[str, int], text: TextModel) -> None:
-    """Serves until the actor is asked to stop."""
+
+def main(
+    actor: Actor, fds: Mapping[str, int], text: TextModel, vocabulary: Vocabulary | None = None
+) -> None:
+    """Serves until the actor is asked to stop.  vocabulary: None where no grammar is served."""
+    grammars = None
+    if vocabulary is not None:
+        from albireo.workers.grammar.compile import GrammarCompiler
+
+        grammars = GrammarCompiler(vocabulary)
     incarnation = actor.spec.incarnation
     router: Spoke[ToTokenizer] = Spoke(
         actor.spec.socket_path("router"), f"tokenizer.{incarnation}", ToTokenizer
@@ -52,7 +65,7 @@ def main(actor: Actor, fds: Mapping[str, int], text: TextModel) -> None:
         actor.answer_ping()
         for request in router.drain():
             start_ns = time.monotonic_ns()
-            router.send(answer(text, request))
+            router.send(answer(text, request, grammars))
             timeline.record(Stage.ENCODE, NO_STEP, start_ns, time.monotonic_ns(), 1)
             actor.answer_ping()
             if actor.stopping.is_set():
@@ -60,21 +73,43 @@ def main(actor: Actor, fds: Mapping[str, int], text: TextModel) -> None:
     router.close()
 
 
-def answer(text: TextModel, request: ToTokenizer) -> msgspec.Struct:
+def answer(
+    text: TextModel, request: ToTokenizer, grammars: GrammarCompiler | None = None
+) -> msgspec.Struct:
     """Encoded, Decoded or TextFailed; never an exception."""
     try:
         match request:
-            case EncodeText(key, prompt, add_special_tokens, words):
+            case EncodeText(key, prompt, add_special_tokens, words, grammar):
                 ids = text.encode(prompt, add_special_tokens)
-                return Encoded(key, ids, text.encode_words(words))
-            case EncodeChat(key, messages, words):
-                return Encoded(key, text.encode_chat(messages), text.encode_words(words))
+                bound = _compile(grammars, grammar)
+                return Encoded(key, ids, text.encode_words(words), bound)
+            case EncodeChat(key, messages, words, grammar, tools):
+                ids = text.encode_chat(messages, tools)
+                bound = _compile(grammars, grammar)
+                if tools is not None and tools.bind:
+                    bound = _compiler(grammars).compile_tools(tools, text.tool_style)
+                return Encoded(key, ids, text.encode_words(words), bound)
             case DecodeIds(key, token_ids, skip_special_tokens):
                 return Decoded(key, text.decode(token_ids, skip_special_tokens))
     except TextModelError as error:
-        return TextFailed(request.key, "invalid_request", str(error))
+        return TextFailed(request.key, "invalid_request", str(error), error.param)
     except BaseException as error:  # a panic inside the tokenizers library is no Exception
         logging.exception("request %d has failed", request.key)
         return TextFailed(
             request.key, "internal", f"the tokenizer failed: {type(error).__name__}: {error}"
         )
+
+
+def _compile(grammars: GrammarCompiler | None, grammar: Grammar | None) -> str:
+    """What Submit carries of a grammar.  Raises TextModelError."""
+    return "" if grammar is None else _compiler(grammars).compile(grammar)
+
+
+def _compiler(grammars: GrammarCompiler | None) -> GrammarCompiler:
+    if grammars is None:
+        raise TextModelError(
+            "structured output needs a model with an end token, which this node does not serve: "
+            "leave grammar and tools out",
+            "grammar",
+        )
+    return grammars

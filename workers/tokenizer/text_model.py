@@ -15,7 +15,10 @@ from pathlib import Path
 # Read by the tokenizers library when it is first used: a thread pool would not survive a fork.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from tokenizers import Tokenizer
+
 from albireo.ipc.protocol import ChatMessage
+from albireo.ipc.tools import Tools
 
 from .chat_template import ChatTemplate
 from .errors import TextModelError
@@ -23,6 +26,7 @@ from .gguf_tokenizer import read_gguf_text
 from .hf_directory import read_hf_text
 from .source import TextSource
 from .token_bytes import token_bytes
+from .tool_prompt import as_maps, as_text, described, tool_style
 
 __all__ = ["TextModel", "TextModelError", "load_text_model"]
 
@@ -32,17 +36,25 @@ class TextModel:
 
     vocab_size: ids are 0 .. vocab_size - 1; a model's embedding may have more rows.
     special_ids: ids whose text `skip_special_tokens` leaves out.
+    tool_style: how the template teaches tool calls, as in workers/grammar/tools.py.
     token_bytes: the bytes of every id where the tokenizer is byte-level: the
         bytes of a text are those of its tokens, one after the other.  Else None.
     """
 
     def __init__(self, source: TextSource, chat_template: str | None = None) -> None:
         self._tokenizer = source.tokenizer
+        self._plain: Tokenizer | None = None
         self.vocab_size = source.vocab_size
         self.special_ids = _special_ids(source)
         self.token_bytes = token_bytes(source.tokenizer, source.vocab_size)
         template = chat_template or source.chat_template
         self._template = ChatTemplate(template, source.named_tokens) if template else None
+        self._knows_tools = "tools" in (template or "")
+        self.tool_style = tool_style(template or "")
+
+    def pieces(self) -> list[str | None]:
+        """Every token as the vocabulary writes it; None for ids without one."""
+        return [self._tokenizer.id_to_token(token) for token in range(self.vocab_size)]
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         """Token ids of a text; special tokens written out in it count as such.
@@ -54,8 +66,18 @@ class TextModel:
         ids: list[int] = batch[0].ids
         return ids
 
-    def render_chat(self, messages: Sequence[ChatMessage]) -> str:
+    def encode_plain(self, text: str) -> list[int]:
+        """Token ids of a text in which special tokens that are written out are mere text."""
+        if self._plain is None:
+            self._plain = Tokenizer.from_str(self._tokenizer.to_str())
+            self._plain.encode_special_tokens = True
+        ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def render_chat(self, messages: Sequence[ChatMessage], tools: Tools | None = None) -> str:
         """The conversation as the model's template writes it, up to where the answer begins.
+
+        With the tools, unless their choice is none.
 
         Raises TextModelError: there is no template, or it does not accept the conversation.
         """
@@ -66,13 +88,14 @@ class TextModel:
             )
         if not messages:
             raise TextModelError("a conversation needs at least one message")
-        return self._template.render(
-            [{"role": message.role, "content": message.content} for message in messages]
-        )
+        functions = tools.functions if tools is not None and tools.bind else ()
+        if self._knows_tools:
+            return self._template.render(as_maps(messages), described(functions) or None)
+        return self._template.render(as_text(messages, functions))
 
-    def encode_chat(self, messages: Sequence[ChatMessage]) -> list[int]:
+    def encode_chat(self, messages: Sequence[ChatMessage], tools: Tools | None = None) -> list[int]:
         """Token ids of render_chat: the template has written every special token itself."""
-        return self.encode(self.render_chat(messages), add_special_tokens=False)
+        return self.encode(self.render_chat(messages, tools), add_special_tokens=False)
 
     def encode_words(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
         """Token ids of each word, as it begins a text and as it follows a space where these differ.

@@ -7,7 +7,8 @@ are queued in one stream:
     copy of the plan's words    from pinned memory
     copies of KV blocks         where the plan has any
     apply, gather, forward      a decode step: one CUDA graph; with prefill: launched one by one
-    sample, advance             a decode step: a second graph, with more of them around it where
+    sample, advance             behind a wait for masks where rows have grammars (grammar_rows.py);
+                                a decode step: a second graph, with more of them around it where
                                 rows change their logits or ask for logprobs (graphs.py)
     copy of the tokens          into pinned memory, then the event that the collector waits for
 
@@ -28,10 +29,12 @@ import torch
 from ....ipc.config import EngineConfig
 from ....ipc.plan import PlanView
 from ...kernels.interface import Kernels
+from ...sampling.cuda.masks import MaskTables
 from ..slot_state import SlotState
 from .block_copies import BlockCopies
 from .flights import Collector, Deliver, Fail, Flight
 from .gpu_clock import FlightRecorder
+from .grammar_rows import StepMasks
 from .graphs import DecodeGraphs
 from .kinds import SlotNeeds, StepNeeds
 from .memory import MemoryAccount
@@ -40,6 +43,7 @@ from .slot_tables import SlotTables
 from .step_parts import StepParts
 
 if TYPE_CHECKING:
+    from ...grammar.vocabulary import Vocabulary
     from ...models.llama import Model
     from ...sampling.cuda.logprobs import Logprobs
     from ...sampling.cuda.sampler import CudaSampler
@@ -50,7 +54,7 @@ class CudaEngine:
 
     The calling thread's current stream is the engine's from now on; it must be
     no default stream.  deliver, fail: see flights.py.  recorder: of the worker's
-    timeline.
+    timeline.  vocabulary: what grammars are made with; without it no request may have one.
     """
 
     def __init__(
@@ -64,6 +68,7 @@ class CudaEngine:
         fail: Fail,
         memory: MemoryAccount,
         recorder: FlightRecorder | None = None,
+        vocabulary: Vocabulary | None = None,
     ) -> None:
         config = model.config
         device = kernels.device
@@ -97,7 +102,11 @@ class CudaEngine:
                 model.rank * width,
                 device,
             )
-        self._parts = StepParts(model, self._kv, self._tables, sampler, logprobs)
+            mask_tables = MaskTables(
+                engine.max_num_seqs, config.vocab_size, model.rank * width, device
+            )
+        self._masks = StepMasks(vocabulary, engine.num_slots, mask_tables, engine.step_timeout_s)
+        self._parts = StepParts(model, self._kv, self._tables, sampler, logprobs, mask_tables)
         self._mirror = SlotState(engine.num_slots)
         self._needs = SlotNeeds(engine.num_slots)
         self._graphs: DecodeGraphs | None = None
@@ -122,6 +131,10 @@ class CudaEngine:
                 self._launch(plan, flight)
                 flight.done.synchronize()
                 self._collector.give_back(flight)
+        # No plan of these has a grammar: it would have to be one of this model's.
+        self._parts.mask(
+            torch.zeros(1, self._tables.edits.width, device=self._tables.words.device), 1
+        )
         if engine.cuda_graphs:
             # An empty plan: `apply` inside the graphs changes no slot while they are made.
             self._tables.words.zero_()
@@ -152,6 +165,7 @@ class CudaEngine:
         if len(plan.take):
             self._needs.take(plan.take, mirror.params)
         mirror.advance(plan)
+        self._masks.apply_plan(plan)
         rows = mirror.rows
         needs = self._needs.of(rows.slots)
         words = flight.stage(plan.step, plan.words, rows.requests)
@@ -163,6 +177,8 @@ class CudaEngine:
             size = self._graphs.padded(len(plan.decode))
             self._graphs.forward(size)
             flight.forwarded.record(self._stream)
+            if needs.masks:
+                self._masks.prepare(rows.slots, flight)
             self._graphs.sample(size, needs)
         else:
             self._launch_eagerly(plan, len(rows), needs, flight)
@@ -198,4 +214,6 @@ class CudaEngine:
             return
         logits = self._parts.forward_mixed(plan, sampled)
         flight.forwarded.record(self._stream)
+        if needs.masks:
+            self._masks.prepare(self._mirror.rows.slots, flight)
         self._parts.sample_mixed(logits, plan, needs, sampled)

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from ....ipc.plan import LOGPROB_WORDS, MAX_PLAN_SCORES, Int32Array
+from ...grammar.matchers import GrammarRows
 from ..step import StepResult
 from .gpu_clock import FlightRecorder
 
@@ -37,19 +38,21 @@ class Flight:
     words: pinned, the plan.  ids: pinned [max_num_seqs] int32, the sampled
     tokens.  records, score_records: pinned [rows, LOGPROB_WORDS] int32, of the
     sampling rows and of the scored ones, request and position missing.  All are
-    also there as numpy arrays.  count: sampling rows.  begun, forwarded, done:
+    also there as numpy arrays.  count: sampling rows.
+    grammars: those of them that have one.  begun, forwarded, done:
     events in the stream, before the step's first kernel, behind the forward pass,
     behind the copy of the ids.  launched_ns: just before `begun` was given to the
     stream, CLOCK_MONOTONIC.
     """
 
     def __init__(self, plan_words: int, max_num_seqs: int) -> None:
+        self.grammars: GrammarRows | None = None
         self.words = _pinned(plan_words)
         self.ids = _pinned(max_num_seqs)
         self.records = _pinned(max_num_seqs * LOGPROB_WORDS).view(-1, LOGPROB_WORDS)
         self.score_records = _pinned(MAX_PLAN_SCORES * LOGPROB_WORDS).view(-1, LOGPROB_WORDS)
         self._words_array: Int32Array = self.words.numpy()
-        self._ids_array: Int32Array = self.ids.numpy()
+        self.ids_array: Int32Array = self.ids.numpy()
         self._records_array: Int32Array = self.records.numpy()
         self._scores_array: Int32Array = self.score_records.numpy()
         self._requests = np.zeros(max_num_seqs, np.int32)
@@ -65,6 +68,7 @@ class Flight:
     def stage(self, step: int, words: Int32Array, requests: Int32Array) -> torch.Tensor:
         """Keeps what the step needs of its plan; the pinned words, to be copied to the device."""
         self.step = step
+        self.grammars = None
         self.count = len(requests)
         self._asking = self._asked_at = self._scored = self._scored_at = _NOTHING
         self._requests[: self.count] = requests
@@ -81,10 +85,12 @@ class Flight:
 
     def result(self) -> StepResult:
         """The rows (request, count, token) and the logprobs, once `done` has happened."""
-        rows, ids = self._rows[: self.count], self._ids_array[: self.count]
+        rows, ids = self._rows[: self.count], self.ids_array[: self.count]
+        if self.grammars is not None:
+            self.grammars.accept(ids)
         rows[:, 0] = self._requests[: self.count]
         np.greater_equal(ids, 0, out=rows[:, 1], casting="unsafe")
-        np.maximum(ids, 0, out=rows[:, 2])
+        np.bitwise_xor(ids, ids >> 31, out=rows[:, 2])
         forward_us = round(self.begun.elapsed_time(self.forwarded) * 1000)
         return StepResult(rows=rows, forward_us=forward_us, logprobs=self._logprobs(rows))
 

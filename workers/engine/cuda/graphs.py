@@ -3,6 +3,7 @@
     forward    the plan's effect, input, layers, LM head
     keep       where a row asks for logprobs: what they need of the model's own logits
     edit       where a row asks for it: penalties, biases, bans
+    mask       where a row has a grammar: tokens that would leave it
     sample     one for each kind of sampling (kinds.py); the slots move on
     finish     where a row asks for logprobs: those of the sampled tokens
 
@@ -43,6 +44,8 @@ class DecodeStep(Protocol):
 
     def edit(self, logits: torch.Tensor, rows: int) -> None: ...
 
+    def mask(self, logits: torch.Tensor, rows: int) -> None: ...
+
     def sample(self, logits: torch.Tensor, rows: int, kind: SamplingKind) -> None: ...
 
     def finish(self, rows: int) -> None: ...
@@ -60,6 +63,7 @@ class _Graphs(NamedTuple):
     forward: torch.cuda.CUDAGraph
     keep: torch.cuda.CUDAGraph
     edit: torch.cuda.CUDAGraph
+    mask: torch.cuda.CUDAGraph
     sample: tuple[torch.cuda.CUDAGraph, ...]
     """By kind."""
     finish: torch.cuda.CUDAGraph
@@ -88,7 +92,7 @@ class DecodeGraphs:
     @property
     def count(self) -> int:
         """Graphs in all."""
-        return (4 + len(SamplingKind)) * len(self._graphs)
+        return (5 + len(SamplingKind)) * len(self._graphs)
 
     def padded(self, rows: int) -> int:
         """The captured size that `rows` decodes run at."""
@@ -99,12 +103,14 @@ class DecodeGraphs:
         self._graphs[size].forward.replay()
 
     def sample(self, size: int, needs: StepNeeds) -> None:
-        """From the logits to the tokens and the slots' update, right behind forward()."""
+        """From the logits to the tokens and the slots' update, behind forward() and any masks."""
         graphs = self._graphs[size]
         if needs.logprobs:
             graphs.keep.replay()
         if needs.edits:
             graphs.edit.replay()
+        if needs.masks:
+            graphs.mask.replay()
         graphs.sample[needs.kind].replay()
         if needs.logprobs:
             graphs.finish.replay()
@@ -115,6 +121,7 @@ def _capture_size(size: int, step: DecodeStep, pool: Any) -> _Graphs:
     behind: list[Callable[[torch.Tensor], None]] = [
         lambda logits: step.keep(logits, size),
         lambda logits: step.edit(logits, size),
+        lambda logits: step.mask(logits, size),
         *(partial(step.sample, rows=size, kind=kind) for kind in SamplingKind),
         lambda logits: step.finish(size),
     ]
@@ -132,8 +139,8 @@ def _capture_size(size: int, step: DecodeStep, pool: Any) -> _Graphs:
             part(logits)
         graphs.append(graph)
     # The logits' memory goes back to the pool: the next sizes use it again.
-    keep, edit, *sample, finish = graphs
-    return _Graphs(forward, keep, edit, tuple(sample), finish)
+    keep, edit, mask, *sample, finish = graphs
+    return _Graphs(forward, keep, edit, mask, tuple(sample), finish)
 
 
 class _capturing:

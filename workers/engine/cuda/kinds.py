@@ -7,10 +7,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ....ipc.plan import TAKE_COUNTS, TAKE_FLAGS, TAKE_LOGPROBS, TAKE_SLOT, Int32Array
+from ....ipc.plan import (
+    TAKE_COUNTS,
+    TAKE_FLAGS,
+    TAKE_GRAMMAR,
+    TAKE_LOGPROBS,
+    TAKE_SLOT,
+    Int32Array,
+)
 from ...sampling.params import SlotParams
 
-_DRAWS, _FILTERS, _EDITS, _LOGPROBS = 1, 2, 4, 8
+_DRAWS, _FILTERS, _EDITS, _LOGPROBS, _MASKS = 1, 2, 4, 8, 16
 
 
 class SamplingKind(enum.IntEnum):
@@ -24,11 +31,12 @@ class SamplingKind(enum.IntEnum):
 
 
 class StepNeeds(NamedTuple):
-    """Of a step.  edits, logprobs: a row has flags, or asks for logprobs."""
+    """Of a step.  edits, logprobs, masks: a row has edits, asks for logprobs, has a grammar."""
 
     kind: SamplingKind
     edits: bool
     logprobs: bool
+    masks: bool = False
 
 
 class SlotNeeds:
@@ -46,7 +54,8 @@ class SlotNeeds:
         self._bits[slots] = (
             draws * _DRAWS
             + (draws & filters) * _FILTERS
-            + (take[:, TAKE_FLAGS] != 0) * _EDITS
+            + ((take[:, TAKE_FLAGS] & ~TAKE_GRAMMAR) != 0) * _EDITS
+            + ((take[:, TAKE_FLAGS] & TAKE_GRAMMAR) != 0) * _MASKS
             + (take[:, TAKE_LOGPROBS] > 0) * _LOGPROBS
         )
         self._counts[slots] = (take[:, TAKE_FLAGS] & TAKE_COUNTS) != 0
@@ -57,7 +66,7 @@ class SlotNeeds:
         kind = SamplingKind.PLAIN if bits & _DRAWS else SamplingKind.GREEDY
         if bits & _FILTERS:
             kind = SamplingKind.FILTERED
-        return StepNeeds(kind, bool(bits & _EDITS), bool(bits & _LOGPROBS))
+        return StepNeeds(kind, bool(bits & _EDITS), bool(bits & _LOGPROBS), bool(bits & _MASKS))
 
     def asking(self, slots: Int32Array) -> Int32Array:
         """Which of these rows ask for logprobs: indices."""

@@ -100,7 +100,7 @@ def _prefill(engine: EngineConfig, lengths: list[int], decode: list[int]) -> Pla
     score = np.array([(row, 0) for row in range(min(MAX_PLAN_SCORES, len(token)))], np.int32)
     sections = PlanSections(
         take, append, chunk, token, np.array(decode, np.int32), edit, history,
-        token[: len(history)], score.reshape(-1, 2), _copies(engine),
+        token[: len(history)], score=score.reshape(-1, 2), copy=_copies(engine),
     )  # fmt: skip
     write_plan(frame, 0, 0, sections)
     return PlanView(frame)

@@ -1,6 +1,6 @@
 """The parts of a step on the GPU: graphs.py captures them, mixed steps launch them.
 
-    forward -> keep -> edit -> sample -> finish, as graphs.py says
+    forward -> keep -> edit -> mask -> sample -> finish, as graphs.py says
 
 All of them work on the buffers of SlotTables and take nothing but sizes, so what
 is captured once fits every step of its size.
@@ -15,6 +15,7 @@ import torch
 
 from ....ipc.plan import TAKE_FLAGS, PlanView
 from ...sampling.cuda.edits import edit
+from ...sampling.cuda.masks import MaskTables, mask
 from .apply_plan import advance, apply, gather_chunks, gather_decodes, gather_scores
 from .edit_state import keep_edits
 from .kinds import SamplingKind, SlotNeeds, StepNeeds
@@ -37,12 +38,14 @@ class StepParts:
         tables: SlotTables,
         sampler: CudaSampler,
         logprobs: Logprobs,
+        masks: MaskTables,
     ) -> None:
         self._model = model
         self._kv = kv
         self._tables = tables
         self._sampler = sampler
         self._logprobs = logprobs
+        self._masks = masks
 
     def forward(self, rows: int) -> torch.Tensor:
         """The plan's effect, and the logits of a step of `rows` decodes and nothing else."""
@@ -58,6 +61,10 @@ class StepParts:
         """The requests' changes to their logits."""
         tables = self._tables
         edit(logits, tables.sample_slots[:rows], tables.draw_position[:rows], tables.edits)
+
+    def mask(self, logits: torch.Tensor, rows: int) -> None:
+        """The grammars' masks, which the host has prepared (grammar_rows.py)."""
+        mask(logits[:rows], self._masks)
 
     def sample(self, logits: torch.Tensor, rows: int, kind: SamplingKind) -> None:
         """Tokens, and the slots moved past the step."""
@@ -106,6 +113,8 @@ class StepParts:
             self.keep(logits, sampled)
         if needs.edits:
             self.edit(logits, sampled)
+        if needs.masks:
+            self.mask(logits, sampled)
         self._sample(logits, len(plan.chunk) + len(plan.decode), sampled, needs.kind)
         if needs.logprobs:
             self.finish(sampled)

@@ -26,6 +26,7 @@ from .gpu_clock import FlightRecorder
 from .memory import MemoryAccount
 
 if TYPE_CHECKING:
+    from ...grammar.vocabulary import Vocabulary
     from ...models.config import ModelConfig
     from ...parallel.communicator import DeviceCommunicator
 
@@ -33,7 +34,11 @@ _SWITCH_INTERVAL_S = 0.0005
 
 
 def create_engine(
-    actor: Actor, fds: Mapping[str, int], config: ModelConfig, deliver: Deliver
+    actor: Actor,
+    fds: Mapping[str, int],
+    config: ModelConfig,
+    vocabulary: Vocabulary | None,
+    deliver: Deliver,
 ) -> CudaEngine:
     """Loads this rank's weights and makes its KV cache; the engine is still to be warmed up.
 
@@ -68,8 +73,9 @@ def create_engine(
         )
     actor.phase("making the KV cache")
     return CudaEngine(
-        model, kernels, engine, sampler, logprobs, deliver, actor.fatal, memory, FlightRecorder(fds)
-    )
+        model, kernels, engine, sampler, logprobs, deliver, actor.fatal, memory,
+        FlightRecorder(fds), vocabulary,
+    )  # fmt: skip
 
 
 def _take_device(spec: ActorSpec) -> torch.device:

@@ -1,0 +1,46 @@
+"""What rows without a token mean for an answer whose grammar they end."""
+
+from __future__ import annotations
+
+import pytest
+
+from albireo.ipc.plan import (
+    ROW_GRAMMAR_END,
+    ROW_GRAMMAR_FAILED,
+    ROW_NOT_FINITE,
+    ROW_NOTHING_ALLOWED,
+)
+from albireo.ipc.protocol import End
+
+from .test_request import detokenizer, encode, submission
+
+
+def test_a_grammar_that_ends_gives_what_was_held_back() -> None:
+    tokens = encode("abc st")
+    made = detokenizer(submission(stop=("stop",)))
+    for token in tokens:
+        assert made.add_rows([(7, 1, token)]) == ([], [])
+    assert made.add_rows([(7, 0, ROW_GRAMMAR_END)]) == ([], [])
+    (piece,) = made.take_pieces()
+    assert piece.text == "abc st"
+    assert piece.token_ids == tokens
+    assert piece.end == End("stop", None, 3, len(tokens))
+    assert made.add_rows([(7, 0, ROW_GRAMMAR_END)]) == ([], [])
+    assert made.take_pieces() == []
+
+
+@pytest.mark.parametrize(
+    ("why", "code", "said"),
+    [
+        (ROW_NOT_FINITE, "internal", "not finite"),
+        (ROW_GRAMMAR_FAILED, "invalid_request", "too complex"),
+        (ROW_NOTHING_ALLOWED, "invalid_request", "allows no token"),
+    ],
+)
+def test_a_row_that_fails_says_why(why: int, code: str, said: str) -> None:
+    made = detokenizer(submission())
+    stopped, (refused,) = made.add_rows([(7, 0, why)])
+    assert not stopped
+    assert (refused.request, refused.code) == (7, code)
+    assert said in refused.message
+    assert made.take_pieces() == []
