@@ -16,7 +16,7 @@ import signal
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, cast
 
 import numpy as np
 from llguidance import LLMatcher
@@ -113,7 +113,7 @@ def _schema_text(schema: dict[str, Any] | str) -> str:
         if not isinstance(schema, dict | bool):
             raise ValueError(f"a schema is a map, not {type(schema).__name__}")
         text = json.dumps(schema)
-        return str(LLMatcher.grammar_from_json_schema(text, overrides=JSON_OPTIONS))
+        return str(LLMatcher.grammar_from_json_schema(text, overrides=cast("Any", JSON_OPTIONS)))
     except (ValueError, RecursionError) as error:
         raise GrammarError(f"the JSON schema is not valid: {error}"[:_MAX_ERROR_BYTES]) from None
 

@@ -7,6 +7,7 @@ memory that tokenizer and workers share.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any, cast
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
@@ -39,7 +40,7 @@ class Vocabulary:
         self.size = size
         text.encode_plain("")  # its tokenizer is made before the fork, not by everybody
         self._tokenizer = LLTokenizer(
-            _Tokens(text, size, end_ids[0]),
+            cast("Any", _Tokens(text, size, end_ids[0])),  # its stub knows two classes only
             n_vocab=size,
             eos_token=list(end_ids),
             slices=LLTokenizer.json_slices(),
