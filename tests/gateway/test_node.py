@@ -115,7 +115,11 @@ def test_errors_are_the_clients_classes(client: openai.OpenAI) -> None:
     assert caught.value.param == "temperature"
     with pytest.raises(openai.BadRequestError, match="unknown parameter `colour`"):
         client.completions.create(model=MODEL, prompt="a", extra_body={"colour": "red"})
-    with pytest.raises(openai.BadRequestError, match="`tools` is not supported"):
+    with pytest.raises(openai.BadRequestError, match="`functions` is not supported"):
+        client.chat.completions.create(
+            model=MODEL, messages=HELLO, functions=[{"name": "f", "parameters": {}}]
+        )
+    with pytest.raises(openai.BadRequestError, match="structured output needs a model with an end"):
         client.chat.completions.create(
             model=MODEL, messages=HELLO,
             tools=[{"type": "function", "function": {"name": "f", "parameters": {}}}],
