@@ -15,6 +15,7 @@ import triton
 from ...engine.batch import StepBatch
 from ..interface import KVLayer
 from .decode import decode
+from .overlap import overlapped
 from .paging import padded
 from .prefill import prefill
 
@@ -141,6 +142,7 @@ class Attention:
             STEP=tiling.step,
             num_warps=tiling.warps,
             num_stages=tiling.stages,
+            **overlapped(q.device),
         )
 
 
@@ -169,7 +171,7 @@ def _prefill(
     _, heads, head_dim = q.shape
     _, kv_heads, block_size, _ = kv.keys.shape
     group = heads // kv_heads
-    tile_rows, tile_keys, warps = _prefill_tile(padded(head_dim), q.dtype, group)
+    tile_rows, tile_keys, warps, stages = _prefill_tile(padded(head_dim), q.dtype, group)
     tiles = rows // (tile_rows // group) + chunks
     prefill[(kv_heads, tiles)](
         q,
@@ -192,16 +194,19 @@ def _prefill(
         ROWS=tile_rows,
         TILE=tile_keys,
         num_warps=warps,
-        num_stages=2,
+        num_stages=stages,
+        **overlapped(q.device),
     )
 
 
-def _prefill_tile(width: int, dtype: torch.dtype, group: int) -> tuple[int, int, int]:
-    """(rows, keys, warps) of a tile; width: of a head's tile.
+def _prefill_tile(width: int, dtype: torch.dtype, group: int) -> tuple[int, int, int, int]:
+    """(rows, keys, warps, stages) of a tile; width: of a head's tile.
 
     Sizes for which a thread's registers are enough.
     """
     least = triton.next_power_of_2(group)
     if dtype == torch.float32:
-        return max(16 if width > 64 else 32, least), 16 if width > 128 else 32, 4
-    return max(128, least), 32 if width > 128 else 64, 8
+        return max(16 if width > 64 else 32, least), 16 if width > 128 else 32, 4, 2
+    if width > 128:
+        return max(128, least), 32, 8, 2
+    return max(64, least), 64, 4, 3
