@@ -1,7 +1,7 @@
 """Times the CUDA kernels in the shapes of a model's decode step, each beside its floor.
 
     python tools/gpu_kernel_bench.py [--shape qwen3-8b] [--batch 1,64] [--json]
-                                     [--tune | --tune-gemv]
+                                     [--tune | --tune-gemv | --tune-prefill | --apart]
 
 A kernel runs once a layer, for some layers with weights and KV of their own
 (far more than the L2 cache holds), in one CUDA graph; a figure is the median
@@ -10,6 +10,8 @@ model's layers and head make of it.  The floor is the bytes that must move over
 the bandwidth of a large copy, measured first.  --tune: decode attention alone,
 over ways to cut it up.  --tune-gemv: the linear layers of one row alone, by
 cuBLAS, as gemv.py has them now ("chosen"), and the best three of its tilings.
+--tune-prefill: prefill attention alone, over tiles.  --apart: kernels wait for
+each other instead of coming up early (overlap.py).
 """
 
 from __future__ import annotations
@@ -19,12 +21,13 @@ import itertools
 import json
 import statistics
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 
 from albireo.workers.engine.batch import StepBatch
 from albireo.workers.kernels import create
+from albireo.workers.kernels.cuda import overlap
 from albireo.workers.kernels.interface import KVLayer
 
 _BLOCK = 16
@@ -55,10 +58,20 @@ _GEMV_TILINGS = (
     (1, 4096, 4, 1, True),
 )
 
+_PREFILL_TILES = (
+    # rows, keys, warps, stages
+    (128, 64, 8, 2),
+    (128, 64, 8, 3),
+    (128, 128, 8, 2),
+    (64, 64, 4, 2),
+    (64, 64, 4, 3),
+    (64, 128, 4, 2),
+)
+
 
 @dataclass(frozen=True)
 class Shape:
-    """One model: sizes as in its config."""
+    """One model, or what a rank has of it: sizes as in its config."""
 
     layers: int
     hidden: int
@@ -82,6 +95,7 @@ SHAPES = {
     "phi-3-mini": Shape(32, 3072, 32, 32, 96, 8192, 32064),
     "qwen3-0.6b": Shape(28, 1024, 16, 8, 128, 3072, 151936),
     "qwen3-8b": Shape(36, 4096, 32, 8, 128, 12288, 151936),
+    "qwen3-8b-half": Shape(36, 4096, 16, 4, 128, 6144, 75968),
 }
 
 
@@ -259,6 +273,18 @@ class ShapeBench:
         attention.decode_tiling = chosen
         yield from sorted(made, key=lambda row: row.us)[:8]
 
+    def tune_prefill(self) -> Iterator[Row]:
+        """Prefill attention for tiles of (rows, keys), warps and stages."""
+        from albireo.workers.kernels.cuda import attention
+
+        chosen = attention._prefill_tile
+        for tile in _PREFILL_TILES:
+            attention._prefill_tile = lambda *_, tile=tile: tile
+            for sequences, tokens in ((4, 2048), (1, 8192)):
+                row = self.prefill(sequences, tokens)
+                yield replace(row, case=f"{row.case} {tile}")
+        attention._prefill_tile = chosen
+
     def tune_gemv(self, layer: str) -> Iterator[Row]:
         """A linear layer of one row: by cuBLAS, as chosen now, and the best of other tilings."""
         from albireo.workers.kernels.cuda import linear
@@ -341,6 +367,9 @@ def measure(options: argparse.Namespace, bandwidth: float) -> Iterator[Row]:
             for layer in bench.sizes:
                 yield from bench.tune_gemv(layer)
             continue
+        if options.tune_prefill:
+            yield from bench.tune_prefill()
+            continue
         if options.tune:
             for rows, context in itertools.product(batches, (_CONTEXT, 2048)):
                 if rows * context <= 256 * _CONTEXT:
@@ -358,9 +387,13 @@ def main() -> None:
     parser.add_argument("--batch", default="1,64,128,256")
     parser.add_argument("--tune", action="store_true", help="decode attention alone")
     parser.add_argument("--tune-gemv", action="store_true", help="linear layers of one row alone")
+    parser.add_argument("--tune-prefill", action="store_true", help="prefill attention alone")
+    parser.add_argument("--apart", action="store_true", help="kernels that wait for each other")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     options = parser.parse_args()
     torch.set_grad_enabled(False)
+    if options.apart:
+        overlap._can_overlap = lambda _: False
     bandwidth = copy_bandwidth()
     rows = []
     if not options.json:

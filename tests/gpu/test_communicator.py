@@ -12,12 +12,17 @@ import pytest
 
 pytest.importorskip("triton")
 import torch
+import torch.distributed as dist
 
 if not torch.cuda.is_available():
     pytest.skip("needs a GPU", allow_module_level=True)
 
+from albireo.workers.kernels.cuda.norm import rms_norm
 from albireo.workers.parallel.cuda import (
+    FUSIONS,
+    LETTERS,
     METHODS,
+    PARCELS,
     SLAB_BYTES,
     CudaCommunicator,
     GroupNotFormed,
@@ -55,7 +60,7 @@ def sums_of_all_methods(communicator: CudaCommunicator, device: torch.device) ->
 
 def sums_in_graphs(communicator: CudaCommunicator, device: torch.device) -> None:
     """What a decode step does: many sums of changing sizes, replayed with new data."""
-    communicator.tune()
+    communicator.tune(4096)
     lengths = [4096, 64 * 4096, 8, 256 * 4096, SLAB_BYTES, 4096] * 4
     xs = [torch.zeros(n, dtype=torch.bfloat16, device=device) for n in lengths]
     mine = torch.zeros(7, 4, dtype=torch.int32, device=device)
@@ -81,6 +86,52 @@ def sums_in_graphs(communicator: CudaCommunicator, device: torch.device) -> None
             for n, x in enumerate(xs):
                 assert torch.equal(x.cpu(), summed(len(x), x.dtype, replay * 100 + n)), (replay, n)
             assert gathered[:, 0, 0].tolist() == [10 * replay + r for r in range(SIZE)]
+
+
+def norms_of_all_fusions(communicator: CudaCommunicator, device: torch.device) -> None:
+    """In a graph, one after the other as in a step: the kernels come up beside each other."""
+    width, turns = 4096, [(r, f) for r in (1, 3, 32, 70, 256) for f in (PARCELS, LETTERS)] * 3
+    turns = [(rows, fusion) for rows, fusion in turns if fusion == PARCELS or rows <= 32]
+    weight = torch.rand(width, device=device) + 0.5
+    dist.broadcast(weight, 0)
+    xs = [torch.zeros(r, width, dtype=torch.bfloat16, device=device) for r, _ in turns]
+    residuals = [torch.zeros_like(x) for x in xs]
+    outs: list[torch.Tensor] = []
+
+    def step() -> None:
+        outs.clear()
+        for x, residual, (_, fusion) in zip(xs, residuals, turns, strict=True):
+            communicator._fusion_for = lambda *_, fusion=fusion: fusion  # type: ignore
+            out = communicator.sum_norm(x, residual, weight, 1e-6)
+            assert out is not None
+            outs.append(out)
+
+    stream = torch.cuda.Stream(device)
+    with torch.cuda.stream(stream):
+        step()
+        stream.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            step()
+        for replay in range(5):
+            for n, x in enumerate(xs):
+                turn = replay * 100 + n
+                x.copy_(brought(communicator.rank, x.numel(), x.dtype, turn).view_as(x))
+                residuals[n].copy_(brought(77, x.numel(), x.dtype, turn).view_as(x))
+            graph.replay()
+            for n, (x, residual, out) in enumerate(zip(xs, residuals, outs, strict=True)):
+                turn = replay * 100 + n
+                expected = brought(77, x.numel(), x.dtype, turn).view_as(x).to(device)
+                total = summed(x.numel(), x.dtype, turn).view_as(x).to(device)
+                normed = rms_norm(total, expected, weight, 1e-6)
+                assert torch.equal(residual, expected), (replay, turns[n])
+                assert torch.equal(out, normed), (replay, turns[n])
+
+
+def tunes(communicator: CudaCommunicator, device: torch.device) -> None:
+    sums, norms = communicator.tune(1024)
+    assert set(norms[1]) == set(FUSIONS) and set(norms[1024]) == {"apart", "parcels"}
+    assert all(time > 0 for each in (*sums.values(), *norms.values()) for time in each.values())
 
 
 def transposes(communicator: CudaCommunicator, device: torch.device) -> None:
@@ -116,7 +167,12 @@ def _run_rank(
         results.put((rank, traceback.format_exc()))
 
 
-@pytest.mark.parametrize("work", [sums_of_all_methods, sums_in_graphs, transposes, one_is_late])
+ROUNDS = [
+    sums_of_all_methods, sums_in_graphs, norms_of_all_fusions, tunes, transposes, one_is_late,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("work", ROUNDS)
 def test_two_gpus(work: Callable[..., None], tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     results = context.Queue()

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from albireo.workers.parallel.communicator import Unfused
 from albireo.workers.sampling.cuda import CudaSampler
 from albireo.workers.sampling.params import SlotParams
 
@@ -98,7 +99,7 @@ class InTurn:
         return brought
 
 
-class _Rank:
+class _Rank(Unfused):
     def __init__(self, group: InTurn, rank: int, size: int) -> None:
         self._group = group
         self.rank = rank

@@ -18,6 +18,7 @@ import torch
 from albireo.workers.engine.batch import StepBatch
 from albireo.workers.kernels.interface import Kernels, KVLayer
 from albireo.workers.models.llama import Model
+from albireo.workers.parallel.communicator import Unfused
 
 _MAX_CHUNK = 9
 _SPARE_BLOCKS = 3
@@ -42,7 +43,7 @@ class _Meeting:
         self.parts: list[torch.Tensor] = [torch.empty(0)] * size
 
 
-class ThreadCommunicator:
+class ThreadCommunicator(Unfused):
     """The Communicator of one thread among `size`."""
 
     def __init__(self, rank: int, size: int, meeting: _Meeting) -> None:

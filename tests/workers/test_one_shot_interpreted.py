@@ -1,8 +1,10 @@
-"""The one-launch collective in Triton's interpreter, between processes that share memory."""
+"""The one-launch collectives in Triton's interpreter, between processes that share memory."""
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,71 +14,141 @@ from .interpreted import use_interpreter
 
 use_interpreter()
 
-from albireo.workers.parallel.one_shot import PROGRAMS, one_shot  # noqa: E402
+from albireo.workers.parallel.one_shot import one_shot  # noqa: E402
+from albireo.workers.parallel.sum_norm import sum_norm  # noqa: E402
 
+from .reference_kernels import ReferenceKernels  # noqa: E402
+
+PROGRAMS = 4
 SLAB_BYTES = 4096
+ROOM = 256
 TURNS = 4
+EPS = 1e-6
 
 
-def _brought(rank: int, turn: int, dtype: torch.dtype) -> torch.Tensor:
-    length = 300 + 57 * (turn % 3)
+class Ranks:
+    """What the ranks have mapped.  start: of the count of collectives."""
+
+    def __init__(self, size: int, start: int) -> None:
+        def shared(count: int, dtype: torch.dtype, value: int = 0) -> list[torch.Tensor]:
+            return [torch.full((count,), value, dtype=dtype).share_memory_() for _ in range(size)]
+
+        self.size, self.start = size, start
+        self.slabs = shared(2 * SLAB_BYTES, torch.uint8)
+        self.flags = shared(PROGRAMS * size, torch.int32, start)
+        self.parcels = shared(2 * size * ROOM, torch.float32)
+        self.letters = shared(2 * size * ROOM, torch.int64)
+
+
+class Rank:
+    """One of them, in its process."""
+
+    def __init__(self, ranks: Ranks, rank: int) -> None:
+        self.rank, self.size = rank, ranks.size
+        self._slabs, self._flags, self._parcels, self._letters = (
+            torch.tensor([part.data_ptr() for part in parts])
+            for parts in (ranks.slabs, ranks.flags, ranks.parcels, ranks.letters)
+        )
+        self._epochs = torch.full((PROGRAMS,), ranks.start, dtype=torch.int32)
+
+    def collect(self, x: torch.Tensor, out: torch.Tensor, reduce: bool) -> None:
+        one_shot[(PROGRAMS,)](
+            x, out, self._slabs, self._flags, self._epochs, x.numel(), SLAB_BYTES, self.rank,
+            SIZE=self.size, BLOCK=64, REDUCE=reduce, OVERLAP=False,
+        )  # fmt: skip
+
+    def sum_norm(
+        self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor,
+        inner: torch.Tensor | None, letters: bool,
+    ) -> torch.Tensor:  # fmt: skip
+        rows, width = x.shape
+        out = torch.empty_like(x)
+        sum_norm[(PROGRAMS,)](
+            x, residual, weight if inner is None else inner, weight, out,
+            self._letters if letters else self._parcels, self._flags, self._epochs,
+            rows, ROOM, self.rank, EPS,
+            SIZE=self.size, WIDTH=width, PADDED=64, INNER=inner is not None,
+            LETTERS=letters, OVERLAP=False,
+        )  # fmt: skip
+        return out
+
+
+def _brought(rank: int, turn: int, dtype: torch.dtype, length: int) -> torch.Tensor:
     return torch.randn(length, generator=torch.Generator().manual_seed(10 * turn + rank)).to(dtype)
 
 
-def _run_rank(
-    rank: int, slabs: list[torch.Tensor], flags: list[torch.Tensor], start: int, results: Any
-) -> None:
-    torch.set_num_threads(1)
-    size = len(slabs)
-    slab_table = torch.tensor([slab.data_ptr() for slab in slabs])
-    flag_table = torch.tensor([flag.data_ptr() for flag in flags])
-    epochs = torch.full((PROGRAMS,), start, dtype=torch.int32)
+def _summed(size: int, turn: int, dtype: torch.dtype, length: int) -> torch.Tensor:
+    total = torch.zeros(length)
+    for peer in range(size):
+        total += _brought(peer, turn, dtype, length).float()
+    return total.to(dtype)
 
-    def launch(x: torch.Tensor, out: torch.Tensor, reduce: bool) -> None:
-        one_shot[(PROGRAMS,)](
-            x, out, slab_table, flag_table, epochs, x.numel(), SLAB_BYTES, rank,
-            SIZE=size, BLOCK=64, REDUCE=reduce,
-        )  # fmt: skip
 
+def sums_and_gathers(rank: Rank) -> list[bool]:
     right = []
     for turn in range(TURNS):
-        dtype = (torch.bfloat16, torch.float32)[turn % 2]
-        x = _brought(rank, turn, dtype)
-        launch(x, x, True)
-        total = _brought(0, turn, dtype).float()
-        for peer in range(1, size):
-            total += _brought(peer, turn, dtype).float()
-        right.append(torch.equal(x, total.to(dtype)))
-        mine = torch.arange(10, dtype=torch.int32) + 100 * rank + turn
-        out = torch.zeros(size, 10, dtype=torch.int32)
-        launch(mine, out, False)
-        expected = [torch.arange(10) + 100 * peer + turn for peer in range(size)]
+        dtype, length = (torch.bfloat16, torch.float32)[turn % 2], 300 + 57 * (turn % 3)
+        x = _brought(rank.rank, turn, dtype, length)
+        rank.collect(x, x, True)
+        right.append(torch.equal(x, _summed(rank.size, turn, dtype, length)))
+        mine = torch.arange(10, dtype=torch.int32) + 100 * rank.rank + turn
+        out = torch.zeros(rank.size, 10, dtype=torch.int32)
+        rank.collect(mine, out, False)
+        expected = [torch.arange(10) + 100 * peer + turn for peer in range(rank.size)]
         right.append(torch.equal(out, torch.stack(expected).int()))
-    results.put((rank, right))
+    return right
+
+
+def sums_and_norms(rank: Rank) -> list[bool]:
+    """Both ways to meet in turn, plain sums between them, with and without an inner norm."""
+    right, width = [], 48
+    generator = torch.Generator().manual_seed(7)
+    weight, inner = (torch.rand(width, generator=generator) + 0.5 for _ in range(2))
+    for turn in range(2 * TURNS):
+        dtype, rows = (torch.bfloat16, torch.float32)[turn % 2], (1, 5, 3)[turn % 3]
+        before = inner if turn % 4 > 1 else None
+        length = rows * width
+        x = _brought(rank.rank, turn, dtype, length).view(rows, width)
+        residual = torch.randn(rows, width, generator=generator).to(dtype)
+        expected_residual = residual.clone()
+        expected = ReferenceKernels().add_rms_norm(
+            _summed(rank.size, turn, dtype, length).view(rows, width),
+            expected_residual, weight, EPS, before,
+        )  # fmt: skip
+        out = rank.sum_norm(x, residual, weight, before, letters=turn % 3 != 1)
+        tolerance = 1e-5 if dtype == torch.float32 else 1e-2
+        same = functools.partial(torch.allclose, rtol=tolerance, atol=tolerance)
+        right.append(same(out, expected) and same(residual, expected_residual))
+        if turn % 2:
+            x = _brought(rank.rank, turn, dtype, 70)
+            rank.collect(x, x, True)
+            right.append(torch.equal(x, _summed(rank.size, turn, dtype, 70)))
+    return right
+
+
+def _run_rank(work: Callable[[Rank], list[bool]], ranks: Ranks, rank: int, results: Any) -> None:
+    torch.set_num_threads(1)
+    results.put((rank, work(Rank(ranks, rank))))
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("work", [sums_and_gathers, sums_and_norms])
 @pytest.mark.parametrize(("size", "start"), [(2, 0), (3, 2**31 - 4)])
-def test_sums_and_gathers(size: int, start: int) -> None:
+def test_ranks(work: Callable[[Rank], list[bool]], size: int, start: int) -> None:
     """start: of the count of collectives, which wraps round after 2**31."""
-    slabs = [torch.zeros(2 * SLAB_BYTES, dtype=torch.uint8).share_memory_() for _ in range(size)]
-    flags = [
-        torch.full((PROGRAMS * size,), start, dtype=torch.int32).share_memory_()
-        for _ in range(size)
-    ]
+    ranks = Ranks(size, start)
     context = multiprocessing.get_context("fork")
     results = context.Queue()
-    ranks = [
-        context.Process(target=_run_rank, args=(rank, slabs, flags, start, results))
-        for rank in range(size)
+    processes = [
+        context.Process(target=_run_rank, args=(work, ranks, rank, results)) for rank in range(size)
     ]
-    for process in ranks:
+    for process in processes:
         process.start()
     try:
-        for _ in ranks:
+        for _ in processes:
             _, right = results.get(timeout=60)
-            assert right == [True] * (2 * TURNS)
+            assert right and all(right), right
     finally:
-        for process in ranks:
+        for process in processes:
             process.kill()
             process.join()

@@ -38,7 +38,7 @@ class AttentionShape:
 
 
 class Attention:
-    """[T, hidden] -> [T, hidden]; writes the step's keys and values into the cache.
+    """[T, hidden] -> [T, hidden], this rank's share of a sum; writes keys and values to the cache.
 
     rope: [max_len, head_dim] float32, see rope.py.
     """

@@ -1,7 +1,7 @@
 """Token embeddings and the LM head, both split by the vocabulary.
 
 Rank r of t has ids r * v/t .. (r+1) * v/t - 1.  The embedding is summed over
-the ranks; the logits stay apart: sampling puts them together, or does not.
+the ranks by the first norm; the logits stay apart: sampling puts them together, or does not.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from .weights import Weights
 
 
 class VocabParallelEmbedding:
-    """int32 token ids [T] -> [T, hidden].
+    """int32 token ids [T] -> [T, hidden], this rank's share of a sum.
 
     scale: of the rows. It is rounded to the table's dtype as the rows are, once, so
     a step costs nothing; the table is a copy, which a tied head does not see.
     """
 
     def __init__(self, weights: Weights, rank: Rank, scale: float = 1.0) -> None:
-        self._rank = rank
+        self._kernels = rank.kernels
         self._table = rank.keep(rank.share(weights["weight"], 0))
         if scale != 1.0:
             self._table *= torch.tensor(scale, dtype=self._table.dtype)
         self._first_id = rank.index * len(self._table)
 
     def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
-        return self._rank.all_reduce(self._rank.kernels.embed(tokens, self._table, self._first_id))
+        return self._kernels.embed(tokens, self._table, self._first_id)
 
 
 class LMHead:

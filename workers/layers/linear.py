@@ -3,7 +3,8 @@
     ColumnParallel  every rank computes a part of the outputs, from all inputs
     RowParallel     every rank takes its part of the inputs; outputs are summed
 
-One after the other, as in attention and in the MLP, they need one all-reduce.
+One after the other, as in attention and in the MLP, they need one all-reduce,
+which RMSNorm.add makes of the shares that the second leaves.
 """
 
 from __future__ import annotations
@@ -37,13 +38,13 @@ class ColumnParallelLinear:
 
 
 class RowParallelLinear:
-    """[T, this rank's inputs] -> [T, out], summed over the ranks.  Rank 0 adds the bias."""
+    """[T, this rank's inputs] -> [T, out], this rank's share of a sum.  Rank 0 adds the bias."""
 
     def __init__(self, weights: Weights, name: str, rank: Rank) -> None:
         weight = rank.share(weights[f"{name}.weight"], 1)
         bias = weights.find(f"{name}.bias") if rank.index == 0 else None
-        self._rank = rank
+        self._kernels = rank.kernels
         self._packed = rank.kernels.pack_linear(weight.contiguous(), bias)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return self._rank.all_reduce(self._rank.kernels.linear(x, self._packed))
+        return self._kernels.linear(x, self._packed)

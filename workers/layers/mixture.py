@@ -16,7 +16,7 @@ from .weights import Weights
 
 
 class MixtureOfExperts:
-    """[T, hidden] -> [T, hidden].
+    """[T, hidden] -> [T, hidden], this rank's share of a sum.
 
     chosen: experts a token.  normalise: their weights are made to sum up to 1.
     """
@@ -24,7 +24,7 @@ class MixtureOfExperts:
     def __init__(
         self, weights: Weights, experts: int, chosen: int, normalise: bool, rank: Rank
     ) -> None:
-        self._rank = rank
+        self._kernels = rank.kernels
         self._chosen = chosen
         self._normalise = normalise
         router = weights["gate.weight"].to(rank.kernels.device)
@@ -45,7 +45,6 @@ class MixtureOfExperts:
         self._down = rank.kernels.pack_experts(down(), experts)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        kernels = self._rank.kernels
+        kernels = self._kernels
         scores = kernels.linear(x, self._router)
-        out = kernels.experts(x, scores, self._gate_up, self._down, self._chosen, self._normalise)
-        return self._rank.all_reduce(out)
+        return kernels.experts(x, scores, self._gate_up, self._down, self._chosen, self._normalise)

@@ -10,7 +10,10 @@ from .weights import Weights
 
 
 class MLP:
-    """[T, hidden] -> [T, hidden].  activation: "silu" or "gelu", as in ModelConfig."""
+    """[T, hidden] -> [T, hidden], this rank's share of a sum.
+
+    activation: "silu" or "gelu", as in ModelConfig.
+    """
 
     def __init__(self, weights: Weights, activation: str, rank: Rank) -> None:
         kernels = rank.kernels

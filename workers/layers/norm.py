@@ -1,5 +1,7 @@
 """Root-mean-square norm, fused with the addition to the residual stream before it.
 
+What is added is a share of each rank (see linear.py): the sum over the ranks is made here.
+
 Weights stay float32 whatever the model's dtype: Gemma's are a small number more
 than 1, of which bfloat16 would keep little.
 """
@@ -24,13 +26,16 @@ class RMSNorm:
     """[T, hidden] -> [T, hidden]; every rank has all of it."""
 
     def __init__(self, weights: Weights, eps: float, rank: Rank) -> None:
-        self._kernels = rank.kernels
+        self._rank = rank
         self._weight = norm_weight(weights, "weight", rank)
         self._eps = eps
 
     def add(
         self, x: torch.Tensor, residual: torch.Tensor, inner: RMSNorm | None = None
     ) -> torch.Tensor:
-        """residual += x, or inner(x), in place; returns the norm of it."""
+        """residual += x, or inner(x), in place; returns the norm of it.
+
+        x: the sum of what the ranks give here, each its share; it is overwritten.
+        """
         weight = None if inner is None else inner._weight
-        return self._kernels.add_rms_norm(x, residual, self._weight, self._eps, weight)
+        return self._rank.add_rms_norm(x, residual, self._weight, self._eps, weight)

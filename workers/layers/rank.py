@@ -39,11 +39,21 @@ class Rank:
             )
         self._communicator = communicator
 
-    def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
-        """Sums x over the ranks, in place."""
+    def add_rms_norm(
+        self,
+        share: torch.Tensor,
+        residual: torch.Tensor,
+        weight: torch.Tensor,
+        eps: float,
+        inner: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Kernels.add_rms_norm of the sum of all ranks' `share`, which is overwritten."""
         if self.size > 1:
-            self.communicator.all_reduce(x)
-        return x
+            done = self.communicator.sum_norm(share, residual, weight, eps, inner)
+            if done is not None:
+                return done
+            self.communicator.all_reduce(share)
+        return self.kernels.add_rms_norm(share, residual, weight, eps, inner)
 
     def share(self, weight: torch.Tensor, dim: int) -> torch.Tensor:
         """This rank's part of `weight`, on the kernels' device: a view where it is there already.

@@ -8,8 +8,9 @@
 
 Families differ in ModelConfig's flags only, and linear layers find out by
 themselves which biases there are.  Each sum is fused with the norm after it: x
-is kept as a residual stream and what is still to be added to it.  Gemma
-normalises that, too, x = x + norm(attention(norm(x))): in the same kernel.
+is kept as a residual stream and what is still to be added to it, of which each
+rank of several has a share.  Gemma normalises that, too, x = x +
+norm(attention(norm(x))): in the same kernel.
 """
 
 from __future__ import annotations

@@ -36,6 +36,20 @@ class Communicator(Protocol):
         """
         ...
 
+    def sum_norm(
+        self,
+        x: torch.Tensor,
+        residual: torch.Tensor,
+        weight: torch.Tensor,
+        eps: float,
+        inner: torch.Tensor | None = None,
+    ) -> torch.Tensor | None:
+        """all_reduce(x) and Kernels.add_rms_norm in one; x [T, hidden] is not needed any more.
+
+        None, and nothing done, where two calls are as good.
+        """
+        ...
+
 
 class HostCommunicator(Communicator, Protocol):
     """With what the CPU sampler needs."""
@@ -65,7 +79,21 @@ class DeviceCommunicator(Communicator, Protocol):
         ...
 
 
-class SingleRank:
+class Unfused:
+    """For communicators that have no kernel for a sum and its norm."""
+
+    def sum_norm(
+        self,
+        x: torch.Tensor,
+        residual: torch.Tensor,
+        weight: torch.Tensor,
+        eps: float,
+        inner: torch.Tensor | None = None,
+    ) -> torch.Tensor | None:
+        return None
+
+
+class SingleRank(Unfused):
     """The communicator of a rank that is alone, on any device."""
 
     rank = 0

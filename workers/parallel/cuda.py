@@ -11,6 +11,9 @@ The first adds in float32 in the order of the ranks; the others add bfloat16,
 which is the same for two ranks.  All give every rank the same bits.  NVLink
 multicast is never asked for.
 
+A sum that is added to the residual stream and normalised can be all of that in
+one kernel (sum_norm.py); that, too, is where it is measured to be faster.
+
 A rank that dies leaves its peers spinning in a kernel: the deadline of a step
 ends the group, not this file.  While the group forms, waits have deadlines and
 name the missing ranks.
@@ -20,8 +23,9 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,7 +33,10 @@ import torch.distributed as dist
 import torch.distributed._symmetric_memory as symmetric_memory
 import triton
 
+from ..kernels.cuda.norm import norm_warps, rms_norm
+from ..kernels.cuda.overlap import overlapped
 from .one_shot import PROGRAMS, one_shot
+from .sum_norm import sum_norm
 
 if TYPE_CHECKING:
     from ...ipc.config import ActorSpec
@@ -38,6 +45,13 @@ ONE_SHOT, TWO_SHOT, NCCL = METHODS = ("one_shot", "two_shot", "nccl")
 
 SLAB_BYTES = 8 << 20
 """The most that our kernel and two_shot move: 1,024 rows of 4,096 in bfloat16."""
+
+APART, PARCELS, LETTERS = FUSIONS = ("apart", "parcels", "letters")
+"""How a sum is normalised: by two kernels, or by one of the two ways of sum_norm.py."""
+
+_PARCEL_BYTES = 2 << 20
+_LETTERS = 32 * 4096
+"""What a rank may send for one sum_norm: 256 rows of 4,096 in bfloat16, and values in letters."""
 
 _FORMING_S = 300.0
 """How long a rank waits for others that still load their weights."""
@@ -54,14 +68,17 @@ class GroupNotFormed(RuntimeError):
 
 
 def create_communicator(
-    spec: ActorSpec, fds: Mapping[str, int], device: torch.device
+    spec: ActorSpec, fds: Mapping[str, int], device: torch.device, width: int
 ) -> CudaCommunicator:
-    """A worker's, tuned.  Its rendezvous file is named by group and incarnation; fds: not used."""
+    """A worker's, tuned for rows of `width`.
+
+    Its rendezvous file is named by group and incarnation; fds: not used.
+    """
     path = f"{spec.runtime_dir}/g{spec.group}.{spec.incarnation}.store"
     communicator = CudaCommunicator(
         path, spec.rank, spec.engine.tp, device, max(spec.engine.step_timeout_s, _FORMING_S)
     )
-    communicator.tune()
+    communicator.tune(width, getattr(torch, spec.engine.dtype))
     return communicator
 
 
@@ -101,6 +118,7 @@ class CudaCommunicator:
                 f"{error}"
             ) from error
         self._method_by_bits: tuple[str, ...] = ()
+        self._fusion_by_bits: tuple[str, ...] = ()
 
     def all_reduce(self, x: torch.Tensor) -> None:
         """Sums x over all ranks, in place; x is contiguous, bfloat16 or float32."""
@@ -132,21 +150,75 @@ class CudaCommunicator:
         bits = max((nbytes - 1).bit_length(), _FIRST_SIZE_BITS)
         return self._method_by_bits[bits - _FIRST_SIZE_BITS]
 
-    def tune(self) -> dict[int, dict[str, float]]:
-        """Chooses the method for each size by rank 0's clock: microseconds by bytes and method.
+    def sum_norm(
+        self,
+        x: torch.Tensor,
+        residual: torch.Tensor,
+        weight: torch.Tensor,
+        eps: float,
+        inner: torch.Tensor | None = None,
+    ) -> torch.Tensor | None:
+        """See Communicator."""
+        rows, width = x.shape
+        fusion = self._fusion_for(rows, width, x.nbytes)
+        if fusion == APART:
+            return None
+        return self._symmetric.sum_norm(x, residual, weight, eps, inner, fusion)
 
-        All ranks call it together; takes under a second.  The times are rank 0's own on rank 0.
+    def _fusion_for(self, rows: int, width: int, nbytes: int) -> str:
+        """How sum_norm does rows of `width` values, nbytes in all."""
+        if not rows or not self._fusion_by_bits or not self._symmetric.fits(rows, nbytes):
+            return APART
+        bits = min((rows - 1).bit_length(), len(self._fusion_by_bits) - 1)
+        fusion = self._fusion_by_bits[bits]
+        return PARCELS if fusion == LETTERS and rows * width > _LETTERS else fusion
+
+    def tune(
+        self, width: int, dtype: torch.dtype = torch.bfloat16
+    ) -> tuple[dict[int, dict[str, float]], dict[int, dict[str, float]]]:
+        """Chooses the methods by rank 0's clock, for a model with rows of `width`.
+
+        All ranks call it together; takes about a second.  Returns microseconds by bytes
+        and method of all_reduce, and by rows and fusion of sum_norm; they are rank 0's
+        own on rank 0.
         """
-        times: dict[int, dict[str, float]] = {}
-        chosen = []
+        sums: dict[int, dict[str, float]] = {}
         for bits in range(_FIRST_SIZE_BITS, SLAB_BYTES.bit_length()):
             x = torch.zeros((1 << bits) // 2, dtype=torch.bfloat16, device=self._device)
-            times[1 << bits] = {method: self._measure_us(x, method) for method in METHODS}
-            fastest = min(METHODS, key=times[1 << bits].__getitem__)
-            chosen.append(METHODS.index(fastest))
+            sums[1 << bits] = {
+                method: self._measure_us(partial(self._sum, x, method)) for method in METHODS
+            }
+        self._method_by_bits = self._agree(sums, METHODS)
+        norms: dict[int, dict[str, float]] = {}
+        rows = 1
+        while self._symmetric.fits(rows, rows * width * dtype.itemsize):
+            norms[rows] = self._measure_norms(rows, width, dtype)
+            rows *= 2
+        self._fusion_by_bits = self._agree(norms, FUSIONS)
+        return sums, norms
+
+    def _agree(
+        self, times: Mapping[int, Mapping[str, float]], names: tuple[str, ...]
+    ) -> tuple[str, ...]:
+        """The fastest of `names` for each size, as rank 0 has it."""
+        fastest = [min(each, key=each.__getitem__) for each in times.values()]
+        chosen = [names.index(name) for name in fastest]
         table = torch.tensor(chosen, dtype=torch.int32, device=self._device)
         dist.broadcast(table, 0)
-        self._method_by_bits = tuple(METHODS[index] for index in table.tolist())
+        return tuple(names[index] for index in table.tolist())
+
+    def _measure_norms(self, rows: int, width: int, dtype: torch.dtype) -> dict[str, float]:
+        x, residual = (torch.zeros(rows, width, dtype=dtype, device=self._device) for _ in "xr")
+        weight = torch.ones(width, device=self._device)
+
+        def apart() -> None:
+            self.all_reduce(x)
+            rms_norm(x, residual, weight, 1e-6)
+
+        fused = partial(self._symmetric.sum_norm, x, residual, weight, 1e-6, None)
+        times = {APART: self._measure_us(apart), PARCELS: self._measure_us(partial(fused, PARCELS))}
+        if rows * width <= _LETTERS:
+            times[LETTERS] = self._measure_us(partial(fused, LETTERS))
         return times
 
     def close(self) -> None:
@@ -165,18 +237,18 @@ class CudaCommunicator:
         else:
             dist.all_reduce(x)
 
-    def _measure_us(self, x: torch.Tensor, method: str, calls: int = 8, replays: int = 5) -> float:
+    def _measure_us(self, run: Callable[[], object], calls: int = 8, replays: int = 5) -> float:
         """Median time of a call in a replayed graph."""
         stream = torch.cuda.Stream(self._device)
         stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(stream):
-            self._sum(x, method)
+            run()
             stream.synchronize()
             graph = torch.cuda.CUDAGraph()
             # NCCL's own threads may call CUDA meanwhile.
             with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                 for _ in range(calls):
-                    self._sum(x, method)
+                    run()
             events = [torch.cuda.Event(enable_timing=True) for _ in range(replays + 1)]
             graph.replay()
             for event in events[:-1]:
@@ -190,13 +262,17 @@ class CudaCommunicator:
 
 
 class _Symmetric:
-    """Memory that all ranks have mapped: a part for two_shot, slabs and flags for one_shot."""
+    """Memory that all ranks have mapped: a part for two_shot, then what our kernels need.
+
+    part | slab | slab | flags | parcels | letters     see one_shot.py and sum_norm.py
+    """
 
     def __init__(self, rank: int, size: int, device: torch.device, group: Any) -> None:
         self._rank = rank
         self._size = size
-        flag_bytes = PROGRAMS * size * 4
-        total = 3 * SLAB_BYTES + -(-flag_bytes // _ALIGNMENT) * _ALIGNMENT
+        flag_bytes = -(-PROGRAMS * size * 4 // _ALIGNMENT) * _ALIGNMENT
+        parcel_bytes = 2 * size * _PARCEL_BYTES
+        total = 3 * SLAB_BYTES + flag_bytes + parcel_bytes + 2 * size * _LETTERS * 8
         self._memory = symmetric_memory.empty(total, dtype=torch.uint8, device=device)
         self._memory.zero_()
         handle = symmetric_memory.rendezvous(self._memory, group)
@@ -205,6 +281,8 @@ class _Symmetric:
         start = torch.tensor(handle.buffer_ptrs, dtype=torch.int64, device=device) + inside
         self._slabs = start + SLAB_BYTES
         self._flags = start + 3 * SLAB_BYTES
+        self._parcels = self._flags + flag_bytes
+        self._letters = self._parcels + parcel_bytes
         self._epochs = torch.zeros(PROGRAMS, dtype=torch.int32, device=device)
         # Nobody's flags may be touched before they are zero.
         dist.barrier(device_ids=[device.index])
@@ -221,8 +299,35 @@ class _Symmetric:
         one_shot[(PROGRAMS,)](
             x, out, self._slabs, self._flags, self._epochs, length, SLAB_BYTES, self._rank,
             SIZE=self._size, BLOCK=min(max(block, _MIN_BLOCK), _MAX_BLOCK), REDUCE=reduce,
-            num_warps=8,
+            num_warps=8, **overlapped(x.device),
         )  # fmt: skip
+
+    def fits(self, rows: int, nbytes: int) -> bool:
+        """Whether sum_norm can do it: each row is where 16 bytes can be loaded at once."""
+        return nbytes <= _PARCEL_BYTES and nbytes // rows % _ALIGNMENT == 0
+
+    def sum_norm(
+        self,
+        x: torch.Tensor,
+        residual: torch.Tensor,
+        weight: torch.Tensor,
+        eps: float,
+        inner: torch.Tensor | None,
+        fusion: str,
+    ) -> torch.Tensor:
+        """See sum_norm.py; x fits(), and has at most _LETTERS values where it goes by letters."""
+        rows, width = x.shape
+        padded = triton.next_power_of_2(width)
+        out = torch.empty_like(x)
+        sum_norm[(PROGRAMS,)](
+            x, residual, weight if inner is None else inner, weight, out,
+            self._letters if fusion == LETTERS else self._parcels, self._flags, self._epochs,
+            rows, _LETTERS if fusion == LETTERS else _PARCEL_BYTES // x.element_size(),
+            self._rank, eps,
+            SIZE=self._size, WIDTH=width, PADDED=padded, INNER=inner is not None,
+            LETTERS=fusion == LETTERS, num_warps=norm_warps(padded), **overlapped(x.device),
+        )  # fmt: skip
+        return out
 
 
 def _meet(store_path: str, rank: int, size: int, timeout_s: float) -> Any:

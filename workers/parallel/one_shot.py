@@ -19,12 +19,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ..kernels.cuda.overlap import come_up, wait
+
 PROGRAMS = 64
 """Of every launch.  They wait for their peers, so all of them must be running at once."""
 
 
 @triton.jit
-def _meet(flags, rank, program, epoch, SIZE: tl.constexpr):
+def meet(flags, rank, program, epoch, SIZE: tl.constexpr):
     """Returns once program `program` of every rank has come to `epoch`.
 
     What they wrote before is then visible here, to all threads.
@@ -55,6 +57,7 @@ def one_shot(
     SIZE: tl.constexpr,
     BLOCK: tl.constexpr,
     REDUCE: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """out = the sum over the ranks of x [length], or all their x side by side.
 
@@ -62,6 +65,8 @@ def one_shot(
     rounded once.  Else out [SIZE, length].  slabs, flags: int64 [SIZE], the
     addresses of every rank's.  epochs: int32 [PROGRAMS].  Grid (PROGRAMS,).
     """
+    come_up(OVERLAP)
+    wait(OVERLAP)
     program = tl.program_id(0)
     epoch = tl.load(epochs + program) + 1
     element = x.dtype.element_ty
@@ -74,7 +79,7 @@ def one_shot(
         place = tl.multiple_of(mine + at, 16)
         tl.store(place, tl.load(x + at, mask=at < length), mask=at < length)
         start += tl.num_programs(0) * BLOCK
-    _meet(flags, rank, program, epoch, SIZE)
+    meet(flags, rank, program, epoch, SIZE)
     start = program * BLOCK
     while start < length:
         at = start + tl.arange(0, BLOCK)

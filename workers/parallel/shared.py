@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from .communicator import Float32Array, Int32Array
+from .communicator import Float32Array, Int32Array, Unfused
 from .slabs import ALL_GATHER_INT32, ALL_REDUCE, SHARE_LOGITS, Slabs, shared_bytes, slab_bytes
 
 __all__ = ["SharedMemoryCommunicator", "shared_bytes", "slab_bytes"]
@@ -31,7 +31,7 @@ class _Parts(NamedTuple):
     total: torch.Tensor
 
 
-class SharedMemoryCommunicator:
+class SharedMemoryCommunicator(Unfused):
     """See communicator.Communicator; one of `size` >= 2 ranks.
 
     memfd: shared_bytes() long and fresh.  max_bytes: slab_bytes(), the same on

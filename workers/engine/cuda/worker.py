@@ -60,7 +60,7 @@ def create_engine(
         )  # fmt: skip
         torch.cuda.empty_cache()
     with memory.taking("collectives"):
-        communicator = _create_communicator(spec, fds, device)
+        communicator = _create_communicator(spec, fds, device, config.hidden_size)
     model.communicator = communicator
     shard = config.vocab_size // engine.tp
     with memory.taking("sampling"):
@@ -89,7 +89,7 @@ def _take_device(spec: ActorSpec) -> torch.device:
 
 
 def _create_communicator(
-    spec: ActorSpec, fds: Mapping[str, int], device: torch.device
+    spec: ActorSpec, fds: Mapping[str, int], device: torch.device, width: int
 ) -> DeviceCommunicator:
     from ...parallel.communicator import SingleRank
 
@@ -97,4 +97,4 @@ def _create_communicator(
         return SingleRank()
     from ...parallel.cuda import create_communicator
 
-    return create_communicator(spec, fds, device)
+    return create_communicator(spec, fds, device, width)

@@ -12,17 +12,24 @@ import torch
 import triton
 import triton.language as tl
 
+from .overlap import come_up, overlapped, wait
+
 _COLUMNS = 1024
 _LINEAR = tl.constexpr(math.sqrt(8 / math.pi))
 _CUBIC = tl.constexpr(0.044715 * math.sqrt(8 / math.pi))
 
 
 @triton.jit
-def _gated(gate_up, out, WIDTH: tl.constexpr, COLUMNS: tl.constexpr, GELU: tl.constexpr):
+def _gated(
+    gate_up, out,
+    WIDTH: tl.constexpr, COLUMNS: tl.constexpr, GELU: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    come_up(OVERLAP)
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     here = column < WIDTH
     pair = gate_up + row * (2 * WIDTH) + column
+    wait(OVERLAP)
     gate = tl.load(pair, mask=here, other=0.0).to(tl.float32)
     up = tl.load(pair + WIDTH, mask=here, other=0.0).to(tl.float32)
     t = gate
@@ -47,6 +54,7 @@ def _launch(gate_up: torch.Tensor, gelu: bool) -> torch.Tensor:
     out = gate_up.new_empty(rows, width)
     if rows:
         _gated[(rows, triton.cdiv(width, _COLUMNS))](
-            gate_up, out, WIDTH=width, COLUMNS=_COLUMNS, GELU=gelu, num_warps=4
-        )
+            gate_up, out, WIDTH=width, COLUMNS=_COLUMNS, GELU=gelu, num_warps=4,
+            **overlapped(gate_up.device),
+        )  # fmt: skip
     return out

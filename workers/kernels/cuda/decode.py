@@ -17,6 +17,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .overlap import come_up, wait
 from .paging import in_head
 
 
@@ -65,6 +66,7 @@ def decode(
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, WINDOW: tl.constexpr, ALONE: tl.constexpr,
     GROUP_P2: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, STEP: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Sequence first_sequence + i has its row at first_row + i; scale is for powers of two.
 
@@ -73,6 +75,8 @@ def decode(
     paging.padded.
     """
     GROUP: tl.constexpr = HEADS // KV_HEADS
+    come_up(OVERLAP)
+    wait(OVERLAP)
     kv_head, split, sequence = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     length = tl.load(context_len + first_sequence + sequence)
     lowest = 0

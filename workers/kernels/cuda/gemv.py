@@ -5,7 +5,8 @@
 Each thread adds up what it reads, `columns` of every row a round, and the
 threads' sums are added once at the end: one order of summation for a layer,
 whatever else runs.  With more than one stage the next rounds' weights are on
-their way to shared memory meanwhile.
+their way to shared memory meanwhile.  The first round's are read before the
+kernel before has ended (overlap.py).
 
 The tiling follows from the layer's shape alone, so that all ranks take the
 same; tools/gpu_kernel_bench.py --tune-gemv looks for better ones.
@@ -18,6 +19,8 @@ from dataclasses import dataclass
 import torch
 import triton
 import triton.language as tl
+
+from .overlap import come_up, overlapped, wait
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,26 +53,39 @@ def gemv_tiling(k: int) -> GemvTiling:
     return GemvTiling(min(_TILE // columns, _MAX_ROWS), columns, warps=4, stages=1, once=True)
 
 
+@triton.jit
+def _inside(i, start, K: tl.constexpr, COLUMNS: tl.constexpr):
+    """Which columns of the round from `start` on there are."""
+    if K % COLUMNS == 0:
+        inside = tl.full([COLUMNS], True, tl.int1)
+    else:
+        inside = i < K - start
+    return inside
+
+
 @triton.jit(do_not_specialize=["n"])
 def _gemv(
     x, weight, bias, y, n, K: tl.constexpr, WITH_BIAS: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr, EVICTION: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):  # fmt: skip
+    come_up(OVERLAP)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     i = tl.arange(0, COLUMNS)
     here = row < n
     place = weight + row.to(tl.int64)[:, None] * K + i[None, :]
-    total = tl.zeros([ROWS, COLUMNS], tl.float32)
+    inside = _inside(i, 0, K, COLUMNS)
+    mask = here[:, None] & inside[None, :]
+    first = tl.load(place, mask=mask, other=0.0, eviction_policy=EVICTION)
+    wait(OVERLAP)
+    values = tl.load(x + i, mask=inside, other=0.0)
+    total = first.to(tl.float32) * values.to(tl.float32)[None, :]
     # Only stages named here, not those of the launch, pipeline a loop without a tl.dot.
-    for start in tl.range(0, K, COLUMNS, num_stages=STAGES):
-        if K % COLUMNS == 0:
-            some = tl.load(place + start, mask=here[:, None], other=0.0, eviction_policy=EVICTION)
-            values = tl.load(x + start + i)
-        else:
-            inside = i < K - start
-            mask = here[:, None] & inside[None, :]
-            some = tl.load(place + start, mask=mask, other=0.0, eviction_policy=EVICTION)
-            values = tl.load(x + start + i, mask=inside, other=0.0)
+    for start in tl.range(COLUMNS, K, COLUMNS, num_stages=STAGES):
+        inside = _inside(i, start, K, COLUMNS)
+        mask = here[:, None] & inside[None, :]
+        some = tl.load(place + start, mask=mask, other=0.0, eviction_policy=EVICTION)
+        values = tl.load(x + start + i, mask=inside, other=0.0)
         total += some.to(tl.float32) * values.to(tl.float32)[None, :]
     result = tl.sum(total, 1)
     if WITH_BIAS:
@@ -100,5 +116,6 @@ def gemv(
         STAGES=tiling.stages,
         EVICTION="evict_first" if tiling.once else "",
         num_warps=tiling.warps,
+        **overlapped(x.device),
     )
     return y

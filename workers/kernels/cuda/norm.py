@@ -11,33 +11,57 @@ import torch
 import triton
 import triton.language as tl
 
+from .overlap import come_up, overlapped, wait
+
 
 @triton.jit
-def _normalised(values, weight, column, here, eps, WIDTH: tl.constexpr):
-    factor = tl.load(weight + column, mask=here, other=0.0).to(tl.float32)
+def _normalised(values, factor, eps, WIDTH: tl.constexpr):
     scale = 1.0 / tl.sqrt(tl.sum(values * values, 0) / WIDTH + eps)
     return values * scale * factor
+
+
+@triton.jit
+def finish_row(
+    values, residual, inner, factor, out, column, eps,
+    WIDTH: tl.constexpr, INNER: tl.constexpr, ADD: tl.constexpr,
+):  # fmt: skip
+    """From what is added to a row, in float32 and zeros beyond WIDTH, to its norm.
+
+    residual, out: of the row.  inner: see rms_norm.  factor: the weight at `column`.
+    """
+    here = column < WIDTH
+    dtype = out.dtype.element_ty
+    if INNER:
+        before = tl.load(inner + column, mask=here, other=0.0).to(tl.float32)
+        values = _normalised(values, before, eps, WIDTH).to(dtype).to(tl.float32)
+    if ADD:
+        values += tl.load(residual + column, mask=here, other=0.0).to(tl.float32)
+        rounded = values.to(dtype)
+        tl.store(residual + column, rounded, mask=here)
+        values = rounded.to(tl.float32)
+    result = _normalised(values, factor, eps, WIDTH)
+    tl.store(out + column, result.to(dtype), mask=here)
 
 
 @triton.jit
 def _rms_norm(
     x, residual, inner, weight, out, eps,
     WIDTH: tl.constexpr, PADDED: tl.constexpr, INNER: tl.constexpr, ADD: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):  # fmt: skip
+    come_up(OVERLAP)
     row = tl.program_id(0).to(tl.int64) * WIDTH
     column = tl.arange(0, PADDED)
     here = column < WIDTH
+    factor = tl.load(weight + column, mask=here, other=0.0).to(tl.float32)
+    wait(OVERLAP)
     values = tl.load(x + row + column, mask=here, other=0.0).to(tl.float32)
-    if INNER:
-        values = _normalised(values, inner, column, here, eps, WIDTH)
-        values = values.to(x.dtype.element_ty).to(tl.float32)
-    if ADD:
-        values += tl.load(residual + row + column, mask=here, other=0.0).to(tl.float32)
-        rounded = values.to(residual.dtype.element_ty)
-        tl.store(residual + row + column, rounded, mask=here)
-        values = rounded.to(tl.float32)
-    result = _normalised(values, weight, column, here, eps, WIDTH)
-    tl.store(out + row + column, result.to(out.dtype.element_ty), mask=here)
+    finish_row(values, residual + row, inner, factor, out + row, column, eps, WIDTH, INNER, ADD)
+
+
+def norm_warps(padded: int) -> int:
+    """Warps of a program that has a row of `padded` values."""
+    return min(max(padded // 512, 1), 16)
 
 
 def rms_norm(
@@ -66,6 +90,7 @@ def rms_norm(
             PADDED=padded,
             INNER=inner is not None,
             ADD=residual is not None,
-            num_warps=min(max(padded // 512, 1), 16),
+            num_warps=norm_warps(padded),
+            **overlapped(x.device),
         )
     return out

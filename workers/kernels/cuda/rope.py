@@ -13,6 +13,7 @@ import triton.language as tl
 
 from ...engine.batch import StepBatch
 from ..interface import KVLayer
+from .overlap import come_up, overlapped, wait
 from .paging import in_head, padded
 
 _HEADS_A_PROGRAM = 8
@@ -50,8 +51,10 @@ def _rope_and_cache(
     qkv, out, keys, values, q_norm, k_norm, rope, positions, kv_index, eps,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, NORM: tl.constexpr, SOME: tl.constexpr, WIDTH: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """WIDTH: of a tile that holds half a head."""
+    come_up(OVERLAP)
     HALF: tl.constexpr = HEAD_DIM // 2
     TOTAL: tl.constexpr = HEADS + 2 * KV_HEADS
     token = tl.program_id(0).to(tl.int64)
@@ -60,6 +63,7 @@ def _rope_and_cache(
     is_q, is_v = head < HEADS, (head >= HEADS + KV_HEADS) & (head < TOTAL)
     is_k = (head >= HEADS) & (head < HEADS + KV_HEADS)
 
+    wait(OVERLAP)
     source = qkv + (token * TOTAL + head)[:, None] * HEAD_DIM + i[None, :]
     here = in_head((head < TOTAL)[:, None], i, HALF, WIDTH)
     low = tl.load(source, mask=here, other=0.0).to(tl.float32)
@@ -127,5 +131,6 @@ def rope_and_cache(
             SOME=_HEADS_A_PROGRAM,
             WIDTH=padded(head_dim // 2),
             num_warps=2,
+            **overlapped(qkv.device),
         )
     return out
