@@ -29,7 +29,7 @@ def _words_and_noise(first, position, seed, words, noise, exact, GROUPED: tl.con
     seed_bits = tl.load(seed)
     word = arithmetic.tile_words(first, position, seed_bits, 64, GROUPED)
     tl.store(words + lane, word.to(tl.int64))
-    tl.store(noise + lane, arithmetic.approximate_gumbel(word))
+    tl.store(noise + lane, arithmetic.gumbel_bound(word))
     tl.store(exact + lane, arithmetic.exact_gumbel(word))
 
 
@@ -46,23 +46,26 @@ def test_words_are_those_of_the_cpu(grouped: bool) -> None:
     assert words.tolist() == expected.tolist()
     gumbel = -np.log(-np.log((expected + 0.5) / 2.0**32))
     assert np.array_equal(exact.numpy(), gumbel)
-    assert np.abs(noise.numpy() - gumbel).max() < 2e-5
+    assert (noise.numpy() > gumbel - 2e-5).all()
 
 
 @triton.jit
 def _noise_of(words, noise):
     lane = tl.arange(0, 1024)
     word = tl.load(words + lane).to(tl.uint32)
-    tl.store(noise + lane, arithmetic.approximate_gumbel(word))
+    tl.store(noise + lane, arithmetic.gumbel_bound(word))
 
 
-def test_approximate_noise_is_close_at_both_ends() -> None:
+def test_the_bound_of_the_noise_holds_and_is_close_where_tokens_win() -> None:
     ends = np.concatenate([np.arange(256), np.geomspace(1, 2**31, 256).astype(np.int64)])
     words = np.concatenate([ends, 2**32 - 1 - ends])
     noise = torch.zeros(1024)
     _noise_of[(1,)](torch.from_numpy(words), noise)
-    exact = -np.log(-np.log((words + 0.5) / 2.0**32))
-    assert np.abs(noise.numpy() - exact).max() < 2e-5
+    u = (words + 0.5) / 2.0**32
+    over = noise.numpy() + np.log(-np.log(u))
+    assert over.min() > -2e-5
+    wins = u > 0.9
+    assert wins.sum() > 50 and over[wins].max() < 0.065
 
 
 @pytest.mark.parametrize("size", [3, 512, 1301])

@@ -144,7 +144,9 @@ def _see(
             count = counts + row + local
             in_prompt = tl.full([BLOCK], _IN_PROMPT, tl.int32)
             is_prompt = here & (position < ends)
-            is_new = is_prompt & (tl.atomic_or(count, in_prompt, mask=is_prompt, sem="relaxed") == 0)
+            is_new = is_prompt & (
+                tl.atomic_or(count, in_prompt, mask=is_prompt, sem="relaxed") == 0
+            )
             one = tl.full([BLOCK], 1, tl.int32)
             is_output = here & is_output
             is_new |= is_output & (tl.atomic_add(count, one, mask=is_output, sem="relaxed") == 0)

@@ -5,9 +5,9 @@
 
 A row that asks for nothing is left at once, and of the others only what changes
 is touched: penalties go through the list of the tokens that the sequence has, and
-the vocabulary is read only where a row names its allowed tokens.  Arithmetic is float32, rounded after every
-operation (nothing is fused), as the CPU computes it.  The order is that of
-ipc/params.py; allowing may come after biases, as nothing changes a logit of
+the vocabulary is read only where a row names its allowed tokens.  Arithmetic is
+float32, rounded after every operation (nothing is fused), as the CPU computes it.
+The order is that of ipc/params.py; allowing may come after biases, as nothing changes a logit of
 -inf.  NaN and +inf stay: the sampler is to see that the model's logits are broken.
 """
 

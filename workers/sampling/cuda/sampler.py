@@ -22,7 +22,7 @@ import torch
 import triton
 
 from ...parallel.communicator import DeviceCommunicator, SingleRank
-from .arithmetic import TILE
+from .arithmetic import LINE, TILE
 from .bound import bound
 from .draw import WINNER_WORDS, decide, draw, winner
 from .filters import collect, finish
@@ -83,11 +83,23 @@ class _Rows:
     def _grid(self, rows: int, tiles_per_program: int) -> tuple[int, int]:
         return rows, triton.cdiv(self._tiles, tiles_per_program)
 
-    def scan(self, logits: torch.Tensor, rows: int, strides: tuple[int, int]) -> None:
-        """logits: row r's piece s at s * strides[1] + r * strides[0]."""
+    def scan(
+        self,
+        logits: torch.Tensor,
+        rows: int,
+        strides: tuple[int, int],
+        slots: torch.Tensor,
+        positions: torch.Tensor,
+        tables: SlotParameters,
+        first_row: int,
+        draws: bool,
+    ) -> None:
+        """logits: row r's piece s at s * strides[1] + r * strides[0].  draws: no `draw` follows."""
         scan[self._grid(rows, _TILES_PER_SCAN)](
-            logits, self._tile_max, self._width, *strides, self._tiles,
-            TILE=TILE, TILES_PER_PROGRAM=_TILES_PER_SCAN, num_warps=8,
+            logits, self._tile_max, self._tile_score, slots, positions, tables.temperature,
+            tables.seed, first_row, slots.shape[0] - 1, self._first_id, self._width, *strides,
+            self._tiles, TILE=TILE, LINE=LINE, TILES_PER_PROGRAM=_TILES_PER_SCAN,
+            SEGMENTED=self._segments > 1, GROUPED=self._grouped, DRAWS=draws, num_warps=8,
         )  # fmt: skip
 
     def filter(
@@ -137,15 +149,13 @@ class _Rows:
         positions: torch.Tensor,
         tables: SlotParameters,
         first_row: int,
-        filtered: bool,
     ) -> None:
-        """After scan, and after filter where `filtered`."""
+        """After filter."""
         draw[self._grid(rows, _TILES_PER_PROGRAM)](
             logits, self._tile_max, self._tile_score, self._floats, slots, positions,
             tables.temperature, tables.seed, first_row, slots.shape[0] - 1, self._first_id,
             self._width, *strides, self._tiles,
-            TILE=TILE, TILES=self._tiles_power, TILES_PER_PROGRAM=_TILES_PER_PROGRAM,
-            GROUPED=self._grouped, FILTERED=filtered,
+            TILE=TILE, LINE=LINE, TILES_PER_PROGRAM=_TILES_PER_PROGRAM, GROUPED=self._grouped,
         )  # fmt: skip
 
     def winner(
@@ -161,7 +171,7 @@ class _Rows:
         greedy: bool,
         filtered: bool,
     ) -> None:
-        """After draw, or after scan where `greedy`.  out: tokens [rows], or winners [rows, 4]."""
+        """After draw, or scan if nothing is filtered.  out: tokens [rows], or winners [rows, 4]."""
         winner[(rows,)](
             logits, self._tile_max, self._tile_score, self._floats, slots, positions,
             tables.temperature, tables.seed, out, first_row, slots.shape[0] - 1, self._first_id,
@@ -249,12 +259,11 @@ class CudaSampler:
         whole = self._communicator.size == 1
         strides = (logits.stride(0), 0)
         given = (logits, rows, strides)
-        self._shard.scan(*given)
         filtered = full and filtered
+        self._shard.scan(*given, slots, draw_position, tables, 0, full and not filtered)
         if filtered:
             self._shard.filter(*given, slots, tables, 0)
-        if full:
-            self._shard.draw(*given, slots, draw_position, tables, 0, filtered)
+            self._shard.draw(*given, slots, draw_position, tables, 0)
         found = out if whole else self._mine[:rows]
         self._shard.winner(*given, slots, draw_position, tables, 0, found, not full, filtered)
         if not whole:
@@ -303,9 +312,9 @@ class CudaSampler:
         communicator.all_to_all(mine.view(size, share, self._width), pieces)
         given = (pieces, share, (self._width, share * self._width))
         first_row = rank * share
-        self._whole.scan(*given)
+        self._whole.scan(*given, slots, draw_position, tables, first_row, False)
         self._whole.filter(*given, slots, tables, first_row)
-        self._whole.draw(*given, slots, draw_position, tables, first_row, True)
+        self._whole.draw(*given, slots, draw_position, tables, first_row)
         tokens = self._my_tokens[:share]
         self._whole.winner(*given, slots, draw_position, tables, first_row, tokens, False, True)
         gathered = self._tokens[: share * size]
