@@ -92,9 +92,14 @@ def collect(
 
 @triton.jit
 def _among_candidates(
-    z, valid, best, inverse, scale, p, needed, row, ints, longs, BUCKETS: tl.constexpr
-):
-    """The threshold (float32) by top-k and top-p from the candidates z [ROOM]."""
+    candidates, count, best, inverse, p, needed, row, floats, ints, longs,
+    BUCKETS: tl.constexpr, ROOM: tl.constexpr, MOST: tl.constexpr,
+):  # fmt: skip
+    """The threshold (float32) by top-k and top-p from the row's candidates, at most MOST."""
+    index = tl.arange(0, MOST)
+    valid = index < count
+    z = tl.load(candidates + row * ROOM + index, mask=valid, other=best)
+    scale = tl.load(floats + row * FLOATS + SCALE)
     keys = order(z)
     threshold = tl.full([], LOWEST_FINITE, tl.float32)
     total = tl.load(longs + row * LONGS + MASS_ABOVE)
@@ -165,11 +170,13 @@ def finish(
     segments,
     BUCKETS: tl.constexpr,
     ROOM: tl.constexpr,
+    FEW: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Writes THRESHOLD of every row.
 
-    One program a row; BLOCK: tokens that a search of the whole row reads at once.
+    One program a row; BLOCK: tokens that a search of the whole row reads at once; FEW: as
+    many candidates as most rows have at most.
     """
     row = tl.program_id(0)
     slot = tl.load(slots + tl.minimum(first_row + row, last_row))
@@ -190,12 +197,16 @@ def finish(
                 width, row_stride, segment_stride, segments, BLOCK,
             )  # fmt: skip
         else:
-            index = tl.arange(0, ROOM)
-            z = tl.load(candidates + row * ROOM + index, mask=index < count, other=best)
-            scale = tl.load(floats + row * FLOATS + SCALE)
-            threshold = _among_candidates(
-                z, index < count, best, inverse, scale, p, needed, row, ints, longs, BUCKETS
-            )
+            if count <= FEW:
+                threshold = _among_candidates(
+                    candidates, count, best, inverse, p, needed, row, floats, ints, longs,
+                    BUCKETS, ROOM, FEW,
+                )  # fmt: skip
+            else:
+                threshold = _among_candidates(
+                    candidates, count, best, inverse, p, needed, row, floats, ints, longs,
+                    BUCKETS, ROOM, ROOM,
+                )  # fmt: skip
     if (temperature > 0.0) & (min_p > 0.0):
         lowest = best.to(tl.float64) + temperature * tl.log(min_p.to(tl.float64))
         threshold = tl.maximum(threshold, not_below(lowest))

@@ -31,9 +31,10 @@ from .rows import FLOATS, INTS, LONGS
 from .scan import scan
 
 _TILES_PER_SCAN = 8
-_TILES_PER_PROGRAM = 4
+_FEW_ROWS = 32
 _BUCKETS = 2048
 _ROOM = 2048
+_FEW = 256
 _SEARCH_BLOCK = 4096
 
 
@@ -83,6 +84,10 @@ class _Rows:
     def _grid(self, rows: int, tiles_per_program: int) -> tuple[int, int]:
         return rows, triton.cdiv(self._tiles, tiles_per_program)
 
+    def _tiles_per_program(self, rows: int) -> int:
+        """Of kernels in which most tiles are skipped: few programs, but enough for the GPU."""
+        return 4 if rows < _FEW_ROWS else 16
+
     def scan(
         self,
         logits: torch.Tensor,
@@ -116,13 +121,15 @@ class _Rows:
         state = (self._floats, self._ints, self._longs)
         bins = (self._hist_count, self._hist_mass)
         shape = (self._width, *strides)
-        tiled = {"TILE": TILE, "TILES_PER_PROGRAM": _TILES_PER_PROGRAM, "BUCKETS": _BUCKETS}
+        per_program = self._tiles_per_program(rows)
+        grid = self._grid(rows, per_program)
+        tiled = {"TILE": TILE, "TILES_PER_PROGRAM": per_program, "BUCKETS": _BUCKETS}
         bound[(rows,)](
             self._tile_max, slots, tables.temperature, tables.top_k, tables.top_p,
             *state, *bins, first_row, last_row, self._width * self._segments, self._tiles,
             TILES=self._tiles_power, BUCKETS=_BUCKETS,
         )  # fmt: skip
-        histogram[self._grid(rows, _TILES_PER_PROGRAM)](
+        histogram[grid](
             logits, self._tile_max, slots, tables.temperature, *state, *bins,
             first_row, last_row, *shape, self._tiles, **tiled,
         )  # fmt: skip
@@ -130,14 +137,14 @@ class _Rows:
             slots, tables.top_p, self._ints, self._longs, *bins, first_row, last_row,
             BUCKETS=_BUCKETS,
         )  # fmt: skip
-        collect[self._grid(rows, _TILES_PER_PROGRAM)](
+        collect[grid](
             logits, self._tile_max, self._floats, self._ints, self._candidates,
             *shape, self._tiles, ROOM=_ROOM, **tiled,
         )  # fmt: skip
         finish[(rows,)](
             logits, slots, tables.temperature, tables.top_p, tables.min_p, *state,
             self._candidates, first_row, last_row, *shape, self._segments,
-            BUCKETS=_BUCKETS, ROOM=_ROOM, BLOCK=_SEARCH_BLOCK, num_warps=8,
+            BUCKETS=_BUCKETS, ROOM=_ROOM, FEW=min(_FEW, _ROOM), BLOCK=_SEARCH_BLOCK, num_warps=8,
         )  # fmt: skip
 
     def draw(
@@ -151,11 +158,12 @@ class _Rows:
         first_row: int,
     ) -> None:
         """After filter."""
-        draw[self._grid(rows, _TILES_PER_PROGRAM)](
+        per_program = self._tiles_per_program(rows)
+        draw[self._grid(rows, per_program)](
             logits, self._tile_max, self._tile_score, self._floats, slots, positions,
             tables.temperature, tables.seed, first_row, slots.shape[0] - 1, self._first_id,
             self._width, *strides, self._tiles,
-            TILE=TILE, LINE=LINE, TILES_PER_PROGRAM=_TILES_PER_PROGRAM, GROUPED=self._grouped,
+            TILE=TILE, LINE=LINE, TILES_PER_PROGRAM=per_program, GROUPED=self._grouped,
         )  # fmt: skip
 
     def winner(
