@@ -18,10 +18,10 @@ name the missing ranks.
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Mapping
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,7 +29,9 @@ import torch.distributed as dist
 import torch.distributed._symmetric_memory as symmetric_memory
 import triton
 
+from .graph_time import graph_us
 from .one_shot import PROGRAMS, one_shot
+from .peers import CudaPeerMemory
 
 if TYPE_CHECKING:
     from ...ipc.config import ActorSpec
@@ -93,6 +95,7 @@ class CudaCommunicator:
             )
             group = dist.group.WORLD
             assert group is not None
+            self._group: Any = group
             self._group_name: Any = group.group_name
             self._symmetric = _Symmetric(rank, size, device, group)
         except RuntimeError as error:
@@ -119,9 +122,12 @@ class CudaCommunicator:
         else:
             dist.all_gather_into_tensor(out.view(-1), mine.view(-1))
 
-    def all_to_all(self, mine: torch.Tensor, out: torch.Tensor) -> None:
-        """mine[r] goes to rank r, out[r] comes from rank r; both [size, ...], contiguous."""
-        dist.all_to_all_single(out, mine)
+    def peer_memory(self, nbytes: int) -> CudaPeerMemory:
+        """nbytes on every rank, zero; all ranks ask for the same, before they capture graphs."""
+        flags_at = -(-nbytes // _ALIGNMENT) * _ALIGNMENT
+        total = flags_at + 4 * self.size
+        memory, addresses = _map(total, self.rank, self._device, self._group)
+        return CudaPeerMemory(memory, addresses, self.rank, flags_at)
 
     def method_for(self, nbytes: int) -> str:
         """How all_reduce sums nbytes; see the module."""
@@ -141,7 +147,9 @@ class CudaCommunicator:
         chosen = []
         for bits in range(_FIRST_SIZE_BITS, SLAB_BYTES.bit_length()):
             x = torch.zeros((1 << bits) // 2, dtype=torch.bfloat16, device=self._device)
-            times[1 << bits] = {method: self._measure_us(x, method) for method in METHODS}
+            times[1 << bits] = {
+                method: graph_us(partial(self._sum, x, method), self._device) for method in METHODS
+            }
             fastest = min(METHODS, key=times[1 << bits].__getitem__)
             chosen.append(METHODS.index(fastest))
         table = torch.tensor(chosen, dtype=torch.int32, device=self._device)
@@ -165,29 +173,6 @@ class CudaCommunicator:
         else:
             dist.all_reduce(x)
 
-    def _measure_us(self, x: torch.Tensor, method: str, calls: int = 8, replays: int = 5) -> float:
-        """Median time of a call in a replayed graph."""
-        stream = torch.cuda.Stream(self._device)
-        stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(stream):
-            self._sum(x, method)
-            stream.synchronize()
-            graph = torch.cuda.CUDAGraph()
-            # NCCL's own threads may call CUDA meanwhile.
-            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-                for _ in range(calls):
-                    self._sum(x, method)
-            events = [torch.cuda.Event(enable_timing=True) for _ in range(replays + 1)]
-            graph.replay()
-            for event in events[:-1]:
-                event.record(stream)
-                graph.replay()
-            events[-1].record(stream)
-            stream.synchronize()
-        torch.cuda.current_stream(self._device).wait_stream(stream)
-        spans: list[float] = sorted(a.elapsed_time(b) for a, b in itertools.pairwise(events))
-        return spans[len(spans) // 2] * 1e3 / calls
-
 
 class _Symmetric:
     """Memory that all ranks have mapped: a part for two_shot, slabs and flags for one_shot."""
@@ -197,18 +182,10 @@ class _Symmetric:
         self._size = size
         flag_bytes = PROGRAMS * size * 4
         total = 3 * SLAB_BYTES + -(-flag_bytes // _ALIGNMENT) * _ALIGNMENT
-        self._memory = symmetric_memory.empty(total, dtype=torch.uint8, device=device)
-        self._memory.zero_()
-        handle = symmetric_memory.rendezvous(self._memory, group)
-        # An allocation may lie inside a larger block, at the same place on every rank.
-        inside = self._memory.data_ptr() - handle.buffer_ptrs[rank]
-        start = torch.tensor(handle.buffer_ptrs, dtype=torch.int64, device=device) + inside
+        self._memory, start = _map(total, rank, device, group)
         self._slabs = start + SLAB_BYTES
         self._flags = start + 3 * SLAB_BYTES
         self._epochs = torch.zeros(PROGRAMS, dtype=torch.int32, device=device)
-        # Nobody's flags may be touched before they are zero.
-        dist.barrier(device_ids=[device.index])
-        torch.cuda.synchronize(device)
 
     def part(self, length: int, dtype: torch.dtype) -> torch.Tensor:
         """Symmetric memory of `length` values, at most SLAB_BYTES."""
@@ -223,6 +200,22 @@ class _Symmetric:
             SIZE=self._size, BLOCK=min(max(block, _MIN_BLOCK), _MAX_BLOCK), REDUCE=reduce,
             num_warps=8,
         )  # fmt: skip
+
+
+def _map(
+    nbytes: int, rank: int, device: torch.device, group: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(this rank's uint8 [nbytes], zero; int64 [size], the addresses of all ranks')."""
+    memory = symmetric_memory.empty(nbytes, dtype=torch.uint8, device=device)
+    memory.zero_()
+    handle = symmetric_memory.rendezvous(memory, group)
+    # An allocation may lie inside a larger block, at the same place on every rank.
+    inside = memory.data_ptr() - handle.buffer_ptrs[rank]
+    start = torch.tensor(handle.buffer_ptrs, dtype=torch.int64, device=device) + inside
+    # Nobody's memory may be touched before it is zero.
+    dist.barrier(device_ids=[device.index])
+    torch.cuda.synchronize(device)
+    return memory, start
 
 
 def _meet(store_path: str, rank: int, size: int, timeout_s: float) -> Any:

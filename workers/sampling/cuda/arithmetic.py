@@ -219,6 +219,26 @@ def bucket_of(z, best, scale, BUCKETS: tl.constexpr):
 
 
 @triton.jit
+def is_filtered(slot, temperatures, top_ks, top_ps, min_ps):
+    """Whether a slot draws, with top-k, top-p or min-p."""
+    by_k = tl.load(top_ks + slot) > 0
+    by_mass = (tl.load(top_ps + slot) < 1.0) | (tl.load(min_ps + slot) > 0.0)
+    return (by_k | by_mass) & (tl.load(temperatures + slot) > 0.0)
+
+
+@triton.jit
+def step_row(which, row, LISTED: tl.constexpr):
+    """The row of the step, which has slot and position, that row `row` of the logits is.
+
+    LISTED: which [rows] int32 says it, -1 where there is none; the logits are then not read.
+    """
+    if LISTED:
+        return tl.maximum(tl.load(which + row), 0)
+    else:
+        return row
+
+
+@triton.jit
 def load_tile(logits, row, tile, width, row_stride, segment_stride, TILE: tl.constexpr):
     """(float32 [TILE] logits of a tile, -inf outside; the tile's first token in its row)."""
     tiles_per_segment = tl.cdiv(width, TILE)

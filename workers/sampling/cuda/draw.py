@@ -21,8 +21,10 @@ from .arithmetic import (
     bounded_inverse,
     every_fourth,
     exact_gumbel,
+    is_filtered,
     load_tile,
     score_bounds,
+    step_row,
     tile_words,
     token_word,
 )
@@ -38,7 +40,7 @@ _NO_ID = tl.constexpr(0x7FFFFFFF)
 WINNER_WORDS = 4
 
 
-@triton.jit(do_not_specialize=["first_row", "last_row"])
+@triton.jit
 def draw(
     logits,
     tile_max,
@@ -48,8 +50,7 @@ def draw(
     positions,
     temperatures,
     seeds,
-    first_row,
-    last_row,
+    which,
     first_id,
     width,
     row_stride,
@@ -59,14 +60,15 @@ def draw(
     LINE: tl.constexpr,
     TILES_PER_PROGRAM: tl.constexpr,
     GROUPED: tl.constexpr,
+    LISTED: tl.constexpr,
 ):
     """tile_score [rows, tiles] of what is kept; -inf where no token can win.  Grid as scan's."""
     row = tl.program_id(0)
-    at = tl.minimum(first_row + row, last_row)
+    at = step_row(which, row, LISTED)
     slot = tl.load(slots + at)
     temperature = tl.load(temperatures + slot)
-    if temperature > 0.0:
-        best = tl.load(floats + row * FLOATS + BEST)
+    best = tl.load(floats + row * FLOATS + BEST)
+    if (temperature > 0.0) & (best > -float("inf")):
         threshold = tl.load(floats + row * FLOATS + THRESHOLD)
         inverse = bounded_inverse(temperature)
         position = tl.load(positions + at)
@@ -98,7 +100,7 @@ def _first_best(logits, row, maxima, best, width, row_stride, segment_stride, TI
     return token + tl.argmax((z == best).to(tl.int32), 0)
 
 
-@triton.jit(do_not_specialize=["first_row", "last_row"])
+@triton.jit
 def winner(
     logits,
     tile_max,
@@ -107,10 +109,12 @@ def winner(
     slots,
     positions,
     temperatures,
+    top_ks,
+    top_ps,
+    min_ps,
     seeds,
     out,
-    first_row,
-    last_row,
+    which,
     first_id,
     width,
     row_stride,
@@ -121,18 +125,27 @@ def winner(
     GROUPED: tl.constexpr,
     GREEDY: tl.constexpr,
     FILTERED: tl.constexpr,
+    MIXED: tl.constexpr,
     WHOLE: tl.constexpr,
+    LISTED: tl.constexpr,
 ):
-    """One program a row.  WHOLE: out [rows] int32, the token or -1; else [rows, 4], the winner."""
+    """One program a row.  WHOLE: out [rows] int32, the token or -1; else [rows, 4], the winner.
+
+    MIXED: of filtered rows only the best logit.
+    """
     row = tl.program_id(0)
-    at = tl.minimum(first_row + row, last_row)
+    at = step_row(which, row, LISTED)
     index = tl.arange(0, TILES)
     maxima = tl.load(tile_max + row * tiles + index, mask=index < tiles, other=-float("inf"))
     best = tl.max(maxima, 0)
     usable = (best > -float("inf")) & (best < float("inf"))
     token = tl.full([], -1, tl.int32)
     logit = best
-    if usable:
+    wanted = usable
+    if MIXED:
+        skipped = is_filtered(tl.load(slots + at), temperatures, top_ks, top_ps, min_ps)
+        wanted = usable & (skipped == 0)
+    if wanted:
         temperature = tl.full([], 0.0, tl.float32)
         if not GREEDY:
             temperature = tl.load(temperatures + tl.load(slots + at))
@@ -181,23 +194,11 @@ def winner(
 
 
 @triton.jit
-def decide(
-    winners,
-    slots,
-    positions,
-    temperatures,
-    seeds,
-    out,
-    rows,
-    ranks,
-    RANKS: tl.constexpr,
-    GREEDY: tl.constexpr,
-):
-    """out [rows] int32 from winners [ranks, rows, 4] int32, in the order of the ranks.
-
-    One program a row; RANKS: `ranks` rounded up to a power of two.
-    """
-    row = tl.program_id(0)
+def best_winner(
+    winners, row, rows, ranks, slots, positions, temperatures, seeds,
+    RANKS: tl.constexpr, GREEDY: tl.constexpr,
+):  # fmt: skip
+    """(token of a row from winners [ranks, rows, 4], or -1; the best logit of all ranks)."""
     rank = tl.arange(0, RANKS)
     there = rank < ranks
     words = winners + (rank * rows + row) * 4
@@ -220,4 +221,28 @@ def decide(
             token = tl.min(tl.where(total == tl.max(total, 0), ids, _NO_ID), 0)
         else:
             token = tl.min(tl.where((bests == best) & (ids >= 0), ids, _NO_ID), 0)
+    return token, best
+
+
+@triton.jit
+def decide(
+    winners,
+    slots,
+    positions,
+    temperatures,
+    seeds,
+    out,
+    rows,
+    ranks,
+    RANKS: tl.constexpr,
+    GREEDY: tl.constexpr,
+):
+    """out [rows] int32 from winners [ranks, rows, 4] int32, in the order of the ranks.
+
+    One program a row; RANKS: `ranks` rounded up to a power of two.
+    """
+    row = tl.program_id(0)
+    token, _ = best_winner(
+        winners, row, rows, ranks, slots, positions, temperatures, seeds, RANKS, GREEDY
+    )
     tl.store(out + row, token)

@@ -18,6 +18,7 @@ from .arithmetic import (
     logit_mass,
     not_below,
     order,
+    step_row,
 )
 from .histogram import share_of
 from .rows import (
@@ -151,7 +152,7 @@ def _over_the_row(
     return tl.where(key == 0, LOWEST_FINITE, from_order(key))
 
 
-@triton.jit(do_not_specialize=["first_row", "last_row"])
+@triton.jit
 def finish(
     logits,
     slots,
@@ -162,8 +163,7 @@ def finish(
     ints,
     longs,
     candidates,
-    first_row,
-    last_row,
+    which,
     width,
     row_stride,
     segment_stride,
@@ -172,6 +172,7 @@ def finish(
     ROOM: tl.constexpr,
     FEW: tl.constexpr,
     BLOCK: tl.constexpr,
+    LISTED: tl.constexpr,
 ):
     """Writes THRESHOLD of every row.
 
@@ -179,7 +180,7 @@ def finish(
     many candidates as most rows have at most.
     """
     row = tl.program_id(0)
-    slot = tl.load(slots + tl.minimum(first_row + row, last_row))
+    slot = tl.load(slots + step_row(which, row, LISTED))
     temperature = tl.load(temperatures + slot).to(tl.float64)
     p = tl.load(top_ps + slot)
     min_p = tl.load(min_ps + slot)

@@ -14,12 +14,14 @@ from .arithmetic import (
     best_of_tiles,
     bounded_inverse,
     every_fourth,
+    is_filtered,
     max_or_nan,
     score_bounds,
+    step_row,
 )
 
 
-@triton.jit(do_not_specialize=["first_row", "last_row"])
+@triton.jit
 def scan(
     logits,
     tile_max,
@@ -27,9 +29,11 @@ def scan(
     slots,
     positions,
     temperatures,
+    top_ks,
+    top_ps,
+    min_ps,
     seeds,
-    first_row,
-    last_row,
+    which,
     first_id,
     width,
     row_stride,
@@ -41,11 +45,13 @@ def scan(
     SEGMENTED: tl.constexpr,
     GROUPED: tl.constexpr,
     DRAWS: tl.constexpr,
+    MIXED: tl.constexpr,
+    LISTED: tl.constexpr,
 ):
     """tile_max [rows, tiles] float32: the best logit; +inf where a tile has NaN or +inf.
 
     DRAWS: tile_score [rows, tiles] float32 of rows that are not greedy, as `draw`
-    writes it.  SEGMENTED: rows have more than one piece.
+    writes it.  MIXED: but not of filtered ones.  SEGMENTED: rows have more than one piece.
     Grid (rows, ceil(tiles / TILES_PER_PROGRAM)).
     """
     row = tl.program_id(0)
@@ -65,6 +71,8 @@ def scan(
     begin += line // TILES_PER_PROGRAM * LINE
     lane = begin[:, None] + tl.arange(0, LINE)[None, :]
     there = (tile < tiles)[:, None] & (lane < width)
+    if LISTED:
+        there &= tl.load(which + row) >= 0
     at = logits + (start[:, None] if SEGMENTED else start) + lane
     z0, z1, z2, z3 = every_fourth(tl.load(at, mask=there, other=-float("inf")).to(tl.float32))
     highest = max_or_nan(max_or_nan(z0, z1), max_or_nan(z2, z3))
@@ -73,10 +81,13 @@ def scan(
     out = first_tile + tl.arange(0, TILES_PER_PROGRAM)
     tl.store(tile_max + row * tiles + out, best, mask=out < tiles)
     if DRAWS:
-        at_row = tl.minimum(first_row + row, last_row)
+        at_row = step_row(which, row, LISTED)
         slot = tl.load(slots + at_row)
         temperature = tl.load(temperatures + slot)
-        if temperature > 0.0:
+        draws = temperature > 0.0
+        if MIXED:
+            draws &= is_filtered(slot, temperatures, top_ks, top_ps, min_ps) == 0
+        if draws:
             frame = tl.gather(tl.maximum(best, LOWEST_FINITE), line % TILES_PER_PROGRAM, 0)
             score = score_bounds(
                 z0, z1, z2, z3, first_token + begin, frame, bounded_inverse(temperature),

@@ -33,7 +33,7 @@ def largest_reaching(keys, weights, target):
 @triton.jit
 def kth_best(keys, valid, k):
     """The k-th best logit (float32) of at least k valid keys; the lowest finite one for fewer."""
-    key = largest_reaching(keys, valid.to(tl.int64), k.to(tl.int64))
+    key = largest_reaching(keys, valid.to(tl.int64), k + tl.full([], 0, tl.int64))
     return tl.where(key == 0, LOWEST_FINITE, from_order(key))
 
 
