@@ -90,7 +90,7 @@ def sums_in_graphs(communicator: CudaCommunicator, device: torch.device) -> None
 
 
 def samples_in_every_mode(communicator: CudaCommunicator, device: torch.device) -> None:
-    """The CPU's tokens, in graphs that follow each other as steps do, now and then one rank late."""
+    """The CPU's tokens, in graphs that follow each other as steps do, at times with a rank late."""
     random = np.random.default_rng(3)
     count, vocab = 37, 32_000
     width, rank = vocab // SIZE, communicator.rank
