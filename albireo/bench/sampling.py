@@ -1,8 +1,8 @@
 """`albireo bench sampling`: the time from a step's logits to its tokens (T4), by kind of request.
 
-Every rank is a process of its own that imports PyTorch; the caller does not.
-On CUDA the time is that of a replayed graph, as in a decode step, rank 0's
-clock; on CPU that of the call.
+Every rank is a process of its own that imports PyTorch; the caller does not.  On CUDA the
+time is that of a replayed graph, as in a decode step, by rank 0's clock, in every
+--sampling-mode where there are several ranks; on CPU that of the call.
 """
 
 from __future__ import annotations
@@ -16,44 +16,20 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .machine import machine
 from .nodes import BenchError
+from .sampling_kinds import KINDS, Kind, one_request
+
+if TYPE_CHECKING:
+    from albireo.workers.engine.cuda.slot_tables import SlotTables
+    from albireo.workers.sampling.cuda import CudaSampler
 
 _DEADLINE_S = 300.0
 _REPEATS = 50
 _LOGIT_SPREAD = 2.5
 _SEED = 7
-
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """Requests of one kind; 0, 1 and 0 where top_k, top_p and min_p are off."""
-
-    name: str
-    temperature: float = 0.8
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-
-    @property
-    def full(self) -> bool:
-        return self.temperature > 0
-
-    @property
-    def filtered(self) -> bool:
-        return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
-
-
-KINDS = (
-    Kind("greedy", temperature=0.0),
-    Kind("temperature"),
-    Kind("top-k", top_k=50),
-    Kind("top-p", top_p=0.95),
-    Kind("min-p", min_p=0.02),
-    Kind("full", top_k=50, top_p=0.95, min_p=0.02),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,54 +121,43 @@ def _run_rank(task: _Task, rank: int, results: Any) -> None:
         results.put((rank, None, traceback.format_exc()))
 
 
-def _rows(task: _Task, measure: Callable[[Kind, int], list[float]]) -> list[dict[str, Any]]:
-    """measure(kind, batch): times in microseconds."""
-    rows = []
-    for batch in task.batches:
-        for kind in KINDS:
-            times = sorted(measure(kind, batch))
-            rows.append(
-                {
-                    "kind": kind.name,
-                    "batch": batch,
-                    "us": round(statistics.median(times), 1),
-                    "us_p99": round(times[min(len(times) * 99 // 100, len(times) - 1)], 1),
-                }
-            )
-    return rows
-
-
 def _measure_cpu(task: _Task) -> dict[str, Any]:
     import numpy as np
     import torch
 
     from albireo.workers.parallel.communicator import SingleRank
+    from albireo.workers.sampling.edits import SlotEdits
     from albireo.workers.sampling.params import SampleRows, SlotParams
     from albireo.workers.sampling.sampler import Sampler
 
     most = max(task.batches)
     generator = torch.Generator().manual_seed(_SEED)
     logits = torch.randn(most, task.vocab, generator=generator) * _LOGIT_SPREAD
-    logits = logits.to(getattr(torch, task.dtype))
     sampler = Sampler(task.vocab, most, SingleRank())
     numbers = np.arange(most, dtype=np.int32)
-
-    def measure(kind: Kind, batch: int) -> list[float]:
+    results = []
+    for kind in KINDS:
+        edits = SlotEdits(most, task.vocab)
         params = SlotParams.zeros(most)
         for name in ("temperature", "top_k", "top_p", "min_p"):
             getattr(params, name)[:] = getattr(kind, name)
         params.seed[:] = numbers
-        rows = SampleRows(
-            slots=numbers[:batch], requests=numbers[:batch], positions=numbers[:batch]
-        )
-        times = []
-        for _ in range(7):
-            began = time.perf_counter()
-            sampler.sample(logits[:batch], rows, params)
-            times.append((time.perf_counter() - began) * 1e6)
-        return times[1:]
-
-    return {"device": {"device": "cpu"}, "results": _rows(task, measure)}
+        if kind.penalized:
+            for slot in range(most):
+                edits.apply_plan(one_request(kind, slot, task.vocab))
+        for batch in task.batches:
+            rows = SampleRows(*(numbers[:batch] for _ in range(3)))
+            given = logits[:batch].to(getattr(torch, task.dtype))
+            times = []
+            for _ in range(7):
+                began = time.perf_counter()
+                if kind.penalized:
+                    given = given.float()
+                    edits.apply(given.numpy(), rows)
+                sampler.sample(given, rows, params)
+                times.append((time.perf_counter() - began) * 1e6)
+            results.append(_result(kind, batch, times[1:]))
+    return {"device": {"device": "cpu"}, "results": results}
 
 
 def _measure_cuda(task: _Task, rank: int) -> dict[str, Any]:
@@ -200,6 +165,7 @@ def _measure_cuda(task: _Task, rank: int) -> dict[str, Any]:
 
     from albireo.workers.parallel.communicator import DeviceCommunicator, SingleRank
     from albireo.workers.sampling.cuda import CudaSampler
+    from albireo.workers.sampling.cuda.sampler import AUTO, MODES
 
     if torch.cuda.device_count() < task.ranks:
         raise BenchError(
@@ -209,45 +175,79 @@ def _measure_cuda(task: _Task, rank: int) -> dict[str, Any]:
     torch.cuda.set_device(device)
     torch.cuda.set_stream(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
     communicator: DeviceCommunicator = SingleRank()
+    modes: tuple[str, ...] = (AUTO,)
     if task.ranks > 1:
         from albireo.workers.parallel.cuda import CudaCommunicator
 
         communicator = CudaCommunicator(task.store, rank, task.ranks, device, _DEADLINE_S)
+        modes = MODES
     most, width = max(task.batches), task.vocab // task.ranks
     generator = torch.Generator(device).manual_seed(_SEED + rank)
-    logits = torch.randn(most, width, generator=generator, device=device) * _LOGIT_SPREAD
-    logits = logits.to(getattr(torch, task.dtype))
-    sampler = CudaSampler(most, task.vocab, rank * width, communicator, device)
-    sampler.prepare(logits.dtype)
-    numbers = torch.arange(most, dtype=torch.int32, device=device)
+    fresh = torch.randn(most, width, generator=generator, device=device) * _LOGIT_SPREAD
+    fresh = fresh.to(getattr(torch, task.dtype))
+    logits = fresh.clone()
     out = torch.zeros(most, dtype=torch.int32, device=device)
-
-    def measure(kind: Kind, batch: int) -> list[float]:
-        tables = _DeviceTables(kind, most, device)
-
-        def sample() -> None:
-            sampler.sample(
-                logits[:batch], numbers[:batch], tables, numbers[:batch], kind.full, out[:batch],
-                kind.filtered,
-            )  # fmt: skip
-
-        return _replay_us(sample)
-
+    numbers = torch.arange(most, dtype=torch.int32, device=device)
+    results = []
+    for mode in modes:
+        sampler = CudaSampler(most, task.vocab, rank * width, communicator, device, mode)
+        for kind in KINDS:
+            tables = _slot_tables(kind, task, rank, device)
+            logits.copy_(fresh)
+            for batch in task.batches:
+                before = sampler.undecided
+                step = _step(sampler, kind, tables, logits[:batch], numbers[:batch], out[:batch])
+                step()
+                left = (sampler.undecided - before) / batch
+                found = _result(kind, batch, _replay_us(step))
+                if task.ranks > 1:
+                    found |= {"mode": mode, "left": round(left, 4)}
+                results.append(found)
     name = torch.cuda.get_device_name(device)
-    return {"device": {"device": "cuda", "gpu": name}, "results": _rows(task, measure)}
+    return {"device": {"device": "cuda", "gpu": name}, "results": results}
 
 
-class _DeviceTables:
-    """Sampling parameters of all slots, the same for all; see sampling/cuda/sampler.py."""
+def _step(
+    sampler: CudaSampler, kind: Kind, tables: SlotTables, logits: Any, numbers: Any, out: Any
+) -> Callable[[], None]:
+    """From logits to tokens; row i is of slot i."""
+    from albireo.workers.sampling.cuda.edits import edit
 
-    def __init__(self, kind: Kind, slots: int, device: Any) -> None:
-        import torch
+    def step() -> None:
+        if kind.penalized:
+            edit(logits, numbers, numbers, tables.edits)
+        sampler.sample(logits, numbers, tables, numbers, kind.full, out, kind.filtered)
 
-        self.temperature = torch.full((slots,), kind.temperature, device=device)
-        self.top_k = torch.full((slots,), kind.top_k, dtype=torch.int32, device=device)
-        self.top_p = torch.full((slots,), kind.top_p, device=device)
-        self.min_p = torch.full((slots,), kind.min_p, device=device)
-        self.seed = torch.arange(slots, dtype=torch.int64, device=device)
+    return step
+
+
+def _slot_tables(kind: Kind, task: _Task, rank: int, device: Any) -> SlotTables:
+    """Every slot with a request of the kind, as an engine would have it."""
+    import torch
+
+    from albireo.workers.engine.cuda.apply_plan import apply
+    from albireo.workers.engine.cuda.edit_state import keep_edits
+    from albireo.workers.engine.cuda.slot_tables import SlotTables
+
+    most, width = max(task.batches), task.vocab // task.ranks
+    tables = SlotTables(most, most, 64, 1024, 16, 1, width, rank * width, device)
+    for slot in range(most):
+        plan = one_request(kind, slot, task.vocab)
+        tables.words[: len(plan.words)] = torch.from_numpy(plan.words.copy())
+        apply(tables)
+        if kind.penalized:
+            keep_edits(tables, plan, flagged_takes=True, counted=True)
+    return tables
+
+
+def _result(kind: Kind, batch: int, times: list[float]) -> dict[str, Any]:
+    times = sorted(times)
+    return {
+        "kind": kind.name,
+        "batch": batch,
+        "us": round(statistics.median(times), 1),
+        "us_p99": round(times[min(len(times) * 99 // 100, len(times) - 1)], 1),
+    }
 
 
 def _replay_us(work: Callable[[], None]) -> list[float]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import click
 
 from albireo.node.options import OptionError, parse_groups
+
+from .bench_parts import show_table
 
 
 @click.command()
@@ -33,7 +36,11 @@ from albireo.node.options import OptionError, parse_groups
 )
 @click.option("--json", "as_json", is_flag=True, help="The result as JSON.")
 def sampling(vocab: int, batch: str, groups: str, device: str, dtype: str, as_json: bool) -> None:
-    """The time from a step's logits to its tokens, by kind of request."""
+    """The time from a step's logits to its tokens, by kind of request and, on several GPUs, mode.
+
+    `full` has the three penalties, of sequences of 384 tokens.  Left by vocab: rows that
+    its candidates do not decide, and that are sampled whole.
+    """
     from albireo.bench.nodes import BenchError
     from albireo.bench.sampling import bench_sampling
 
@@ -51,6 +58,12 @@ def sampling(vocab: int, batch: str, groups: str, device: str, dtype: str, as_js
         click.echo(json.dumps(result, indent=2))
         return
     click.echo(f"{result.get('gpu', result['device'])}, {ranks[0]} rank(s), {vocab} tokens")
-    click.echo("batch  requests            us     us P99")
-    for row in result["results"]:
-        click.echo(f"{row['batch']:5}  {row['kind']:12} {row['us']:9,.1f}  {row['us_p99']:9,.1f}")
+    columns: tuple[str, ...] = ("batch", "requests", "us", "us P99")
+    if ranks[0] > 1 and result["device"] == "cuda":
+        columns = (*columns, "mode", "left by vocab")
+    show_table(columns, [_cells(row) for row in result["results"]])
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    cells = (str(row["batch"]), row["kind"], f"{row['us']:,.1f}", f"{row['us_p99']:,.1f}")
+    return (*cells, row["mode"], f"{row['left']:.1%}") if "mode" in row else cells

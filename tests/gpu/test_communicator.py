@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("triton")
@@ -27,6 +28,11 @@ from albireo.workers.parallel.cuda import (
     CudaCommunicator,
     GroupNotFormed,
 )
+from albireo.workers.parallel.graph_time import graph_us
+from albireo.workers.sampling.cuda.sampler import MODES, CudaSampler
+
+from ..workers.cuda_sampling_checks import random_params, tables_of
+from ..workers.sampling_reference import draw, rows_of
 
 pytestmark = [
     pytest.mark.gpu,
@@ -134,12 +140,60 @@ def tunes(communicator: CudaCommunicator, device: torch.device) -> None:
     assert all(time > 0 for each in (*sums.values(), *norms.values()) for time in each.values())
 
 
-def transposes(communicator: CudaCommunicator, device: torch.device) -> None:
-    rank = communicator.rank
-    mine = torch.stack([torch.full((3, 5), 10.0 * rank + peer) for peer in range(SIZE)]).to(device)
-    out = torch.empty_like(mine)
-    communicator.all_to_all(mine, out)
-    assert out[:, 0, 0].tolist() == [10.0 * peer + rank for peer in range(SIZE)]
+def samples_in_every_mode(communicator: CudaCommunicator, device: torch.device) -> None:
+    """The CPU's tokens, in graphs that follow each other as steps do, at times with a rank late."""
+    random = np.random.default_rng(3)
+    count, vocab = 37, 32_000
+    width, rank = vocab // SIZE, communicator.rank
+    params = random_params(random, count)
+    tables = tables_of(params, str(device))
+    slots = torch.arange(count, dtype=torch.int32, device=device)
+    positions = torch.zeros(count, dtype=torch.int32, device=device)
+    logits = torch.zeros(count, width, device=device)
+    out = torch.zeros(count, dtype=torch.int32, device=device)
+    samplers = {
+        mode: CudaSampler(count, vocab, rank * width, communicator, device, mode) for mode in MODES
+    }
+    stream = torch.cuda.Stream(device)
+    with torch.cuda.stream(stream):
+        graphs = {}
+        for mode, sampler in samplers.items():
+            sampler.sample(logits, slots, tables, positions, True, out)
+            stream.synchronize()
+            graphs[mode] = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graphs[mode], stream=stream, capture_error_mode="thread_local"):
+                sampler.sample(logits, slots, tables, positions, True, out)
+        for step in range(12):
+            rows = random.normal(0, random.uniform(0.5, 4, (count, 1)), (count, vocab))
+            rows = rows.astype(np.float32)
+            at = np.arange(count) * 31 + step
+            logits.copy_(torch.from_numpy(rows[:, rank * width : (rank + 1) * width]))
+            positions.copy_(torch.from_numpy(at.astype(np.int32)))
+            expected = draw(rows, rows_of(range(count), at), params)
+            for mode, graph in graphs.items():
+                if step % 4 == rank:
+                    torch.cuda._sleep(1_000_000)
+                out.fill_(-7)
+                graph.replay()
+                wrong = np.flatnonzero(out.cpu().numpy() != expected)
+                assert not len(wrong), (step, mode, wrong)
+    assert 0 < samplers["vocab"].undecided < 14 * count
+
+
+def chooses_a_mode(communicator: CudaCommunicator, device: torch.device) -> None:
+    """By rank 0's times: the same on every rank, and quickly."""
+    sampler = CudaSampler(64, 4096, communicator.rank * 2048, communicator, device)
+    times = sampler.tune(lambda work: graph_us(work, device))
+    assert len(times) == 9 and all(0 < us < 1e5 for by in times.values() for us in by.values())
+    chosen = [
+        MODES.index(sampler.mode_for(rows, full, filtered))
+        for rows in (1, 5, 64)
+        for full, filtered in ((False, False), (True, False), (True, True))
+    ]
+    mine = torch.tensor(chosen, dtype=torch.int32, device=device)
+    everyones = torch.zeros(SIZE, len(chosen), dtype=torch.int32, device=device)
+    communicator.all_gather(mine, everyones)
+    assert everyones[0].tolist() == everyones[1].tolist() == chosen
 
 
 def one_is_late(communicator: CudaCommunicator, device: torch.device) -> None:
@@ -168,7 +222,8 @@ def _run_rank(
 
 
 ROUNDS = [
-    sums_of_all_methods, sums_in_graphs, norms_of_all_fusions, tunes, transposes, one_is_late,
+    sums_of_all_methods, sums_in_graphs, norms_of_all_fusions, tunes, samples_in_every_mode,
+    chooses_a_mode, one_is_late,
 ]  # fmt: skip
 
 

@@ -14,6 +14,7 @@ if not torch.cuda.is_available():
     pytest.skip("needs a GPU", allow_module_level=True)
 
 from albireo.workers.sampling.cuda import CudaSampler
+from albireo.workers.sampling.cuda.sampler import MODES
 
 from ..workers.cuda_edit_checks import Story
 from ..workers.cuda_logprob_checks import check as check_logprobs
@@ -71,15 +72,16 @@ def test_adversarial_rows(by: Filters) -> None:
     check_equal(adversarial_rows(random, VOCAB), params_of(*[by] * 12), "cuda")
 
 
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize(("full", "filtered"), [(False, False), (True, False), (True, True)])
-def test_ranks_agree_with_the_cpu(ranks: int, full: bool, filtered: bool) -> None:
+def test_ranks_agree_with_the_cpu(mode: str, ranks: int, full: bool, filtered: bool) -> None:
     random = np.random.default_rng(2)
     logits = real_looking(random, 21, VOCAB)
     params = random_params(random, 21, vary=filtered)
     if not full:
         params.temperature[:] = 0
-    check_equal(logits, params, "cuda", ranks=ranks, full=full, filtered=filtered)
+    check_equal(logits, params, "cuda", ranks=ranks, full=full, filtered=filtered, mode=mode)
 
 
 def test_many_draws_of_one_row_are_those_of_the_cpu() -> None:

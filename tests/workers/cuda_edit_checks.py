@@ -19,7 +19,7 @@ from albireo.ipc.plan import TAKE_ALLOWS, TAKE_COUNTS, TAKE_FLAGS, PlanView
 from albireo.workers.engine.cuda import apply_plan
 from albireo.workers.engine.cuda.edit_state import keep_edits
 from albireo.workers.engine.cuda.slot_tables import SlotTables
-from albireo.workers.sampling.cuda.edit_tables import NEWEST
+from albireo.workers.sampling.cuda.edit_tables import IN_PROMPT, NEWEST
 from albireo.workers.sampling.cuda.edits import edit
 
 from ..plans import plan_of
@@ -157,9 +157,9 @@ class Story:
     def _check_tables(self) -> None:
         edits = self.tables.edits
         counts, newest = edits.counts.cpu().numpy(), edits.newest.cpu().numpy()
-        in_prompt, in_output, allowed = (
-            np.unpackbits(mask.cpu().numpy().view(np.uint8), axis=1, bitorder="little")
-            for mask in (edits.in_prompt, edits.in_output, edits.allowed)
+        seen, num_seen = edits.seen.cpu().numpy(), edits.num_seen.cpu().numpy()
+        allowed = np.unpackbits(
+            edits.allowed.cpu().numpy().view(np.uint8), axis=1, bitorder="little"
         )
         for slot, asking in self.askings.items():
             if not asking.flags:
@@ -167,12 +167,13 @@ class Story:
             if asking.flags & TAKE_COUNTS:
                 known = asking.tokens[: asking.known]
                 prompt, output = known[: asking.prompt_len], known[asking.prompt_len :]
-                assert self._tokens(in_prompt[slot]) == self._mine(prompt)
-                assert self._tokens(in_output[slot]) == self._mine(output)
+                expected = dict.fromkeys(self._mine(prompt), IN_PROMPT)
                 for token, count in Counter(output).items():
                     if self.first <= token < self.last:
-                        assert counts[slot, token - self.first] == count
-                assert counts[slot].sum() == sum(self.first <= t < self.last for t in output)
+                        expected[token] = expected.get(token, 0) + count
+                listed = seen[slot, : num_seen[slot]].tolist()
+                assert sorted(listed) == np.flatnonzero(counts[slot]).tolist()
+                assert {self.first + t: counts[slot, t] for t in listed} == expected
                 for position in range(max(asking.prompt_len, asking.known - NEWEST), asking.known):
                     assert newest[slot, position % NEWEST] == asking.tokens[position]
             if asking.flags & TAKE_ALLOWS:

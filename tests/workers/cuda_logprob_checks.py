@@ -50,7 +50,7 @@ def records_of(
     if ranks == 1:
         work(SingleRank())
     else:
-        InTurn(ranks).run(work)
+        InTurn(ranks, device).run(work)
     for rank in range(1, ranks):
         assert np.array_equal(found[rank], found[0])
     return found[0]

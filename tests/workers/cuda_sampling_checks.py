@@ -16,6 +16,7 @@ import torch
 
 from albireo.workers.parallel.communicator import Unfused
 from albireo.workers.sampling.cuda import CudaSampler
+from albireo.workers.sampling.cuda.sampler import VOCAB
 from albireo.workers.sampling.params import SlotParams
 
 from .sampling_reference import COMBINATIONS, Filters, draw, params_of, rows_of
@@ -62,8 +63,9 @@ def random_params(random: np.random.Generator, count: int, vary: bool = True) ->
 class InTurn:
     """The collectives of `size` ranks that are threads of this process."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, device: str) -> None:
         self._size = size
+        self.device = device
         self._barrier = threading.Barrier(size)
         self._turn = threading.Lock()
         self._brought: dict[int, torch.Tensor] = {}
@@ -111,9 +113,25 @@ class _Rank(Unfused):
     def all_gather(self, mine: torch.Tensor, out: torch.Tensor) -> None:
         out.copy_(torch.stack(self._group.exchange(self.rank, mine)))
 
-    def all_to_all(self, mine: torch.Tensor, out: torch.Tensor) -> None:
-        brought = self._group.exchange(self.rank, mine)
-        out.copy_(torch.stack([theirs[self.rank] for theirs in brought]))
+    def peer_memory(self, nbytes: int) -> Any:
+        return _PeerMemory(self._group, self.rank, nbytes, self._group.device)
+
+
+class _PeerMemory:
+    """Of ranks that share a device, or a process."""
+
+    def __init__(self, group: InTurn, rank: int, nbytes: int, device: str) -> None:
+        self._group = group
+        self._rank = rank
+        # 16 is what CUDA's allocator gives at least.
+        self.mine = torch.zeros(nbytes + 16, dtype=torch.uint8, device=device)
+        self.mine = self.mine[-self.mine.data_ptr() % 16 :][:nbytes]
+        address = torch.tensor([self.mine.data_ptr()], device=device)
+        self.addresses = torch.cat(group.exchange(rank, address))
+
+    def meet(self, count: torch.Tensor) -> None:
+        if count.item():
+            self._group.exchange(self._rank, count)
 
 
 def sample(
@@ -124,8 +142,13 @@ def sample(
     ranks: int = 1,
     full: bool = True,
     filtered: bool = True,
+    mode: str = VOCAB,
+    left: list[int] | None = None,
 ) -> np.ndarray:
-    """Tokens of logits [R, V] (on the device to test) by `ranks` ranks, which must agree."""
+    """Tokens of logits [R, V] (on the device to test) by `ranks` ranks, which must agree.
+
+    left: gets each rank's number of rows that candidates have not decided.
+    """
     device = str(logits.device)
     count, vocab = logits.shape
     width = vocab // ranks
@@ -138,13 +161,15 @@ def sample(
 
     def work(communicator: Any) -> None:
         rank = communicator.rank
-        sampler = CudaSampler(count + 3, vocab, rank * width, communicator, device)
+        sampler = CudaSampler(count + 3, vocab, rank * width, communicator, device, mode)
         out = torch.full((count,), -7, dtype=torch.int32, device=device)
         shard = logits[:, rank * width : (rank + 1) * width].contiguous()
         sampler.sample(shard, *given, full, out, filtered)
         tokens[rank] = out.cpu().numpy()
+        if left is not None:
+            left.append(sampler.undecided)
 
-    InTurn(ranks).run(work)
+    InTurn(ranks, device).run(work)
     for rank in range(1, ranks):
         assert np.array_equal(tokens[rank], tokens[0])
     return tokens[0]
@@ -158,13 +183,15 @@ def check_equal(
     ranks: int = 1,
     full: bool = True,
     filtered: bool = True,
+    mode: str = VOCAB,
+    left: list[int] | None = None,
 ) -> None:
     """The GPU sampler gives the CPU sampler's tokens; slots are used in another order than rows."""
     count = len(logits)
     on_device = torch.from_numpy(np.ascontiguousarray(logits, np.float32)).to(device, dtype)
     slots = np.arange(count)[::-1].copy()
     positions = np.arange(count) * 977 + 3
-    tokens = sample(on_device, params, slots, positions, ranks, full, filtered)
+    tokens = sample(on_device, params, slots, positions, ranks, full, filtered, mode, left)
     expected = draw(on_device.float().cpu().numpy(), rows_of(slots, positions), params)
     wrong = np.flatnonzero(tokens != expected)
     assert not len(wrong), [

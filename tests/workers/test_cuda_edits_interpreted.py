@@ -11,7 +11,7 @@ from .interpreted import use_interpreter
 use_interpreter()
 
 from albireo.ipc.plan import MAX_PLAN_EDITS, TAKE_ALLOWS, TAKE_COUNTS, TAKE_EDITS  # noqa: E402
-from albireo.workers.sampling.cuda.edit_tables import KIND_SHIFT, EditTables  # noqa: E402
+from albireo.workers.sampling.cuda.edit_tables import IN_PROMPT, KIND_SHIFT, EditTables  # noqa: E402
 from albireo.workers.sampling.cuda.edits import edit  # noqa: E402
 
 from .cuda_edit_checks import Story  # noqa: E402
@@ -30,9 +30,15 @@ def test_edited_logits_and_tables_are_those_of_a_plain_list(
 
 
 def _tables(width: int, flags: int) -> EditTables:
-    tables = EditTables(2, width, 0, "cpu")
+    tables = EditTables(2, width, 0, 64, "cpu")
     tables.flags[0] = flags
     return tables
+
+
+def _see(tables: EditTables, token: int, count: int) -> None:
+    tables.counts[0, token] = count
+    tables.seen[0, tables.num_seen[0]] = token
+    tables.num_seen[0] += 1
 
 
 def _edit(tables: EditTables, logits: torch.Tensor, position: int = 0) -> np.ndarray:
@@ -65,7 +71,7 @@ def test_broken_logits_stay_broken() -> None:
     tables.until[0] = 9
     tables.repetition[0] = 2.0
     tables.allowed[0, 0] = 1 << 5
-    tables.in_prompt[0, 0] = 1 << 1
+    _see(tables, 1, IN_PROMPT)
     tables.rows[0, :2, 0] = (2 << KIND_SHIFT) | torch.tensor([3, 4], dtype=torch.int32)
     tables.row_count[0] = 2
     for token in (1, 3, 7):
@@ -80,8 +86,8 @@ def test_broken_logits_stay_broken() -> None:
 def test_rows_without_flags_are_not_touched_and_bfloat16_is_rounded_once() -> None:
     tables = _tables(40, TAKE_COUNTS)
     tables.presence[0] = 1e-3
-    tables.in_output[0, 1] = 1
-    tables.counts[0, 32] = 3
+    _see(tables, 32, 3)
+    _see(tables, 7, IN_PROMPT)
     tables.frequency[0] = 0.5
     logits = torch.full((1, 40), 2.0, dtype=torch.bfloat16)
     expected = torch.full((1, 40), 2.0, dtype=torch.bfloat16)

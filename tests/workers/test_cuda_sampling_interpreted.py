@@ -13,7 +13,7 @@ use_interpreter()
 import triton  # noqa: E402
 import triton.language as tl  # noqa: E402
 
-from albireo.workers.sampling.cuda import arithmetic, sampler  # noqa: E402
+from albireo.workers.sampling.cuda import arithmetic, row_kernels, shards  # noqa: E402
 from albireo.workers.sampling.philox import token_words  # noqa: E402
 
 from .cuda_sampling_checks import adversarial_rows, check_equal, random_params  # noqa: E402
@@ -29,7 +29,7 @@ def _words_and_noise(first, position, seed, words, noise, exact, GROUPED: tl.con
     seed_bits = tl.load(seed)
     word = arithmetic.tile_words(first, position, seed_bits, 64, GROUPED)
     tl.store(words + lane, word.to(tl.int64))
-    tl.store(noise + lane, arithmetic.approximate_gumbel(word))
+    tl.store(noise + lane, arithmetic.gumbel_bound(word))
     tl.store(exact + lane, arithmetic.exact_gumbel(word))
 
 
@@ -46,23 +46,26 @@ def test_words_are_those_of_the_cpu(grouped: bool) -> None:
     assert words.tolist() == expected.tolist()
     gumbel = -np.log(-np.log((expected + 0.5) / 2.0**32))
     assert np.array_equal(exact.numpy(), gumbel)
-    assert np.abs(noise.numpy() - gumbel).max() < 2e-5
+    assert (noise.numpy() > gumbel - 2e-5).all()
 
 
 @triton.jit
 def _noise_of(words, noise):
     lane = tl.arange(0, 1024)
     word = tl.load(words + lane).to(tl.uint32)
-    tl.store(noise + lane, arithmetic.approximate_gumbel(word))
+    tl.store(noise + lane, arithmetic.gumbel_bound(word))
 
 
-def test_approximate_noise_is_close_at_both_ends() -> None:
+def test_the_bound_of_the_noise_holds_and_is_close_where_tokens_win() -> None:
     ends = np.concatenate([np.arange(256), np.geomspace(1, 2**31, 256).astype(np.int64)])
     words = np.concatenate([ends, 2**32 - 1 - ends])
     noise = torch.zeros(1024)
     _noise_of[(1,)](torch.from_numpy(words), noise)
-    exact = -np.log(-np.log((words + 0.5) / 2.0**32))
-    assert np.abs(noise.numpy() - exact).max() < 2e-5
+    u = (words + 0.5) / 2.0**32
+    over = noise.numpy() + np.log(-np.log(u))
+    assert over.min() > -2e-5
+    wins = u > 0.9
+    assert wins.sum() > 50 and over[wins].max() < 0.065
 
 
 @pytest.mark.parametrize("size", [3, 512, 1301])
@@ -98,8 +101,8 @@ def test_adversarial_rows(by: Filters) -> None:
 def test_rows_with_more_candidates_than_room_are_searched_whole(
     room: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sampler, "_ROOM", room)
-    monkeypatch.setattr(sampler, "_SEARCH_BLOCK", 512)
+    monkeypatch.setattr(row_kernels, "_ROOM", room)
+    monkeypatch.setattr(row_kernels, "_SEARCH_BLOCK", 512)
     random = np.random.default_rng(7)
     logits = np.round(random.normal(0, 3, (18, 700)) * 4) / 4
     check_equal(logits, random_params(random, 18), "cpu")
@@ -107,21 +110,56 @@ def test_rows_with_more_candidates_than_room_are_searched_whole(
 
 @pytest.mark.parametrize("buckets", [2, 16])
 def test_the_number_of_buckets_does_not_show(buckets: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sampler, "_BUCKETS", buckets)
+    monkeypatch.setattr(row_kernels, "_BUCKETS", buckets)
     random = np.random.default_rng(8)
     check_equal(random.normal(0, 2, (18, 800)), random_params(random, 18), "cpu")
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3])
-@pytest.mark.parametrize(("full", "filtered"), [(False, False), (True, False), (True, True)])
-def test_ranks_agree_with_the_cpu(ranks: int, full: bool, filtered: bool) -> None:
+@pytest.mark.parametrize(
+    ("mode", "ranks", "full", "filtered"),
+    [
+        ("gather", 3, False, False),
+        ("gather", 2, True, True),
+        ("sequence", 3, True, False),
+        ("sequence", 2, True, True),
+        ("vocab", 3, False, False),
+        ("vocab", 3, True, False),
+    ],
+)
+def test_ranks_agree_with_the_cpu(mode: str, ranks: int, full: bool, filtered: bool) -> None:
     random = np.random.default_rng(9)
     size = 6 * 107
-    logits = np.concatenate([random.normal(0, 3, (9, size)), adversarial_rows(random, size)])
+    logits = np.concatenate([random.normal(0, 3, (5, size)), adversarial_rows(random, size)[4:8]])
     params = random_params(random, len(logits), vary=filtered)
     if not full:
         params.temperature[:] = 0
-    check_equal(logits, params, "cpu", ranks=ranks, full=full, filtered=filtered)
+    check_equal(logits, params, "cpu", ranks=ranks, full=full, filtered=filtered, mode=mode)
+
+
+def test_candidates_decide_rows_and_the_others_are_sampled_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Many small tiles, so that shards have something to choose from."""
+    for module in (row_kernels, shards):
+        monkeypatch.setattr(module, "TILE", 32)
+        monkeypatch.setattr(module, "_ROOM", 128)
+    monkeypatch.setattr(row_kernels, "LINE", 32)
+    monkeypatch.setattr(row_kernels, "_BUCKETS", 64)
+    monkeypatch.setattr(shards, "MAX_CANDIDATES", 16)
+    random = np.random.default_rng(12)
+    size = 2 * 448
+    logits = random.normal(0, 3, (10, size))
+    logits[8] = np.round(logits[8])
+    logits[9, 448:] = -np.inf
+    by = [
+        Filters(top_k=5, top_p=0.9, min_p=0.01), Filters(top_k=9), Filters(top_p=0.5),
+        Filters(min_p=0.3), Filters(), Filters(temperature=0.0),
+        Filters(top_p=0.999), Filters(top_k=200, top_p=0.5), Filters(top_k=4), Filters(top_k=3),
+    ]  # fmt: skip
+    left: list[int] = []
+    check_equal(logits, params_of(*by[::-1], seeds=list(range(10))), "cpu", ranks=2, left=left)
+    # The nucleus and the 200 best are more than 16 a shard; ties may be.
+    assert left in ([2, 2], [3, 3])
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])

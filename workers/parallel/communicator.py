@@ -9,11 +9,14 @@ processes on CPU, cuda.CudaCommunicator processes with a GPU each.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
+
+if TYPE_CHECKING:
+    from .peers import PeerMemory
 
 Int32Array = npt.NDArray[np.int32]
 Float32Array = npt.NDArray[np.float32]
@@ -74,8 +77,8 @@ class DeviceCommunicator(Communicator, Protocol):
         """out [size, *mine.shape] = every rank's `mine`, in the order of the ranks."""
         ...
 
-    def all_to_all(self, mine: torch.Tensor, out: torch.Tensor) -> None:
-        """mine[r] goes to rank r, out[r] comes from rank r; both [size, ...]."""
+    def peer_memory(self, nbytes: int) -> PeerMemory:
+        """nbytes of every rank for all to write to; a collective, at start-up."""
         ...
 
 
@@ -111,5 +114,5 @@ class SingleRank(Unfused):
     def all_gather(self, mine: torch.Tensor, out: torch.Tensor) -> None:
         out.copy_(mine.unsqueeze(0))
 
-    def all_to_all(self, mine: torch.Tensor, out: torch.Tensor) -> None:
-        out.copy_(mine)
+    def peer_memory(self, nbytes: int) -> PeerMemory:
+        raise ValueError("one rank has no peers")

@@ -21,7 +21,6 @@ name the missing ranks.
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Callable, Mapping
 from datetime import timedelta
@@ -35,7 +34,9 @@ import triton
 
 from ..kernels.cuda.norm import norm_warps, rms_norm
 from ..kernels.cuda.overlap import overlapped
+from .graph_time import graph_us
 from .one_shot import PROGRAMS, one_shot
+from .peers import CudaPeerMemory
 from .sum_norm import sum_norm
 
 if TYPE_CHECKING:
@@ -110,6 +111,7 @@ class CudaCommunicator:
             )
             group = dist.group.WORLD
             assert group is not None
+            self._group: Any = group
             self._group_name: Any = group.group_name
             self._symmetric = _Symmetric(rank, size, device, group)
         except RuntimeError as error:
@@ -137,9 +139,12 @@ class CudaCommunicator:
         else:
             dist.all_gather_into_tensor(out.view(-1), mine.view(-1))
 
-    def all_to_all(self, mine: torch.Tensor, out: torch.Tensor) -> None:
-        """mine[r] goes to rank r, out[r] comes from rank r; both [size, ...], contiguous."""
-        dist.all_to_all_single(out, mine)
+    def peer_memory(self, nbytes: int) -> CudaPeerMemory:
+        """nbytes on every rank, zero; all ranks ask for the same, before they capture graphs."""
+        flags_at = -(-nbytes // _ALIGNMENT) * _ALIGNMENT
+        total = flags_at + 4 * self.size
+        memory, addresses = _map(total, self.rank, self._device, self._group)
+        return CudaPeerMemory(memory, addresses, self.rank, flags_at)
 
     def method_for(self, nbytes: int) -> str:
         """How all_reduce sums nbytes; see the module."""
@@ -186,7 +191,7 @@ class CudaCommunicator:
         for bits in range(_FIRST_SIZE_BITS, SLAB_BYTES.bit_length()):
             x = torch.zeros((1 << bits) // 2, dtype=torch.bfloat16, device=self._device)
             sums[1 << bits] = {
-                method: self._measure_us(partial(self._sum, x, method)) for method in METHODS
+                method: graph_us(partial(self._sum, x, method), self._device) for method in METHODS
             }
         self._method_by_bits = self._agree(sums, METHODS)
         norms: dict[int, dict[str, float]] = {}
@@ -216,10 +221,10 @@ class CudaCommunicator:
             rms_norm(x, residual, weight, 1e-6)
 
         fused = partial(self._symmetric.sum_norm, x, residual, weight, 1e-6, None)
-        times = {APART: self._measure_us(apart), PARCELS: self._measure_us(partial(fused, PARCELS))}
+        ways: dict[str, Callable[[], object]] = {APART: apart, PARCELS: partial(fused, PARCELS)}
         if rows * width <= _LETTERS:
-            times[LETTERS] = self._measure_us(partial(fused, LETTERS))
-        return times
+            ways[LETTERS] = partial(fused, LETTERS)
+        return {way: graph_us(run, self._device) for way, run in ways.items()}
 
     def close(self) -> None:
         """Leaves the group; no other rank need be there."""
@@ -237,29 +242,6 @@ class CudaCommunicator:
         else:
             dist.all_reduce(x)
 
-    def _measure_us(self, run: Callable[[], object], calls: int = 8, replays: int = 5) -> float:
-        """Median time of a call in a replayed graph."""
-        stream = torch.cuda.Stream(self._device)
-        stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(stream):
-            run()
-            stream.synchronize()
-            graph = torch.cuda.CUDAGraph()
-            # NCCL's own threads may call CUDA meanwhile.
-            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-                for _ in range(calls):
-                    run()
-            events = [torch.cuda.Event(enable_timing=True) for _ in range(replays + 1)]
-            graph.replay()
-            for event in events[:-1]:
-                event.record(stream)
-                graph.replay()
-            events[-1].record(stream)
-            stream.synchronize()
-        torch.cuda.current_stream(self._device).wait_stream(stream)
-        spans: list[float] = sorted(a.elapsed_time(b) for a, b in itertools.pairwise(events))
-        return spans[len(spans) // 2] * 1e3 / calls
-
 
 class _Symmetric:
     """Memory that all ranks have mapped: a part for two_shot, then what our kernels need.
@@ -273,20 +255,12 @@ class _Symmetric:
         flag_bytes = -(-PROGRAMS * size * 4 // _ALIGNMENT) * _ALIGNMENT
         parcel_bytes = 2 * size * _PARCEL_BYTES
         total = 3 * SLAB_BYTES + flag_bytes + parcel_bytes + 2 * size * _LETTERS * 8
-        self._memory = symmetric_memory.empty(total, dtype=torch.uint8, device=device)
-        self._memory.zero_()
-        handle = symmetric_memory.rendezvous(self._memory, group)
-        # An allocation may lie inside a larger block, at the same place on every rank.
-        inside = self._memory.data_ptr() - handle.buffer_ptrs[rank]
-        start = torch.tensor(handle.buffer_ptrs, dtype=torch.int64, device=device) + inside
+        self._memory, start = _map(total, rank, device, group)
         self._slabs = start + SLAB_BYTES
         self._flags = start + 3 * SLAB_BYTES
         self._parcels = self._flags + flag_bytes
         self._letters = self._parcels + parcel_bytes
         self._epochs = torch.zeros(PROGRAMS, dtype=torch.int32, device=device)
-        # Nobody's flags may be touched before they are zero.
-        dist.barrier(device_ids=[device.index])
-        torch.cuda.synchronize(device)
 
     def part(self, length: int, dtype: torch.dtype) -> torch.Tensor:
         """Symmetric memory of `length` values, at most SLAB_BYTES."""
@@ -328,6 +302,22 @@ class _Symmetric:
             LETTERS=fusion == LETTERS, num_warps=norm_warps(padded), **overlapped(x.device),
         )  # fmt: skip
         return out
+
+
+def _map(
+    nbytes: int, rank: int, device: torch.device, group: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(this rank's uint8 [nbytes], zero; int64 [size], the addresses of all ranks')."""
+    memory = symmetric_memory.empty(nbytes, dtype=torch.uint8, device=device)
+    memory.zero_()
+    handle = symmetric_memory.rendezvous(memory, group)
+    # An allocation may lie inside a larger block, at the same place on every rank.
+    inside = memory.data_ptr() - handle.buffer_ptrs[rank]
+    start = torch.tensor(handle.buffer_ptrs, dtype=torch.int64, device=device) + inside
+    # Nobody's memory may be touched before it is zero.
+    dist.barrier(device_ids=[device.index])
+    torch.cuda.synchronize(device)
+    return memory, start
 
 
 def _meet(store_path: str, rank: int, size: int, timeout_s: float) -> Any:

@@ -242,7 +242,7 @@ def _gather_scores(
 @triton.jit(do_not_specialize=["sequences", "sampled_rows"])
 def _advance(
     position, last_token, slots, context_len, sample_slots, draw_position, sampled,
-    flags, counts, in_output, newest, first_id, width, mask_words,
+    flags, counts, seen, num_seen, newest, first_id, width, room,
     sequences, sampled_rows, dummy_slot, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Padding rows share the dummy slot, which stays at position 0 and has no flags."""
@@ -263,11 +263,13 @@ def _advance(
     local = token - first_id
     here = counted & (local >= 0) & (local < width)
     local = tl.where(here, local, 0)
-    word = in_output + slot * mask_words + local // 32
-    bit = tl.full([BLOCK], 1, tl.int32) << (local % 32)
-    tl.store(word, tl.load(word, mask=here, other=0) | bit, mask=here)
     count = counts + slot.to(tl.int64) * width + local
-    tl.store(count, tl.load(count, mask=here, other=0) + 1, mask=here)
+    before = tl.load(count, mask=here, other=0)
+    tl.store(count, before + 1, mask=here)
+    is_new = here & (before == 0)
+    place = tl.load(num_seen + slot, mask=is_new, other=0)
+    tl.store(seen + slot.to(tl.int64) * room + place, local, mask=is_new & (place < room))
+    tl.store(num_seen + slot, place + 1, mask=is_new)
 
 
 def apply(tables: SlotTables) -> None:
@@ -328,7 +330,6 @@ def advance(tables: SlotTables, sequences: int, sampled: int) -> None:
     _advance[(triton.cdiv(max(sequences, sampled), _BLOCK),)](
         tables.position, tables.last_token, tables.slots, tables.context_len,
         tables.sample_slots, tables.draw_position, tables.sampled,
-        edits.flags, edits.counts, edits.in_output, edits.newest, edits.first_id, edits.width,
-        edits.mask_words, sequences, sampled, tables.dummy_slot,
-        BLOCK=_BLOCK,
+        edits.flags, edits.counts, edits.seen, edits.num_seen, edits.newest, edits.first_id,
+        edits.width, edits.room, sequences, sampled, tables.dummy_slot, BLOCK=_BLOCK,
     )  # fmt: skip

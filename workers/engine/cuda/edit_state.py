@@ -3,9 +3,9 @@
 Launched behind `apply`, one by one, in the steps whose plan has any of it; never
 in a decode step's graph.  (Sampled tokens are counted by `advance`.)
 
-    reset    bits, and the counts they stand for, of slots taken by requests with flags
+    reset    the counts of seen tokens, and masks, of slots taken by requests with flags
     collect  edits into the slots' rows, allowed tokens into their masks
-    see      tokens of histories, then of chunks: bits, counts, the newest output
+    see      tokens of histories, then of chunks: counts, the list of seen tokens, the newest output
 """
 
 from __future__ import annotations
@@ -30,12 +30,11 @@ from ....ipc.plan import (
     TAKE_WORDS,
     PlanView,
 )
-from ...sampling.cuda.edit_tables import KIND_SHIFT, NEWEST
+from ...sampling.cuda.edit_tables import IN_PROMPT, KIND_SHIFT, NEWEST
 from .slot_tables import SlotTables
 
 _PARTS = 8
 _BLOCK = 256
-_MASK_BLOCK = 128
 _EDITS_BLOCK = 1024
 
 _HEADER = tl.constexpr(PLAN_HEADER)
@@ -49,42 +48,43 @@ _EDIT = tl.constexpr(EDIT_WORDS)
 _CAPACITY = tl.constexpr(MAX_PLAN_EDITS)
 _KIND_SHIFT = tl.constexpr(KIND_SHIFT)
 _NEWEST = tl.constexpr(NEWEST)
+_IN_PROMPT = tl.constexpr(IN_PROMPT)
 
 
 @triton.jit
 def _reset(
-    words, in_prompt, in_output, allowed, counts, width, mask_words,
+    words, allowed, counts, seen, num_seen, width, mask_words, room,
     PARTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Program (k, p) resets every PARTS-th piece of the slot of take k."""
+    """Program (k, p) resets every PARTS-th piece of the slot of take k, but for num_seen."""
     take = words + _HEADER + tl.program_id(0) * _TAKE
     if tl.load(take + _FLAGS) != 0:
         slot = tl.load(take + _SLOT)
-        row = slot.to(tl.int64) * width
+        start = tl.program_id(1) * BLOCK
         nothing = tl.zeros([BLOCK], tl.int32)
-        for first in range(tl.program_id(1) * BLOCK, mask_words, PARTS * BLOCK):
+        listed = tl.minimum(tl.load(num_seen + slot), room)
+        for first in range(start, listed, PARTS * BLOCK):
+            i = first + tl.arange(0, BLOCK)
+            there = i < listed
+            token = tl.load(seen + slot.to(tl.int64) * room + i, mask=there, other=0)
+            tl.store(counts + slot.to(tl.int64) * width + token, nothing, mask=there)
+        for first in range(start, mask_words, PARTS * BLOCK):
             word = first + tl.arange(0, BLOCK)
-            there = word < mask_words
-            at = slot * mask_words + word
-            counted = tl.load(in_output + at, mask=there, other=0)
-            if tl.max((counted != 0).to(tl.int32), 0) != 0:
-                for bit in range(32):
-                    token = word * 32 + bit
-                    tl.store(counts + row + token, nothing, mask=((counted >> bit) & 1) != 0)
-            tl.store(in_output + at, nothing, mask=there)
-            tl.store(in_prompt + at, nothing, mask=there)
-            tl.store(allowed + at, nothing, mask=there)
+            tl.store(allowed + slot * mask_words + word, nothing, mask=word < mask_words)
 
 
 @triton.jit(do_not_specialize=["edits_at", "n_edit"])
 def _collect(
-    words, edits_at, n_edit, rows, row_count, allowed, first_id, width, mask_words,
+    words, edits_at, n_edit, rows, row_count, allowed, num_seen, first_id, width, mask_words,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Program k collects the edits of take k's slot, in their order."""
+    """Program k collects the edits of take k's slot, in their order, and ends its reset."""
     take = words + _HEADER + tl.program_id(0) * _TAKE
-    if (tl.load(take + _FLAGS) & _EDITS) != 0:
-        slot = tl.load(take + _SLOT)
+    take_flags = tl.load(take + _FLAGS)
+    slot = tl.load(take + _SLOT)
+    if take_flags != 0:
+        tl.store(num_seen + slot, 0)
+    if (take_flags & _EDITS) != 0:
         found = tl.full([], 0, tl.int32)
         for first in range(0, n_edit, BLOCK):
             i = first + tl.arange(0, BLOCK)
@@ -110,8 +110,8 @@ def _collect(
 
 @triton.jit(do_not_specialize=["ranges_at", "tokens_at"])
 def _see(
-    words, ranges_at, tokens_at, flags, prompt_len, counts, in_prompt, in_output, newest,
-    first_id, width, mask_words,
+    words, ranges_at, tokens_at, flags, prompt_len, counts, seen, num_seen, newest,
+    first_id, width, room,
     WORDS: tl.constexpr, RANGES: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Program (r, p) sees every PARTS-th piece of range r, a row (slot, start, length, ...).
@@ -141,11 +141,21 @@ def _see(
             local = token - first_id
             here = there & (local >= 0) & (local < width)
             local = tl.where(here, local, 0)
-            bit = tl.full([BLOCK], 1, tl.int32) << (local % 32)
-            word = slot * mask_words + local // 32
-            tl.atomic_or(in_prompt + word, bit, mask=here & (position < ends), sem="relaxed")
-            tl.atomic_or(in_output + word, bit, mask=here & is_output, sem="relaxed")
-            tl.atomic_add(counts + row + local, 1, mask=here & is_output, sem="relaxed")
+            count = counts + row + local
+            in_prompt = tl.full([BLOCK], _IN_PROMPT, tl.int32)
+            is_prompt = here & (position < ends)
+            is_new = is_prompt & (
+                tl.atomic_or(count, in_prompt, mask=is_prompt, sem="relaxed") == 0
+            )
+            one = tl.full([BLOCK], 1, tl.int32)
+            is_output = here & is_output
+            is_new |= is_output & (tl.atomic_add(count, one, mask=is_output, sem="relaxed") == 0)
+            found = tl.sum(is_new.to(tl.int32), 0)
+            if found > 0:
+                listed = tl.atomic_add(num_seen + slot, found, sem="relaxed")
+                place = listed + tl.cumsum(is_new.to(tl.int32), 0) - 1
+                listing = seen + slot.to(tl.int64) * room + place
+                tl.store(listing, local, mask=is_new & (place < room))
 
 
 def keep_edits(tables: SlotTables, plan: PlanView, flagged_takes: bool, counted: bool) -> None:
@@ -160,12 +170,12 @@ def keep_edits(tables: SlotTables, plan: PlanView, flagged_takes: bool, counted:
     if flagged_takes:
         takes = len(plan.take)
         _reset[(takes, _PARTS)](
-            words, edits.in_prompt, edits.in_output, edits.allowed, edits.counts,
-            edits.width, edits.mask_words, PARTS=_PARTS, BLOCK=_MASK_BLOCK,
+            words, edits.allowed, edits.counts, edits.seen, edits.num_seen, edits.width,
+            edits.mask_words, edits.room, PARTS=_PARTS, BLOCK=_BLOCK,
         )  # fmt: skip
         _collect[(takes,)](
             words, at["edit"], len(plan.edit), edits.rows, edits.row_count, edits.allowed,
-            edits.first_id, edits.width, edits.mask_words, BLOCK=_EDITS_BLOCK,
+            edits.num_seen, edits.first_id, edits.width, edits.mask_words, BLOCK=_EDITS_BLOCK,
         )  # fmt: skip
     if counted:
         _launch_see(tables, len(plan.history), at["history"], at["history_token"], HISTORY_WORDS)
@@ -179,7 +189,7 @@ def _launch_see(
     if ranges:
         _see[(ranges, _PARTS)](
             tables.words, ranges_at, tokens_at, edits.flags, edits.prompt_len, edits.counts,
-            edits.in_prompt, edits.in_output, edits.newest, edits.first_id, edits.width,
-            edits.mask_words, WORDS=words, RANGES=triton.next_power_of_2(tables.max_num_seqs),
+            edits.seen, edits.num_seen, edits.newest, edits.first_id, edits.width, edits.room,
+            WORDS=words, RANGES=triton.next_power_of_2(tables.max_num_seqs),
             PARTS=_PARTS, BLOCK=_BLOCK,
         )  # fmt: skip

@@ -29,6 +29,7 @@ import torch
 from ....ipc.config import EngineConfig
 from ....ipc.plan import PlanView
 from ...kernels.interface import Kernels
+from ...parallel.graph_time import graph_us
 from ...sampling.cuda.masks import MaskTables
 from ..slot_state import SlotState
 from .block_copies import BlockCopies
@@ -73,6 +74,7 @@ class CudaEngine:
         config = model.config
         device = kernels.device
         self._engine = engine
+        self._sampler = sampler
         self._logprobs = logprobs
         self._memory = memory
         self._stream = torch.cuda.current_stream()
@@ -120,7 +122,9 @@ class CudaEngine:
 
     @torch.inference_mode()
     def warm_up(self) -> int:
-        """The worst steps there can be, then the graphs.  Raises GpuMemoryError.
+        """The worst steps there can be, the sampling modes' times, the graphs.
+
+        Raises GpuMemoryError.
 
         See StepEngine.
         """
@@ -135,6 +139,10 @@ class CudaEngine:
         self._parts.mask(
             torch.zeros(1, self._tables.edits.width, device=self._tables.words.device), 1
         )
+        with self._memory.taking("sampling modes"):
+            times = self._sampler.tune(lambda work: graph_us(work, self._stream.device))
+        for case, by_mode in times.items():
+            logging.info("us of sampling modes, %s: %s", case, by_mode)
         if engine.cuda_graphs:
             # An empty plan: `apply` inside the graphs changes no slot while they are made.
             self._tables.words.zero_()

@@ -66,7 +66,7 @@ class SlotTables:
         self.min_p = floats(0.0)
         self.seed = torch.zeros(slots + 1, dtype=torch.int64, device=device)
         self.seed_words = self.seed.view(torch.int32)
-        self.edits = EditTables(slots + 1, width, first_id, device)
+        self.edits = EditTables(slots + 1, width, first_id, max_blocks * block_size, device)
         self.block_tables = ints(slots + 1, max_blocks)
         self.block_tables[self.dummy_slot] = scratch_block
 

@@ -65,9 +65,9 @@ def create_engine(
     shard = config.vocab_size // engine.tp
     with memory.taking("sampling"):
         sampler = CudaSampler(
-            engine.max_num_seqs, config.vocab_size, spec.rank * shard, communicator, device
-        )
-        sampler.prepare(torch.float32)
+            engine.max_num_seqs, config.vocab_size, spec.rank * shard, communicator, device,
+            engine.sampling_mode,
+        )  # fmt: skip
         logprobs = Logprobs(
             engine.max_num_seqs, MAX_PLAN_SCORES, shard, spec.rank * shard, communicator, device
         )

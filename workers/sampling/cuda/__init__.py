@@ -3,13 +3,14 @@
 CudaSampler (sampler.py) is what other packages use.  Its kernels, in the order
 in which a step launches them:
 
-    scan       scan.py       the maximum of every tile of every row; finds NaN and infinities
+    scan       scan.py       the maximum of every tile of every row; finds NaN and infinities;
+                             without filters, bounds of the tiles' scores too
     bound      bound.py      from those: a logit below which no filter's boundary lies
     histogram  histogram.py  counts and masses above it, for rows whose bound is loose
     select     histogram.py  the buckets in which the filters' boundaries lie
     collect    filters.py    the candidates: tokens that may be a boundary
     finish     filters.py    the threshold t: the filters keep the tokens with z >= t
-    draw       draw.py       per tile, the best perturbed score, in float32
+    draw       draw.py       per tile, a bound of the scores of what is kept
     winner     draw.py       the best of the best, decided in float64
     decide     draw.py       the best over the ranks, where the vocabulary is sharded
 

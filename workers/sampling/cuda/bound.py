@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .arithmetic import LOWEST_FINITE, NEGLIGIBLE, order
+from .arithmetic import LOWEST_FINITE, NEGLIGIBLE, order, step_row
 from .rows import (
     ABOVE,
     BEST,
@@ -41,7 +41,7 @@ _SPANS = tl.constexpr(4.0)
 """How far the buckets reach, in distances of the lowest tile maximum from the best."""
 
 
-@triton.jit(do_not_specialize=["first_row", "last_row"])
+@triton.jit
 def bound(
     tile_max,
     slots,
@@ -53,16 +53,16 @@ def bound(
     longs,
     hist_count,
     hist_mass,
-    first_row,
-    last_row,
+    which,
     vocab,
     tiles,
     TILES: tl.constexpr,
     BUCKETS: tl.constexpr,
+    LISTED: tl.constexpr,
 ):
     """One program a row; TILES: `tiles` rounded up to a power of two."""
     row = tl.program_id(0)
-    slot = tl.load(slots + tl.minimum(first_row + row, last_row))
+    slot = tl.load(slots + step_row(which, row, LISTED))
     temperature = tl.load(temperatures + slot)
     k = tl.load(top_ks + slot)
     p = tl.load(top_ps + slot)

@@ -1,9 +1,10 @@
 """The draw: the kept token with the highest s + g, and from ranks' winners the token.
 
-s = (z - best) / temperature, g = -log(-log u); see sampling/draw.py.  `draw`
-computes it in float32 for all tokens; its error is below MARGIN / 2 wherever a
-token can win, so whoever wins in float64 lies within MARGIN of the float32
-maximum.  `winner` computes those tiles again, in float64, and decides.
+s = (z - best) / temperature, g = -log(-log u); see sampling/draw.py.  A tile's score is
+a bound in float32, in the frame of the tile's own best logit: no token of the tile has
+(z - tile's best) / temperature + g above it by MARGIN or more.  `scan` makes it for
+whole rows, `draw` for what filters keep.  `winner` computes tiles again, in float64,
+from the highest bound down to where none can win any more, and decides: one or two a row.
 
 A rank's winner is four int32: the bits of its best logit, the bits of the
 winner's logit, the winner's id, 0.  That is all a rank needs to know of
@@ -17,16 +18,20 @@ import triton.language as tl
 
 from .arithmetic import (
     LOWEST_FINITE,
-    approximate_gumbel,
+    bounded_inverse,
+    every_fourth,
     exact_gumbel,
+    is_filtered,
     load_tile,
+    score_bounds,
+    step_row,
     tile_words,
     token_word,
 )
-from .rows import FLOATS, THRESHOLD
+from .rows import BEST, FLOATS, THRESHOLD
 
 MARGIN = tl.constexpr(2e-4)
-"""Scores: |s| <= 26.2 with three roundings, 5e-6; the noise, 2e-5.  Ten times that is ample."""
+"""A tile's best token has |s| <= 26.2 with three roundings, 5e-6; noise 1e-5.  Ten times that."""
 
 LOSING = tl.constexpr(-26.2)
 """With s below it a token loses to the best one: noise is between -3.2 and 22.9."""
@@ -35,7 +40,7 @@ _NO_ID = tl.constexpr(0x7FFFFFFF)
 WINNER_WORDS = 4
 
 
-@triton.jit(do_not_specialize=["first_row", "last_row"])
+@triton.jit
 def draw(
     logits,
     tile_max,
@@ -45,51 +50,46 @@ def draw(
     positions,
     temperatures,
     seeds,
-    first_row,
-    last_row,
+    which,
     first_id,
     width,
     row_stride,
     segment_stride,
     tiles,
     TILE: tl.constexpr,
-    TILES: tl.constexpr,
+    LINE: tl.constexpr,
     TILES_PER_PROGRAM: tl.constexpr,
     GROUPED: tl.constexpr,
-    FILTERED: tl.constexpr,
+    LISTED: tl.constexpr,
 ):
-    """tile_score [rows, tiles]: the best s + g of each tile, -inf if none can win.
-
-    Grid as scan's.
-    """
+    """tile_score [rows, tiles] of what is kept; -inf where no token can win.  Grid as scan's."""
     row = tl.program_id(0)
-    at = tl.minimum(first_row + row, last_row)
+    at = step_row(which, row, LISTED)
     slot = tl.load(slots + at)
     temperature = tl.load(temperatures + slot)
-    if temperature > 0.0:
-        index = tl.arange(0, TILES)
-        maxima = tl.load(tile_max + row * tiles + index, mask=index < tiles, other=-float("inf"))
-        best = tl.max(maxima, 0)
-        threshold = tl.full([], LOWEST_FINITE, tl.float32)
-        if FILTERED:
-            threshold = tl.load(floats + row * FLOATS + THRESHOLD)
-        inverse = (1.0 / temperature.to(tl.float64)).to(tl.float32)
+    best = tl.load(floats + row * FLOATS + BEST)
+    if (temperature > 0.0) & (best > -float("inf")):
+        threshold = tl.load(floats + row * FLOATS + THRESHOLD)
+        inverse = bounded_inverse(temperature)
         position = tl.load(positions + at)
         seed = tl.load(seeds + slot)
         first = tl.program_id(1) * TILES_PER_PROGRAM
         for i in range(TILES_PER_PROGRAM):
             tile = first + i
             highest = tl.load(tile_max + row * tiles + tile, mask=tile < tiles, other=-float("inf"))
-            score = tl.full([], -float("inf"), tl.float32)
+            score = tl.full([1], -float("inf"), tl.float32)
             near = (highest == best) | ((highest - best) * inverse > LOSING)
             if near & (highest >= threshold):
                 z, token = load_tile(logits, row, tile, width, row_stride, segment_stride, TILE)
-                words = tile_words(first_id + token, position, seed, TILE, GROUPED)
-                scaled = tl.where(z == best, 0.0, (z - best) * inverse)
-                score = tl.max(
-                    tl.where(z >= threshold, scaled + approximate_gumbel(words), -float("inf")), 0
-                )
-            tl.store(tile_score + row * tiles + tile, score, mask=tile < tiles)
+                kept = tl.where(z >= threshold, z, -float("inf"))
+                z0, z1, z2, z3 = every_fourth(tl.reshape(kept, [TILE // LINE, LINE]))
+                line = first_id + token + tl.arange(0, TILE // LINE) * LINE
+                frame = tl.full([TILE // LINE], 0.0, tl.float32) + highest
+                score = score_bounds(
+                    z0, z1, z2, z3, line, frame, inverse, position, seed, 1, GROUPED
+                )  # fmt: skip
+            place = tile_score + row * tiles + tile + tl.arange(0, 1)
+            tl.store(place, score, mask=tile < tiles)
 
 
 @triton.jit
@@ -100,7 +100,7 @@ def _first_best(logits, row, maxima, best, width, row_stride, segment_stride, TI
     return token + tl.argmax((z == best).to(tl.int32), 0)
 
 
-@triton.jit(do_not_specialize=["first_row", "last_row"])
+@triton.jit
 def winner(
     logits,
     tile_max,
@@ -109,10 +109,12 @@ def winner(
     slots,
     positions,
     temperatures,
+    top_ks,
+    top_ps,
+    min_ps,
     seeds,
     out,
-    first_row,
-    last_row,
+    which,
     first_id,
     width,
     row_stride,
@@ -123,18 +125,27 @@ def winner(
     GROUPED: tl.constexpr,
     GREEDY: tl.constexpr,
     FILTERED: tl.constexpr,
+    MIXED: tl.constexpr,
     WHOLE: tl.constexpr,
+    LISTED: tl.constexpr,
 ):
-    """One program a row.  WHOLE: out [rows] int32, the token or -1; else [rows, 4], the winner."""
+    """One program a row.  WHOLE: out [rows] int32, the token or -1; else [rows, 4], the winner.
+
+    MIXED: of filtered rows only the best logit.
+    """
     row = tl.program_id(0)
-    at = tl.minimum(first_row + row, last_row)
+    at = step_row(which, row, LISTED)
     index = tl.arange(0, TILES)
     maxima = tl.load(tile_max + row * tiles + index, mask=index < tiles, other=-float("inf"))
     best = tl.max(maxima, 0)
     usable = (best > -float("inf")) & (best < float("inf"))
     token = tl.full([], -1, tl.int32)
     logit = best
-    if usable:
+    wanted = usable
+    if MIXED:
+        skipped = is_filtered(tl.load(slots + at), temperatures, top_ks, top_ps, min_ps)
+        wanted = usable & (skipped == 0)
+    if wanted:
         temperature = tl.full([], 0.0, tl.float32)
         if not GREEDY:
             temperature = tl.load(temperatures + tl.load(slots + at))
@@ -149,12 +160,13 @@ def winner(
             scores = tl.load(
                 tile_score + row * tiles + index, mask=index < tiles, other=-float("inf")
             )
-            leading = tl.max(scores, 0)
-            # Never below what a score can be, so that the loop ends when no tile is left.
-            least = tl.maximum(leading - MARGIN, -1e30)
-            winning = tl.full([], -float("inf"), tl.float64)
-            while leading >= least:
-                tile = tl.argmax(scores, 0)
+            bounds = (maxima.to(tl.float64) - best.to(tl.float64)) * inverse + scores
+            bounds = tl.where(scores > -float("inf"), bounds, -float("inf"))
+            leading = tl.max(bounds, 0)
+            # The tile of the best logit is far above this, and has been seen when the loop ends.
+            winning = tl.full([], -1e30, tl.float64)
+            while leading + MARGIN >= winning:
+                tile = tl.argmax(bounds, 0)
                 z, start = load_tile(logits, row, tile, width, row_stride, segment_stride, TILE)
                 words = tile_words(first_id + start, position, seed, TILE, GROUPED)
                 scaled = (z.to(tl.float64) - best.to(tl.float64)) * inverse
@@ -166,8 +178,8 @@ def winner(
                 logit = tl.where(better, here, logit)
                 token = tl.where(better, start + lane, token)
                 winning = tl.where(better, highest, winning)
-                scores = tl.where(index == tile, -float("inf"), scores)
-                leading = tl.max(scores, 0)
+                bounds = tl.where(index == tile, -float("inf"), bounds)
+                leading = tl.max(bounds, 0)
         else:
             token = _first_best(
                 logits, row, maxima, best, width, row_stride, segment_stride, TILE
@@ -182,23 +194,11 @@ def winner(
 
 
 @triton.jit
-def decide(
-    winners,
-    slots,
-    positions,
-    temperatures,
-    seeds,
-    out,
-    rows,
-    ranks,
-    RANKS: tl.constexpr,
-    GREEDY: tl.constexpr,
-):
-    """out [rows] int32 from winners [ranks, rows, 4] int32, in the order of the ranks.
-
-    One program a row; RANKS: `ranks` rounded up to a power of two.
-    """
-    row = tl.program_id(0)
+def best_winner(
+    winners, row, rows, ranks, slots, positions, temperatures, seeds,
+    RANKS: tl.constexpr, GREEDY: tl.constexpr,
+):  # fmt: skip
+    """(token of a row from winners [ranks, rows, 4], or -1; the best logit of all ranks)."""
     rank = tl.arange(0, RANKS)
     there = rank < ranks
     words = winners + (rank * rows + row) * 4
@@ -221,4 +221,28 @@ def decide(
             token = tl.min(tl.where(total == tl.max(total, 0), ids, _NO_ID), 0)
         else:
             token = tl.min(tl.where((bests == best) & (ids >= 0), ids, _NO_ID), 0)
+    return token, best
+
+
+@triton.jit
+def decide(
+    winners,
+    slots,
+    positions,
+    temperatures,
+    seeds,
+    out,
+    rows,
+    ranks,
+    RANKS: tl.constexpr,
+    GREEDY: tl.constexpr,
+):
+    """out [rows] int32 from winners [ranks, rows, 4] int32, in the order of the ranks.
+
+    One program a row; RANKS: `ranks` rounded up to a power of two.
+    """
+    row = tl.program_id(0)
+    token, _ = best_winner(
+        winners, row, rows, ranks, slots, positions, temperatures, seeds, RANKS, GREEDY
+    )
     tl.store(out + row, token)

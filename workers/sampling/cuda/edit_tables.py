@@ -6,8 +6,9 @@ Tables over the vocabulary hold this rank's shard alone, bit masks 32 tokens a w
 
 All of it is there from the start, at a size that no request exceeds.  Most of
 it are the counts, four bytes a token as the logits of a step: whole words, as
-atomic additions need them, and with no bound to overflow.  Counts are zero
-where `in_output` has no bit, so few of them are ever read, or reset.
+atomic additions need them.  A slot's list of seen tokens names those whose
+count is not zero, each once, so penalties read, and a take resets, no others:
+whoever finds a zero where it adds is the one that lists the token.
 """
 
 from __future__ import annotations
@@ -20,6 +21,12 @@ from ....ipc.plan import MAX_BAD_WORD_TOKENS, MAX_PLAN_EDITS
 NEWEST = MAX_BAD_WORD_TOKENS
 """Output tokens of a slot that bad words can look at; a power of two."""
 
+IN_PROMPT = 1 << 30
+"""Of a count: the token is in the prompt.  Below it: how often it is in the output."""
+
+_SURPLUS = 16
+"""Tokens beyond the longest sequence that steps planned ahead may count."""
+
 KIND_SHIFT = 28
 """A row of `rows` is (kind << KIND_SHIFT | token, value); see ipc/plan.py for both."""
 
@@ -28,16 +35,21 @@ class EditTables:
     """flags, until, prompt_len: [slots] int32, as a take gives them (ipc/plan.py).
 
     repetition, presence, frequency: [slots] float32.
-    counts: [slots, width] int32, how often a token is in the output.
-    in_prompt, in_output, allowed: [slots, mask_words] int32, bits.
+    counts: [slots, width] int32, how often a token is in the output, and IN_PROMPT.
+    seen: [slots, room] int32, the tokens with a count, counted from first_id, in any
+    order; num_seen: [slots] int32.
+    allowed: [slots, mask_words] int32, bits.
     rows: [slots, MAX_PLAN_EDITS, 2] int32, edits but those of EDIT_ALLOW, in
     their order; row_count: [slots] int32.
     newest: [slots, NEWEST] int32, the output token of position p at p % NEWEST.
     """
 
-    def __init__(self, slots: int, width: int, first_id: int, device: torch.device | str) -> None:
-        """A rank with the tokens first_id .. first_id + width - 1."""
+    def __init__(
+        self, slots: int, width: int, first_id: int, max_len: int, device: torch.device | str
+    ) -> None:
+        """A rank with the tokens first_id .. first_id + width - 1; sequences of up to max_len."""
         self.width = width
+        self.room = min(width, max_len + _SURPLUS)
         self.first_id = first_id
         self.mask_words = triton.cdiv(width, 32)
 
@@ -54,8 +66,8 @@ class EditTables:
         self.presence = floats(0.0)
         self.frequency = floats(0.0)
         self.counts = ints(slots, width)
-        self.in_prompt = ints(slots, self.mask_words)
-        self.in_output = ints(slots, self.mask_words)
+        self.seen = ints(slots, self.room)
+        self.num_seen = ints(slots)
         self.allowed = ints(slots, self.mask_words)
         self.rows = ints(slots, MAX_PLAN_EDITS, 2)
         self.row_count = ints(slots)

@@ -3,11 +3,11 @@
     rows        biases; then bans: stop tokens before min_tokens, ends of bad words
     penalties   allowed tokens; repetition, frequency and presence penalties
 
-A row that asks for nothing is left at once, and of the others only the logits
-that change are touched: a penalty reads two bits for every token and the logits
-of those that the sequence has.  Arithmetic is float32, rounded after every
-operation (nothing is fused), as the CPU computes it.  The order is that of
-ipc/params.py; allowing may come after biases, as nothing changes a logit of
+A row that asks for nothing is left at once, and of the others only what changes
+is touched: penalties go through the list of the tokens that the sequence has, and
+the vocabulary is read only where a row names its allowed tokens.  Arithmetic is
+float32, rounded after every operation (nothing is fused), as the CPU computes it.
+The order is that of ipc/params.py; allowing may come after biases, as nothing changes a logit of
 -inf.  NaN and +inf stay: the sampler is to see that the model's logits are broken.
 """
 
@@ -27,9 +27,11 @@ from ....ipc.plan import (
     TAKE_COUNTS,
     TAKE_EDITS,
 )
-from .edit_tables import KIND_SHIFT, NEWEST, EditTables
+from .edit_tables import IN_PROMPT, KIND_SHIFT, NEWEST, EditTables
 
 _ROWS_BLOCK = 512
+_PARTS = 8
+_SEEN_BLOCK = 256
 _TILE = 2048
 
 _BIAS = tl.constexpr(EDIT_BIAS)
@@ -43,6 +45,7 @@ _EDITS = tl.constexpr(TAKE_EDITS)
 _KIND_SHIFT = tl.constexpr(KIND_SHIFT)
 _TOKEN_MASK = tl.constexpr((1 << KIND_SHIFT) - 1)
 _NEWEST = tl.constexpr(NEWEST)
+_OFTEN = tl.constexpr(IN_PROMPT - 1)
 
 
 @triton.jit
@@ -116,39 +119,49 @@ def edit_rows(
 
 @triton.jit
 def penalize(
-    logits, slots, flags, repetitions, presences, frequencies, counts, in_prompt, in_output,
-    allowed, row_stride, width, mask_words, TILE: tl.constexpr,
+    logits, slots, flags, repetitions, presences, frequencies, counts, seen, num_seen, allowed,
+    row_stride, width, mask_words, room, PARTS: tl.constexpr, BLOCK: tl.constexpr,
+    TILE: tl.constexpr,
 ):  # fmt: skip
-    """Program (r, t): tile t of row r.  No fused multiply-add: see the module."""
+    """Program (r, p): every PARTS-th piece of row r.  No fused multiply-add: see the module.
+
+    A seen token that is not allowed is written by two programs, with the same value.
+    """
     row = tl.program_id(0)
     slot = tl.load(slots + row)
     flag = tl.load(flags + slot)
-    if (flag & (_COUNTS | _ALLOWS)) != 0:
+    part = tl.program_id(1)
+    z_row = logits + row.to(tl.int64) * row_stride
+    restricted = (flag & _ALLOWS) != 0
+    if (flag & _COUNTS) != 0:
         repetition = tl.load(repetitions + slot)
         presence = tl.load(presences + slot)
         frequency = tl.load(frequencies + slot)
-        has_penalty = (repetition != 1.0) | (presence != 0.0) | (frequency != 0.0)
-        counted = ((flag & _COUNTS) != 0) & has_penalty
-        restricted = (flag & _ALLOWS) != 0
-        token = tl.program_id(1) * TILE + tl.arange(0, TILE)
-        there = token < width
-        word = slot * mask_words + token // 32
-        lane = token % 32
-        out_bits = tl.load(in_output + word, mask=there & counted, other=0)
-        prompt_bits = tl.load(in_prompt + word, mask=there & counted, other=0)
-        allowed_bits = tl.load(allowed + word, mask=there & restricted, other=-1)
-        is_out = ((out_bits >> lane) & 1) != 0
-        is_known = is_out | (((prompt_bits >> lane) & 1) != 0)
-        is_banned = there & (((allowed_bits >> lane) & 1) == 0)
-        touched = is_known | is_banned
-        at = logits + row.to(tl.int64) * row_stride + token
-        z = tl.load(at, mask=touched, other=0.0).to(tl.float32)
-        count = tl.load(counts + slot.to(tl.int64) * width + token, mask=is_out, other=0)
-        divided = tl.div_rn(z, tl.full([TILE], 1.0, tl.float32) * repetition)
-        y = tl.where(is_known, tl.where(z > 0.0, divided, z * repetition), z)
-        y = tl.where(is_out, y - frequency * count.to(tl.float32) - presence, y)
-        y = tl.where(is_banned, -float("inf"), y)
-        tl.store(at, tl.where(_is_broken(z), z, y), mask=touched)
+        if (repetition != 1.0) | (presence != 0.0) | (frequency != 0.0):
+            listed = tl.minimum(tl.load(num_seen + slot), room)
+            for first in range(part * BLOCK, listed, PARTS * BLOCK):
+                i = first + tl.arange(0, BLOCK)
+                there = i < listed
+                token = tl.load(seen + slot.to(tl.int64) * room + i, mask=there, other=0)
+                count = tl.load(counts + slot.to(tl.int64) * width + token, mask=there, other=0)
+                z = tl.load(z_row + token, mask=there, other=0.0).to(tl.float32)
+                banned = there & restricted
+                word = tl.load(allowed + slot * mask_words + token // 32, mask=banned, other=0)
+                banned = banned & (((word >> (token % 32)) & 1) == 0)
+                divided = tl.div_rn(z, tl.full([BLOCK], 1.0, tl.float32) * repetition)
+                y = tl.where(z > 0.0, divided, z * repetition)
+                often = (count & _OFTEN).to(tl.float32)
+                y = tl.where(often > 0.0, y - frequency * often - presence, y)
+                y = tl.where(banned, -float("inf"), y)
+                tl.store(z_row + token, tl.where(_is_broken(z), z, y), mask=there)
+    if restricted:
+        for first in range(part * TILE, width, PARTS * TILE):
+            token = first + tl.arange(0, TILE)
+            there = token < width
+            word = tl.load(allowed + slot * mask_words + token // 32, mask=there, other=-1)
+            banned = there & (((word >> (token % 32)) & 1) == 0)
+            z = tl.load(z_row + token, mask=banned, other=0.0).to(tl.float32)
+            tl.store(z_row + token, -float("inf"), mask=banned & (_is_broken(z) == 0))
 
 
 def edit(
@@ -172,8 +185,9 @@ def edit(
         tables.row_count, tables.newest, logits.stride(0), tables.first_id, width,
         BLOCK=_ROWS_BLOCK, enable_fp_fusion=False,
     )  # fmt: skip
-    penalize[(rows, triton.cdiv(width, _TILE))](
+    penalize[(rows, _PARTS)](
         logits, slots, tables.flags, tables.repetition, tables.presence, tables.frequency,
-        tables.counts, tables.in_prompt, tables.in_output, tables.allowed, logits.stride(0),
-        width, tables.mask_words, TILE=_TILE, num_warps=4, enable_fp_fusion=False,
+        tables.counts, tables.seen, tables.num_seen, tables.allowed, logits.stride(0), width,
+        tables.mask_words, tables.room, PARTS=_PARTS, BLOCK=_SEEN_BLOCK, TILE=_TILE,
+        num_warps=4, enable_fp_fusion=False,
     )  # fmt: skip

@@ -18,6 +18,7 @@ from .arithmetic import (
     logit_mass,
     not_below,
     order,
+    step_row,
 )
 from .histogram import share_of
 from .rows import (
@@ -92,9 +93,14 @@ def collect(
 
 @triton.jit
 def _among_candidates(
-    z, valid, best, inverse, scale, p, needed, row, ints, longs, BUCKETS: tl.constexpr
-):
-    """The threshold (float32) by top-k and top-p from the candidates z [ROOM]."""
+    candidates, count, best, inverse, p, needed, row, floats, ints, longs,
+    BUCKETS: tl.constexpr, ROOM: tl.constexpr, MOST: tl.constexpr,
+):  # fmt: skip
+    """The threshold (float32) by top-k and top-p from the row's candidates, at most MOST."""
+    index = tl.arange(0, MOST)
+    valid = index < count
+    z = tl.load(candidates + row * ROOM + index, mask=valid, other=best)
+    scale = tl.load(floats + row * FLOATS + SCALE)
     keys = order(z)
     threshold = tl.full([], LOWEST_FINITE, tl.float32)
     total = tl.load(longs + row * LONGS + MASS_ABOVE)
@@ -146,7 +152,7 @@ def _over_the_row(
     return tl.where(key == 0, LOWEST_FINITE, from_order(key))
 
 
-@triton.jit(do_not_specialize=["first_row", "last_row"])
+@triton.jit
 def finish(
     logits,
     slots,
@@ -157,22 +163,24 @@ def finish(
     ints,
     longs,
     candidates,
-    first_row,
-    last_row,
+    which,
     width,
     row_stride,
     segment_stride,
     segments,
     BUCKETS: tl.constexpr,
     ROOM: tl.constexpr,
+    FEW: tl.constexpr,
     BLOCK: tl.constexpr,
+    LISTED: tl.constexpr,
 ):
     """Writes THRESHOLD of every row.
 
-    One program a row; BLOCK: tokens that a search of the whole row reads at once.
+    One program a row; BLOCK: tokens that a search of the whole row reads at once; FEW: as
+    many candidates as most rows have at most.
     """
     row = tl.program_id(0)
-    slot = tl.load(slots + tl.minimum(first_row + row, last_row))
+    slot = tl.load(slots + step_row(which, row, LISTED))
     temperature = tl.load(temperatures + slot).to(tl.float64)
     p = tl.load(top_ps + slot)
     min_p = tl.load(min_ps + slot)
@@ -190,12 +198,16 @@ def finish(
                 width, row_stride, segment_stride, segments, BLOCK,
             )  # fmt: skip
         else:
-            index = tl.arange(0, ROOM)
-            z = tl.load(candidates + row * ROOM + index, mask=index < count, other=best)
-            scale = tl.load(floats + row * FLOATS + SCALE)
-            threshold = _among_candidates(
-                z, index < count, best, inverse, scale, p, needed, row, ints, longs, BUCKETS
-            )
+            if count <= FEW:
+                threshold = _among_candidates(
+                    candidates, count, best, inverse, p, needed, row, floats, ints, longs,
+                    BUCKETS, ROOM, FEW,
+                )  # fmt: skip
+            else:
+                threshold = _among_candidates(
+                    candidates, count, best, inverse, p, needed, row, floats, ints, longs,
+                    BUCKETS, ROOM, ROOM,
+                )  # fmt: skip
     if (temperature > 0.0) & (min_p > 0.0):
         lowest = best.to(tl.float64) + temperature * tl.log(min_p.to(tl.float64))
         threshold = tl.maximum(threshold, not_below(lowest))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .arithmetic import bucket_of, load_tile, logit_mass
+from .arithmetic import bucket_of, load_tile, logit_mass, step_row
 from .rows import (
     ABOVE,
     BEST,
@@ -33,7 +33,7 @@ from .rows import (
 )
 
 
-@triton.jit(do_not_specialize=["first_row", "last_row"])
+@triton.jit
 def histogram(
     logits,
     tile_max,
@@ -44,8 +44,7 @@ def histogram(
     longs,
     hist_count,
     hist_mass,
-    first_row,
-    last_row,
+    which,
     width,
     row_stride,
     segment_stride,
@@ -53,11 +52,12 @@ def histogram(
     TILE: tl.constexpr,
     TILES_PER_PROGRAM: tl.constexpr,
     BUCKETS: tl.constexpr,
+    LISTED: tl.constexpr,
 ):
     """Adds up hist_count (int32) and hist_mass (int64) [rows, BUCKETS].  Grid as scan's."""
     row = tl.program_id(0)
     if tl.load(ints + row * INTS + MODE) == WIDE:
-        temperature = tl.load(temperatures + tl.load(slots + tl.minimum(first_row + row, last_row)))
+        temperature = tl.load(temperatures + tl.load(slots + step_row(which, row, LISTED)))
         inverse = 1.0 / temperature.to(tl.float64)
         best = tl.load(floats + row * FLOATS + BEST)
         low = tl.load(floats + row * FLOATS + LOW)
@@ -102,7 +102,7 @@ def share_of(total, p):
     return tl.maximum(whole + (whole.to(tl.float64) < exact).to(tl.int64), 1)
 
 
-@triton.jit(do_not_specialize=["first_row", "last_row"])
+@triton.jit
 def select(
     slots,
     top_ps,
@@ -110,9 +110,9 @@ def select(
     longs,
     hist_count,
     hist_mass,
-    first_row,
-    last_row,
+    which,
     BUCKETS: tl.constexpr,
+    LISTED: tl.constexpr,
 ):
     """One program a row.  A boundary outside the buckets makes the row EXHAUSTIVE.
 
@@ -121,7 +121,7 @@ def select(
     """
     row = tl.program_id(0)
     if tl.load(ints + row * INTS + MODE) == WIDE:
-        p = tl.load(top_ps + tl.load(slots + tl.minimum(first_row + row, last_row)))
+        p = tl.load(top_ps + tl.load(slots + step_row(which, row, LISTED)))
         bucket = tl.arange(0, BUCKETS)
         counts = tl.load(hist_count + row * BUCKETS + bucket).to(tl.int64)
         masses = tl.load(hist_mass + row * BUCKETS + bucket)

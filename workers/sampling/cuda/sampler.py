@@ -1,181 +1,45 @@
 """The sampler of a GPU rank: logits of its vocabulary shard to tokens, without a host in between.
 
 The engine calls sample() once a step, in a stream or while a graph is captured;
-nothing in it waits, allocates or looks at data.  Three kinds of step, of which
-all ranks choose the same by the plan:
+nothing in it waits, allocates or looks at data.  On one rank nothing moves.  Several
+have the three ways of sampling/sampler.py to the same tokens:
 
-    greedy       every row is greedy                  every rank reduces its shard, and the
-    plain        no row has top-k, top-p or min-p     ranks exchange 16 bytes a row ("vocab")
-    filtered     anything                             logits are transposed: rank r gets rows
-                                                      r*n/t .. (r+1)*n/t whole, samples them,
-                                                      and the tokens are gathered ("sequence")
+    gather     every rank gets all logits, and samples all rows (moving.py)
+    sequence   every rank gets rows r, r + size, ... whole and samples those (moving.py)
+    vocab      every rank reduces its shard, and candidates are exchanged (shards.py);
+               rows they do not decide go the way of `sequence` in the same graph
 
-On one rank nothing moves.  The tokens are those of the CPU sampler for the same
-logits (see arithmetic.py), whatever the kind of step or the number of ranks.
+`auto` takes the fastest for a kind and a number of rows by a table that rank 0 measures
+(tune), and that all ranks have: so all capture, and replay, the same.  The tokens are
+those of the CPU sampler for the same logits (see arithmetic.py), whatever the way.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from types import SimpleNamespace
 
 import torch
-import triton
 
 from ...parallel.communicator import DeviceCommunicator, SingleRank
-from .arithmetic import TILE
-from .bound import bound
-from .draw import WINNER_WORDS, decide, draw, winner
-from .filters import collect, finish
-from .histogram import histogram, select
-from .rows import FLOATS, INTS, LONGS
-from .scan import scan
+from .moving import WholeRows
+from .row_kernels import RowKernels, Rows, SlotParameters
+from .shards import ShardSampler
 
-_TILES_PER_SCAN = 8
-_TILES_PER_PROGRAM = 4
-_BUCKETS = 2048
-_ROOM = 2048
-_SEARCH_BLOCK = 4096
+GATHER, SEQUENCE, VOCAB = MODES = ("gather", "sequence", "vocab")
+AUTO = "auto"
 
-
-class SlotParameters(Protocol):
-    """Sampling parameters by slot, on the device; 0, 1 and 0 where top_k, top_p, min_p are off."""
-
-    temperature: torch.Tensor
-    """float32"""
-    top_k: torch.Tensor
-    """int32"""
-    top_p: torch.Tensor
-    """float32"""
-    min_p: torch.Tensor
-    """float32"""
-    seed: torch.Tensor
-    """int64, the bits of a uint64"""
-
-
-class _Rows:
-    """Scratch, and the launches, for up to max_rows rows of `segments` pieces of `width` tokens."""
-
-    def __init__(
-        self, max_rows: int, width: int, segments: int, first_id: int, device: torch.device
-    ) -> None:
-        self._width = width
-        self._segments = segments
-        self._first_id = first_id
-        self._tiles = segments * triton.cdiv(width, TILE)
-        self._tiles_power = triton.next_power_of_2(self._tiles)
-        self._grouped = width % 4 == 0 and first_id % 4 == 0
-
-        def scratch(columns: int, dtype: torch.dtype) -> torch.Tensor:
-            return torch.zeros((max_rows, columns), dtype=dtype, device=device)
-
-        self._tile_max = scratch(self._tiles, torch.float32)
-        self._tile_score = scratch(self._tiles, torch.float32)
-        self._floats = scratch(FLOATS.value, torch.float32)
-        self._ints = scratch(INTS.value, torch.int32)
-        self._longs = scratch(LONGS.value, torch.int64)
-
-    def add_filters(self, max_rows: int, device: torch.device) -> None:
-        """Scratch of the filters, for a _Rows that launches them."""
-        self._hist_count = torch.zeros((max_rows, _BUCKETS), dtype=torch.int32, device=device)
-        self._hist_mass = torch.zeros((max_rows, _BUCKETS), dtype=torch.int64, device=device)
-        self._candidates = torch.zeros((max_rows, _ROOM), dtype=torch.float32, device=device)
-
-    def _grid(self, rows: int, tiles_per_program: int) -> tuple[int, int]:
-        return rows, triton.cdiv(self._tiles, tiles_per_program)
-
-    def scan(self, logits: torch.Tensor, rows: int, strides: tuple[int, int]) -> None:
-        """logits: row r's piece s at s * strides[1] + r * strides[0]."""
-        scan[self._grid(rows, _TILES_PER_SCAN)](
-            logits, self._tile_max, self._width, *strides, self._tiles,
-            TILE=TILE, TILES_PER_PROGRAM=_TILES_PER_SCAN, num_warps=8,
-        )  # fmt: skip
-
-    def filter(
-        self,
-        logits: torch.Tensor,
-        rows: int,
-        strides: tuple[int, int],
-        slots: torch.Tensor,
-        tables: SlotParameters,
-        first_row: int,
-    ) -> None:
-        """After scan: the thresholds.  Row i has the parameters of slots[first_row + i]."""
-        last_row = slots.shape[0] - 1
-        state = (self._floats, self._ints, self._longs)
-        bins = (self._hist_count, self._hist_mass)
-        shape = (self._width, *strides)
-        tiled = {"TILE": TILE, "TILES_PER_PROGRAM": _TILES_PER_PROGRAM, "BUCKETS": _BUCKETS}
-        bound[(rows,)](
-            self._tile_max, slots, tables.temperature, tables.top_k, tables.top_p,
-            *state, *bins, first_row, last_row, self._width * self._segments, self._tiles,
-            TILES=self._tiles_power, BUCKETS=_BUCKETS,
-        )  # fmt: skip
-        histogram[self._grid(rows, _TILES_PER_PROGRAM)](
-            logits, self._tile_max, slots, tables.temperature, *state, *bins,
-            first_row, last_row, *shape, self._tiles, **tiled,
-        )  # fmt: skip
-        select[(rows,)](
-            slots, tables.top_p, self._ints, self._longs, *bins, first_row, last_row,
-            BUCKETS=_BUCKETS,
-        )  # fmt: skip
-        collect[self._grid(rows, _TILES_PER_PROGRAM)](
-            logits, self._tile_max, self._floats, self._ints, self._candidates,
-            *shape, self._tiles, ROOM=_ROOM, **tiled,
-        )  # fmt: skip
-        finish[(rows,)](
-            logits, slots, tables.temperature, tables.top_p, tables.min_p, *state,
-            self._candidates, first_row, last_row, *shape, self._segments,
-            BUCKETS=_BUCKETS, ROOM=_ROOM, BLOCK=_SEARCH_BLOCK, num_warps=8,
-        )  # fmt: skip
-
-    def draw(
-        self,
-        logits: torch.Tensor,
-        rows: int,
-        strides: tuple[int, int],
-        slots: torch.Tensor,
-        positions: torch.Tensor,
-        tables: SlotParameters,
-        first_row: int,
-        filtered: bool,
-    ) -> None:
-        """After scan, and after filter where `filtered`."""
-        draw[self._grid(rows, _TILES_PER_PROGRAM)](
-            logits, self._tile_max, self._tile_score, self._floats, slots, positions,
-            tables.temperature, tables.seed, first_row, slots.shape[0] - 1, self._first_id,
-            self._width, *strides, self._tiles,
-            TILE=TILE, TILES=self._tiles_power, TILES_PER_PROGRAM=_TILES_PER_PROGRAM,
-            GROUPED=self._grouped, FILTERED=filtered,
-        )  # fmt: skip
-
-    def winner(
-        self,
-        logits: torch.Tensor,
-        rows: int,
-        strides: tuple[int, int],
-        slots: torch.Tensor,
-        positions: torch.Tensor,
-        tables: SlotParameters,
-        first_row: int,
-        out: torch.Tensor,
-        greedy: bool,
-        filtered: bool,
-    ) -> None:
-        """After draw, or after scan where `greedy`.  out: tokens [rows], or winners [rows, 4]."""
-        winner[(rows,)](
-            logits, self._tile_max, self._tile_score, self._floats, slots, positions,
-            tables.temperature, tables.seed, out, first_row, slots.shape[0] - 1, self._first_id,
-            self._width, *strides, self._tiles,
-            TILE=TILE, TILES=self._tiles_power, GROUPED=self._grouped, GREEDY=greedy,
-            FILTERED=filtered, WHOLE=out.dim() == 1,
-        )  # fmt: skip
+_TUNED_ROWS = (1, 8, 32, 128)
+_KINDS = ((False, False), (True, False), (True, True))
+"""(full, filtered): greedy, plain, filtered."""
 
 
 class CudaSampler:
     """Samples up to max_rows rows a step, together with the group's other ranks.
 
     vocab_size: of all ranks together; first_id: this rank's first token,
-    rank * vocab_size / size.  All scratch is made here.
+    rank * vocab_size / size.  mode: one of MODES, or AUTO, which is `vocab` until
+    tune() has measured.  All scratch is made here.
     """
 
     def __init__(
@@ -185,6 +49,7 @@ class CudaSampler:
         first_id: int,
         communicator: DeviceCommunicator | None = None,
         device: torch.device | str = "cuda",
+        mode: str = AUTO,
     ) -> None:
         self._communicator: DeviceCommunicator = communicator or SingleRank()
         rank, size = self._communicator.rank, self._communicator.size
@@ -194,34 +59,89 @@ class CudaSampler:
                 f"rank {rank} of {size} cannot have the shard from token {first_id} of "
                 f"{vocab_size}: shards are {vocab_size}/{size} tokens each"
             )
+        if mode not in (*MODES, AUTO):
+            raise ValueError(
+                f"there is no sampling mode {mode!r}: choose one of {', '.join((*MODES, AUTO))}"
+            )
         device = torch.device(device)
+        self._device = device
         self._max_rows = max_rows
         self._width = width
-        self._per_rank = triton.cdiv(max_rows, size)
-        self._shard = _Rows(max_rows, width, 1, first_id, device)
-        self._whole = self._shard
-        if size > 1:
-            self._whole = _Rows(self._per_rank, width, size, 0, device)
-            winners = (max_rows, WINNER_WORDS)
-            self._mine = torch.zeros(winners, dtype=torch.int32, device=device)
-            self._all = torch.zeros((size, *winners), dtype=torch.int32, device=device)
-            self._my_tokens = torch.zeros(self._per_rank, dtype=torch.int32, device=device)
-            tokens = self._per_rank * size
-            self._tokens = torch.zeros(tokens, dtype=torch.int32, device=device)
-            self._logits: dict[torch.dtype, tuple[torch.Tensor, torch.Tensor]] = {}
-        self._whole.add_filters(self._per_rank, device)
+        self._mode = mode
+        self._table: dict[tuple[bool, bool, int], str] = {}
+        if size == 1:
+            self._alone = RowKernels(max_rows, width, 1, first_id, device)
+            self._alone.add_filters(max_rows, device)
+        else:
+            self._whole = WholeRows(max_rows, width, self._communicator, device)
+            if mode in (VOCAB, AUTO):
+                self._shards = ShardSampler(max_rows, width, first_id, self._communicator, device)
 
-    def prepare(self, dtype: torch.dtype) -> None:
-        """Makes the memory that logits of `dtype` are transposed in; on one rank there is none.
+    @property
+    def undecided(self) -> int:
+        """Rows that the candidates of `vocab` have left to `sequence` so far; waits for the GPU."""
+        return 0 if self._communicator.size == 1 else int(self._whole.undecided.item())
 
-        Without it the first filtered step of that dtype does, which must not be under capture.
+    def mode_for(self, rows: int, full: bool, filtered: bool) -> str:
+        """How so many rows of a kind are sampled, the same on all ranks; see sample()."""
+        if self._mode != AUTO:
+            return self._mode
+        sizes = [tuned for tuned in _TUNED_ROWS if (False, False, tuned) in self._table]
+        if not sizes:
+            return VOCAB
+        size = min(sizes, key=lambda tuned: abs(tuned.bit_length() - rows.bit_length()))
+        return self._table[(full, full and filtered, size)]
+
+    def tune(self, time_us: Callable[[Callable[[], None]], float]) -> dict[str, dict[str, float]]:
+        """Measures the modes for AUTO with made-up logits; all ranks call it, before any graph.
+
+        time_us: the time of a call.  Rank 0's decide on every rank, and are returned: microseconds
+        by case and mode; empty where there is nothing to choose.
         """
-        size = self._communicator.size
-        if size > 1 and dtype not in self._logits:
-            shape = (size, self._per_rank, self._width)
-            device = self._tokens.device
-            sent, received = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
-            self._logits[dtype] = (sent, received)
+        if self._communicator.size == 1 or self._mode != AUTO:
+            return {}
+        counts = [count for count in _TUNED_ROWS if count <= self._max_rows] or [self._max_rows]
+        cases = [(*kind, count) for kind in _KINDS for count in counts]
+        mine = [self._time_us(*case, mode, time_us) for case in cases for mode in MODES]
+        nanoseconds = torch.tensor([round(us * 1e3) for us in mine], dtype=torch.int32)
+        times = torch.zeros(
+            self._communicator.size, len(mine), dtype=torch.int32, device=self._device
+        )
+        self._communicator.all_gather(nanoseconds.to(self._device), times)
+        first = times[0].view(len(cases), len(MODES)).tolist()
+        self._table = {
+            case: MODES[row.index(min(row))] for case, row in zip(cases, first, strict=True)
+        }
+        self._whole.undecided.zero_()
+        return {
+            f"{('greedy', 'plain', 'filtered')[full + filtered]}, {count} rows": {
+                mode: ns / 1e3 for mode, ns in zip(MODES, row, strict=True)
+            }
+            for (full, filtered, count), row in zip(cases, first, strict=True)
+        }
+
+    def _time_us(
+        self,
+        full: bool,
+        filtered: bool,
+        count: int,
+        mode: str,
+        time_us: Callable[[Callable[[], None]], float],
+    ) -> float:
+        device = self._device
+        generator = torch.Generator(device).manual_seed(1 + self._communicator.rank)
+        logits = torch.randn(count, self._width, generator=generator, device=device) * 2.5
+        numbers = torch.arange(count, dtype=torch.int32, device=device)
+        tables = SimpleNamespace(
+            temperature=torch.full((count,), 0.8 * full, device=device),
+            top_k=numbers * 0 + 50 * filtered,
+            top_p=torch.full((count,), 0.95 if filtered else 1.0, device=device),
+            min_p=torch.full((count,), 0.02 * filtered, device=device),
+            seed=torch.arange(count, device=device),
+        )
+        rows = Rows(logits, count, (self._width, 0), numbers, numbers, tables)
+        out = torch.zeros(count, dtype=torch.int32, device=device)
+        return time_us(lambda: self._sample_by(mode, rows, out, full, filtered))
 
     def sample(
         self,
@@ -239,78 +159,27 @@ class CudaSampler:
         draw_position, out: int32 [B], contiguous.  full: not every row is
         greedy.  filtered: of the others, some have top-k, top-p or min-p.
         """
-        rows = logits.shape[0]
-        if rows == 0:
+        count = logits.shape[0]
+        if count == 0:
             return
         self._check(logits, slots, draw_position, out)
-        if self._communicator.size > 1 and full and filtered:
-            self._sample_sequences(logits, slots, tables, draw_position, out)
-            return
-        whole = self._communicator.size == 1
-        strides = (logits.stride(0), 0)
-        given = (logits, rows, strides)
-        self._shard.scan(*given)
-        filtered = full and filtered
-        if filtered:
-            self._shard.filter(*given, slots, tables, 0)
-        if full:
-            self._shard.draw(*given, slots, draw_position, tables, 0, filtered)
-        found = out if whole else self._mine[:rows]
-        self._shard.winner(*given, slots, draw_position, tables, 0, found, not full, filtered)
-        if not whole:
-            self._decide(rows, slots, tables, draw_position, full, out)
-
-    def _decide(
-        self,
-        rows: int,
-        slots: torch.Tensor,
-        tables: SlotParameters,
-        draw_position: torch.Tensor,
-        full: bool,
-        out: torch.Tensor,
-    ) -> None:
-        """The tokens from all ranks' winners."""
-        size = self._communicator.size
-        winners = self._all.view(-1)[: size * rows * WINNER_WORDS].view(size, rows, WINNER_WORDS)
-        self._communicator.all_gather(self._mine[:rows], winners)
-        decide[(rows,)](
-            winners, slots, draw_position, tables.temperature, tables.seed, out, rows, size,
-            RANKS=triton.next_power_of_2(size), GREEDY=not full, num_warps=1,
-        )  # fmt: skip
-
-    def _sample_sequences(
-        self,
-        logits: torch.Tensor,
-        slots: torch.Tensor,
-        tables: SlotParameters,
-        draw_position: torch.Tensor,
-        out: torch.Tensor,
-    ) -> None:
-        """Every rank samples ceil(B / size) rows over the whole vocabulary."""
-        communicator = self._communicator
-        rank, size = communicator.rank, communicator.size
-        rows = logits.shape[0]
-        share = triton.cdiv(rows, size)
-        self.prepare(logits.dtype)
-        sent, received = self._logits[logits.dtype]
-        if rows == share * size and logits.is_contiguous():
-            mine = logits
+        rows = Rows(logits, count, (logits.stride(0), 0), slots, draw_position, tables)
+        if self._communicator.size == 1:
+            self._alone.sample(rows, out, full, filtered)
         else:
-            # Rows that pad the last share are sampled, and dropped.
-            mine = sent.view(-1, self._width)[: share * size]
-            mine[:rows].copy_(logits)
-        pieces = received.view(-1)[: size * share * self._width].view(size, share, self._width)
-        communicator.all_to_all(mine.view(size, share, self._width), pieces)
-        given = (pieces, share, (self._width, share * self._width))
-        first_row = rank * share
-        self._whole.scan(*given)
-        self._whole.filter(*given, slots, tables, first_row)
-        self._whole.draw(*given, slots, draw_position, tables, first_row, True)
-        tokens = self._my_tokens[:share]
-        self._whole.winner(*given, slots, draw_position, tables, first_row, tokens, False, True)
-        gathered = self._tokens[: share * size]
-        communicator.all_gather(tokens, gathered.view(size, share))
-        out.copy_(gathered[:rows])
+            self._sample_by(self.mode_for(count, full, filtered), rows, out, full, filtered)
+
+    def _sample_by(
+        self, mode: str, rows: Rows, out: torch.Tensor, full: bool, filtered: bool
+    ) -> None:
+        if mode == GATHER:
+            self._whole.sample_all(rows, out, full, filtered)
+        elif mode == SEQUENCE:
+            self._whole.sample_shares(rows, out, full, filtered)
+        else:
+            self._shards.sample(rows, out, full, filtered)
+            if full and filtered:
+                self._whole.sample_undecided(rows, out)
 
     def _check(
         self,
