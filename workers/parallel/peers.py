@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .one_shot import _meet
+from .one_shot import meet
 
 
 class PeerMemory(Protocol):
@@ -46,13 +46,15 @@ class CudaPeerMemory:
 
     def meet(self, count: torch.Tensor) -> None:
         """See PeerMemory."""
-        meet[(1,)](self._flags, self._epoch, count, self._rank, SIZE=len(self._flags), num_warps=1)
+        _meet_if[(1,)](
+            self._flags, self._epoch, count, self._rank, SIZE=len(self._flags), num_warps=1
+        )
 
 
 @triton.jit(do_not_specialize=["rank"])
-def meet(flags, epochs, count, rank, SIZE: tl.constexpr):
+def _meet_if(flags, epochs, count, rank, SIZE: tl.constexpr):
     """One program.  flags: int64 [SIZE], addresses of int32 [SIZE]; epochs: int32 [1]."""
     if tl.load(count) > 0:
         epoch = tl.load(epochs) + 1
-        _meet(flags, rank, 0, epoch, SIZE)
+        meet(flags, rank, 0, epoch, SIZE)
         tl.store(epochs, epoch)
