@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import resource
 from typing import Any
 
-from .group import SimulatedGroup
 from .histogram import Histogram
+from .shard import GroupResult, ShardResult
 
 _MOST_SAMPLES = 2000
 _FIRST_INTERVAL_S = 0.1
@@ -21,6 +20,8 @@ class Figures:
         self.completed = self.good = self.tokens = self.refused = 0
         self.never: str | None = None
         self.samples: list[tuple[float, int, int]] = []
+        self._groups: list[GroupResult] = []
+        self._peak_kib = 0
         self._slo_s = slo_s
         self._interval_s = _FIRST_INTERVAL_S
 
@@ -49,9 +50,17 @@ class Figures:
             self._interval_s *= 2
         return self._interval_s
 
-    def tree(self, groups: list[SimulatedGroup], virtual_s: float, wall_s: float) -> dict[str, Any]:
+    def take(self, result: ShardResult) -> None:
+        """What groups have counted; to be called in the order of their numbers."""
+        for group in result.groups:
+            self.itl.merge(group.gap_times())
+        self._groups += result.groups
+        self._peak_kib += result.peak_kib
+
+    def tree(self, virtual_s: float, wall_s: float) -> dict[str, Any]:
         """Times in milliseconds, as maps of mean and percentiles."""
-        counters = [group.scheduler.counters for group in groups]
+        groups = self._groups
+        counters = [group.counters for group in groups]
         queried = sum(each.prefix_queried_tokens for each in counters)
         hit = sum(each.prefix_hit_tokens for each in counters)
         steps = sum(each.steps for each in counters)
@@ -76,5 +85,5 @@ class Figures:
             "preemptions": sum(each.preemptions for each in counters),
             "prefix_hit_share": round(hit / queried, 4) if queried else 0.0,
             "wall_s": round(wall_s, 2),
-            "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // _KIB_PER_MIB,
+            "peak_memory_mib": self._peak_kib // _KIB_PER_MIB,
         }

@@ -94,9 +94,11 @@ def read_trace(path: Path) -> Iterator[Arrival]:
 
 
 def arrival_rate(
-    text: str, profile: Profile, slots: int, batch: int, input_len: int, output_len: int
+    text: str, profile: Profile, ranks: tuple[int, ...], batch: int, input_len: int, output_len: int
 ) -> float:
     """Requests a second from `poisson:RATE` or `load:SHARE`.  Raises WorkloadError.
+
+    ranks: of each group.  batch: its slots.
 
     A load of 1 is what groups with all slots taken serve: an answer takes its
     decode steps at that batch, and its part of them a prefill of its own.
@@ -113,11 +115,14 @@ def arrival_rate(
     context = batch * (input_len + output_len // 2)
     # While one answer decodes, each of the others' prompts is computed once.
     prefill, pairs = batch * input_len, batch * input_len * input_len // 2
-    times = StepTimes(profile, max(batch, prefill))
-    decode_s = output_len * times.step_s(batch, context, 0, 0)
-    alone_s = times.step_s(prefill, 0, pairs, 0)
-    idle_s = times.step_s(0, 0, 0, 0)
-    return number * slots / (decode_s + max(0.0, alone_s - idle_s))
+    rate = 0.0
+    for each in ranks:
+        times = StepTimes(profile, max(batch, prefill), each)
+        decode_s = output_len * times.step_s(batch, context, 0, 0)
+        alone_s = times.step_s(prefill, 0, pairs, 0)
+        idle_s = times.step_s(0, 0, 0, 0)
+        rate += number * batch / (decode_s + max(0.0, alone_s - idle_s))
+    return rate
 
 
 def random_arrivals(

@@ -163,7 +163,7 @@ def test_every_profile_of_the_package_can_be_read() -> None:
 def test_a_load_is_a_share_of_what_all_slots_serve() -> None:
     profile = load_profile("sim:20")
     # 64 slots, each of which serves an answer of 10 steps of 20 ms in 0.2 s.
-    assert arrival_rate("load:0.5", profile, 64, 32, 8, 10) == pytest.approx(0.5 * 64 / 0.2)
+    assert arrival_rate("load:0.5", profile, (1, 4), 32, 8, 10) == pytest.approx(0.5 * 64 / 0.2)
 
 
 def test_prompts_share_what_they_are_to_share() -> None:
