@@ -122,13 +122,10 @@ class BlockPool:
         if not len(self.cache):
             self._stack.give(unused)
             return
-        nameless = []
-        for block in unused[::-1].tolist():
-            if block in self.cache:
-                self._idle[block] = None
-            else:
-                nameless.append(block)
-        self._stack.give(np.array(nameless, dtype=np.int32))
+        idle, nameless = self.cache.named(unused[::-1].tolist())
+        self._idle.update(dict.fromkeys(idle))
+        if nameless:
+            self._stack.give(np.array(nameless, dtype=np.int32))
 
     def idle(self, blocks: Iterable[int]) -> int:
         """How many of these nobody holds."""

@@ -137,7 +137,8 @@ class SimulatedGroup:
     def _plan(self, now: float) -> None:
         """Plans what can be planned."""
         while (plan := self.scheduler.plan()) is not None:
-            step_s = self._step_s(plan)
+            positions = self.scheduler.sequences.planned[plan.sections.decode]
+            step_s = self._step_s(plan, int(positions.sum()))
             self._free_at = end = max(now, self._free_at) + step_s
             self.busy_s += step_s
             rows = np.empty((len(plan.sampled), ROW_WORDS), np.int32)
@@ -179,7 +180,8 @@ class SimulatedGroup:
         self._numbers += flight.ending
         self._plan(flight.end)
 
-    def _step_s(self, plan: Plan) -> float:
+    def _step_s(self, plan: Plan, kv_tokens: int) -> float:
+        """kv_tokens: that its decodes read."""
         sections = plan.sections
         decode, chunk = sections.decode, sections.chunk
         prefill = pairs = 0
@@ -188,5 +190,4 @@ class SimulatedGroup:
             length = chunk[:, _CHUNK_LENGTH].astype(np.int64)
             prefill = int(length.sum())
             pairs = int((length * (start + (length + 1) // 2)).sum())
-        kv_tokens = int(self.scheduler.sequences.planned[decode].sum())
         return self._times.step_s(len(decode) + prefill, kv_tokens, pairs, len(sections.copy))
