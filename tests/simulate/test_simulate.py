@@ -277,6 +277,15 @@ def test_the_profile_of_the_h100_is_what_was_measured() -> None:
     assert mixed * 1e3 == pytest.approx(15.2, rel=0.05)
 
 
+def test_the_examples_of_the_documentation(tmp_path: Path) -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "simulation.md").read_text()
+    trace, profile = (block.split("```")[0] for block in text.split("```json\n")[1:])
+    (tmp_path / "trace").write_text(trace)
+    (tmp_path / "mine.json").write_text(profile)
+    tree = simulate("--trace", str(tmp_path / "trace"), "--profile", str(tmp_path / "mine.json"))
+    assert tree["simulate"] == "mine" and tree["requests"]["completed"] == 3
+
+
 def test_every_profile_of_the_package_can_be_read() -> None:
     assert "h100-qwen3-8b" in known_profiles()
     for name in known_profiles():
