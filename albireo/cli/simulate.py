@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from albireo.node.options import OptionError, parse_groups
+from albireo.node.options import OptionError, parse_groups, parse_weights
 
 if TYPE_CHECKING:
     from albireo.scheduler.limits import Limits
@@ -41,6 +41,9 @@ _MANY_BYTES = 1 << 20
     "--max-num-batched-tokens", type=click.IntRange(min=1), help="[default: the profile's]"
 )
 @click.option("--max-num-queued-reqs", type=click.IntRange(min=0), default=1024)
+@click.option("--max-num-reqs-per-tenant", type=click.IntRange(min=0), default=0)
+@click.option("--tenant-weights", default="", metavar="TENANT=W,...", help="As of `node start`.")
+@click.option("--isolate-tenants", is_flag=True)
 @click.option(
     "--kv-tokens", type=click.IntRange(min=16), help="Of a group. [default: the profile's]"
 )
@@ -79,10 +82,12 @@ def _run(
     *, trace: Path | None, arrivals: str | None, requests: int, input_len: int, output_len: int,
     prefix_len: int, prefixes: int, groups: str, profile: str, max_model_len: int,
     max_num_seqs: int,
-    max_num_batched_tokens: int | None, max_num_queued_reqs: int, kv_tokens: int | None,
+    max_num_batched_tokens: int | None, max_num_queued_reqs: int, max_num_reqs_per_tenant: int,
+    tenant_weights: str, isolate_tenants: bool, kv_tokens: int | None,
     block_size: int, swap_space_tokens: int, itl_target_ms: float, async_scheduling: bool,
     caching: bool, slo: str, seed: int, processes: int | None, output: Path | None, as_json: bool,
 ) -> dict[str, Any]:  # fmt: skip
+    from albireo.ipc.config import TenantConfig
     from albireo.scheduler.limits import Limits
     from albireo.simulate.plot import draw
     from albireo.simulate.profile import load_profile
@@ -120,8 +125,14 @@ def _run(
     figures = Figures(_slo(slo))
     if processes is None:
         processes = len(os.sched_getaffinity(0)) if _is_long(trace, requests) else 1
-    simulation = Simulation(shapes, max_num_queued_reqs, steps, coming, seed, figures, processes)
+    tenants = TenantConfig(
+        max_num_reqs=max_num_reqs_per_tenant, weights=parse_weights(tenant_weights),
+        isolated=isolate_tenants,
+    )  # fmt: skip
     began = time.perf_counter()
+    simulation = Simulation(
+        shapes, max_num_queued_reqs, steps, coming, seed, figures, processes, tenants
+    )
     virtual_s = simulation.run()
     tree = figures.tree(virtual_s, time.perf_counter() - began)
     if figures.never is not None and not figures.completed:

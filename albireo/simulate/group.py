@@ -54,8 +54,10 @@ class Placed(msgspec.Struct, frozen=True, array_like=True, gc=False):
     at: float
     prompt: bytes
     max_tokens: int
-    tenant: str
     priority: int
+    tenant: str
+    weight: float
+    cache_salt: str
 
 
 class Done(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -128,7 +130,8 @@ class SimulatedGroup:
         refused = self.scheduler.submit(
             Submit(
                 number, prompt, placed.max_tokens, 0, 0.0, 0, 1.0, 0.0, 0, (), (), False, True,
-                priority=placed.priority, tenant=placed.tenant,
+                priority=placed.priority, tenant=placed.tenant, weight=placed.weight,
+                cache_salt=placed.cache_salt,
             )
         )  # fmt: skip
         if refused is not None:

@@ -1,6 +1,6 @@
 """A node on virtual time: arrivals, the router's choice of a group, groups that take steps.
 
-What is real: GroupTable with its prefix affinity (albireo/router), and in each
+What is real: GroupTable with its prefix affinity and Tenants (albireo/router), and in each
 group the Scheduler (albireo/scheduler).  What is not: processes, sockets and the
 device, for which the profile has times.
 
@@ -23,10 +23,12 @@ from typing import TYPE_CHECKING, cast
 
 import msgspec
 
+from albireo.ipc.config import TenantConfig
 from albireo.ipc.messages import Submit
 from albireo.ipc.protocol import Generate
 from albireo.router.groups import Group, GroupTable
 from albireo.router.requests import Refusal, Stream, TokenRequest
+from albireo.router.tenants import Tenants
 
 from .group import TOKEN, GroupShape, Placed
 from .profile import Profile, StepTimes
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from albireo.router.session import Session
 
 _NEVER = float("inf")
+_ALL_EQUAL = TenantConfig()
 _ROUTER = 0.25
 """What routing takes, of what the groups take."""
 
@@ -60,6 +63,7 @@ class Simulation:
     def __init__(
         self, groups: list[GroupShape], max_num_queued_reqs: int, profile: Profile,
         arrivals: Iterator[Arrival], seed: int, figures: Figures, processes: int = 1,
+        tenants: TenantConfig = _ALL_EQUAL,
     ) -> None:  # fmt: skip
         limits = groups[0].limits
         self.figures = figures
@@ -81,6 +85,7 @@ class Simulation:
         self._table = GroupTable(len(groups), limits.max_num_seqs, max_num_queued_reqs, cached)
         for number in range(len(groups)):
             self._table.joined(b"g%d" % number, number, 0)
+        self._tenants = Tenants(tenants)
         self._running: dict[int, _Running] = {}
         self._waiting: deque[_Running] = deque()
         self._ends: list[tuple[float, int]] = []
@@ -164,12 +169,14 @@ class Simulation:
         running = _Running(self._stream(arrival, now), arrival.at)
         try:
             self._table.admit(self._in_flight, 1)
+            self._tenants.admit(running.stream.asker.tenant, 1)
         except Refusal:
             self.figures.refused += 1
             return
         if self._never(arrival):
             return
         self._in_flight += 1
+        self._tenants.begin(running.stream.asker.tenant, 1)
         self._running[running.stream.request] = running
         if self._waiting or not self._place(running, now):
             self._waiting.append(running)
@@ -185,12 +192,14 @@ class Simulation:
 
     def _stream(self, arrival: Arrival, now: float) -> Stream:
         number = self._requests
-        asked = Generate(id=number, tenant=arrival.tenant or "-", priority=arrival.priority)
+        terms = self._tenants.terms(arrival.tenant or "-", "")
+        asked = Generate(id=number, tenant=terms.tenant, priority=arrival.priority)
         # A stream of a client that is not there: nothing is ever sent to its session.
         stream = Stream(TokenRequest(cast("Session", None), asked), 0, number, now)
         stream.submit = Submit(
             number, self._prompts.of(arrival), arrival.output_len, 0, 0.0, 0, 1.0, 0.0, 0, (), (),
-            False, True, priority=arrival.priority, tenant=asked.tenant,
+            False, True, priority=arrival.priority, tenant=terms.tenant, weight=terms.weight,
+            cache_salt=terms.cache_salt,
         )  # fmt: skip
         return stream
 
@@ -205,7 +214,7 @@ class Simulation:
         self._placed[self._shard_of[chosen.number]].append(
             Placed(
                 chosen.number, submit.request, now, array("i", submit.prompt_ids).tobytes(),
-                submit.max_tokens, submit.tenant, submit.priority,
+                submit.max_tokens, submit.priority, submit.tenant, submit.weight, submit.cache_salt,
             )
         )  # fmt: skip
         return True
@@ -216,6 +225,7 @@ class Simulation:
             running = self._running.pop(heapq.heappop(self._ends)[1])
             self._in_flight -= 1
             stream = running.stream
+            self._tenants.end(stream.asker.tenant, 1)
             group = stream.group
             assert isinstance(group, Group) and stream.submit is not None
             stream.token_ids = [TOKEN] * stream.submit.max_tokens

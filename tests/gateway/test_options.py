@@ -38,6 +38,24 @@ def test_weights_are_names_and_numbers() -> None:
         parse_weights("a=1,a=2")
 
 
+def test_what_is_said_of_tenants_reaches_the_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[NodeOptions] = []
+
+    def run(options: NodeOptions, _: object) -> int:
+        given.append(options)
+        return 0
+
+    monkeypatch.setattr("albireo.node.launch.run_foreground", run)
+    arguments = ["--tenant-weights", "alice=4", "--isolate-tenants"]
+    done = CliRunner().invoke(start, [*arguments, "--max-num-reqs-per-tenant", "7"])
+    assert done.exit_code == 0, done.output
+    [options] = given
+    assert (options.tenant_weights, options.isolate_tenants) == ({"alice": 4.0}, True)
+    assert options.max_num_reqs_per_tenant == 7
+    done = CliRunner().invoke(start, ["--tenant-weights", "alice=-1"])
+    assert done.exit_code == 1 and "is not TENANT=WEIGHT" in done.output
+
+
 def test_help_lists_the_options() -> None:
     text = CliRunner().invoke(start, ["--help"]).output
     for name in ("--http", "--host", "--port", "--uds", "--gateways", "--api-key",

@@ -146,6 +146,28 @@ def test_whoever_comes_when_all_ends_are_known_before_they_are_needed(
     assert tree["e2e_ms"]["p99"] < longest * 1e3
 
 
+def test_tenants_are_treated_as_on_a_node(tmp_path: Path) -> None:
+    one = [{"at": 0.0, "input_len": 64, "output_len": 8, "tenant": "one", "prefix": "p",
+            "prefix_len": 64} for _ in range(8)]  # fmt: skip
+    other = [line | {"tenant": "other", "at": 0.4} for line in one]
+    trace = write(tmp_path / "trace", *one, *other)
+    arguments = ["--trace", trace, "--profile", "sim:20", "--max-num-seqs", "8"]
+    alike = simulate(*arguments)
+    assert alike["requests"] == {"completed": 16, "refused": 0}
+    assert alike["prefix_hit_share"] > simulate(*arguments, "--isolate-tenants")["prefix_hit_share"]
+    limited = simulate(*arguments, "--max-num-reqs-per-tenant", "3")
+    assert limited["requests"] == {"completed": 6, "refused": 10}
+    # All at once now, one at a time, and the other's answers are longer: who weighs more is first.
+    lines = one + [line | {"output_len": 40} for line in other]
+    trace = write(tmp_path / "trace", *(line | {"at": 0.0} for line in lines))
+    arguments = ["--trace", trace, "--profile", "sim:20", "--max-num-seqs", "1"]
+    even, first, last = (
+        simulate(*arguments, "--tenant-weights", weights)["ttft_ms"]["mean"]
+        for weights in ("", "one=1000", "one=0.001")
+    )
+    assert first < even < last
+
+
 def test_ranks_share_a_step_and_exchange_something() -> None:
     arguments = ["--arrivals", "poisson:1", "--requests", "10"]
     one, two, constant = (
