@@ -122,10 +122,11 @@ def generate_message(
     request_id: int, prompt: Prompt, params: SamplingParams, terms: Terms = _NO_TERMS
 ) -> Generate:
     """Text or token ids to a Generate."""
+    text, ids = (prompt, None) if isinstance(prompt, str) else (None, token_ids(prompt))
     return Generate(
         id=request_id,
-        prompt=prompt if isinstance(prompt, str) else None,
-        prompt_ids=None if isinstance(prompt, str) else token_ids(prompt),
+        prompt=text,
+        prompt_ids=ids,
         params=params,
         priority=terms.priority,
         tenant=terms.tenant,
