@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import Any
 
 from .histogram import Histogram
@@ -10,6 +11,22 @@ from .shard import GroupResult, ShardResult
 _MOST_SAMPLES = 2000
 _FIRST_INTERVAL_S = 0.1
 _KIB_PER_MIB = 1024
+_MOST_TENANTS = 16
+
+
+class _Tenant:
+    """Times of one tenant's requests."""
+
+    def __init__(self) -> None:
+        self._times = {name: Histogram() for name in ("ttft", "tpot", "e2e")}
+
+    def add(self, found: dict[str, float]) -> None:
+        for name, value in found.items():
+            self._times[name].add(value)
+
+    def tree(self) -> dict[str, Any]:
+        times = {f"{name}_ms": each.tree() for name, each in self._times.items()}
+        return {"completed": self._times["e2e"].count, **times}
 
 
 class Figures:
@@ -21,11 +38,12 @@ class Figures:
         self.never: str | None = None
         self.samples: list[tuple[float, int, int]] = []
         self._groups: list[GroupResult] = []
+        self._tenants: defaultdict[str, _Tenant] = defaultdict(_Tenant)
         self._peak_kib = 0
         self._slo_s = slo_s
         self._interval_s = _FIRST_INTERVAL_S
 
-    def add(self, arrived: float, first: float, last: float, tokens: int) -> None:
+    def add(self, tenant: str, arrived: float, first: float, last: float, tokens: int) -> None:
         """A request has ended; seconds."""
         found = {"ttft": first - arrived, "e2e": last - arrived}
         self.ttft.add(found["ttft"])
@@ -33,6 +51,8 @@ class Figures:
         if tokens > 1:
             found["tpot"] = (last - first) / (tokens - 1)
             self.tpot.add(found["tpot"])
+        if tenant in self._tenants or len(self._tenants) < _MOST_TENANTS:
+            self._tenants[tenant].add(found)
         self.completed += 1
         self.tokens += tokens
         self.good += all(found.get(name, 0.0) <= most for name, most in self._slo_s.items())
@@ -58,7 +78,7 @@ class Figures:
         self._peak_kib += result.peak_kib
 
     def tree(self, virtual_s: float, wall_s: float) -> dict[str, Any]:
-        """Times in milliseconds, as maps of mean and percentiles."""
+        """Times in milliseconds, as maps of mean and percentiles; of the first 16 tenants, too."""
         groups = self._groups
         counters = [group.counters for group in groups]
         queried = sum(each.prefix_queried_tokens for each in counters)
@@ -78,6 +98,7 @@ class Figures:
                 "share": round(self.good / self.completed, 4) if self.completed else 0.0,
                 "requests_per_s": round(self.good / virtual_s, 3) if virtual_s else 0.0,
             },
+            "tenants": {name: each.tree() for name, each in sorted(self._tenants.items())},
             "steps": steps,
             "busy": round(sum(group.busy_s for group in groups) / len(groups) / virtual_s, 4)
             if virtual_s

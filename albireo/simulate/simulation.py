@@ -235,8 +235,9 @@ class Simulation:
             group.remove(stream)
             out_s = self._profile.output_ms / 1e3
             self.figures.add(
-                running.arrived, running.first + out_s, now + out_s, len(stream.token_ids)
-            )
+                stream.asker.tenant, running.arrived, running.first + out_s, now + out_s,
+                len(stream.token_ids),
+            )  # fmt: skip
         while self._waiting and self._place(self._waiting[0], now):
             self._waiting.popleft()
 

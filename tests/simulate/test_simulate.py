@@ -160,15 +160,33 @@ def test_tenants_are_treated_as_on_a_node(tmp_path: Path) -> None:
     assert alike["prefix_hit_share"] > simulate(*arguments, "--isolate-tenants")["prefix_hit_share"]
     limited = simulate(*arguments, "--max-num-reqs-per-tenant", "3")
     assert limited["requests"] == {"completed": 6, "refused": 10}
-    # All at once now, one at a time, and the other's answers are longer: who weighs more is first.
-    lines = one + [line | {"output_len": 40} for line in other]
-    trace = write(tmp_path / "trace", *(line | {"at": 0.0} for line in lines))
+    # All at once now, one at a time: who weighs more waits less.
+    trace = write(tmp_path / "trace", *(line | {"at": 0.0} for line in one + other))
     arguments = ["--trace", trace, "--profile", "sim:20", "--max-num-seqs", "1"]
-    even, first, last = (
-        simulate(*arguments, "--tenant-weights", weights)["ttft_ms"]["mean"]
-        for weights in ("", "one=1000", "one=0.001")
-    )
-    assert first < even < last
+    for weights, quicker in (("one=1000", "one"), ("one=0.001", "other")):
+        tenants = simulate(*arguments, "--tenant-weights", weights)["tenants"]
+        assert [each["completed"] for each in tenants.values()] == [8, 8]
+        means = {name: each["ttft_ms"]["mean"] for name, each in tenants.items()}
+        assert means[quicker] == min(means.values()) < max(means.values()) / 1.5
+
+
+def test_a_flood_makes_others_wait_for_the_steps_that_are_planned_and_no_longer(
+    tmp_path: Path,
+) -> None:
+    """A thousand requests of one client at once, and one a second of another."""
+    flood = [{"at": 0.5, "input_len": 64, "output_len": 200, "tenant": "flood"}] * 1000
+    quiet = [
+        {"at": second + second * 0.0031, "input_len": 64, "output_len": 16, "tenant": "quiet"}
+        for second in range(1, 16)
+    ]
+    arguments = ["--profile", "sim:20"]
+    alone = simulate("--trace", write(tmp_path / "quiet", *quiet), *arguments)
+    beside = simulate("--trace", write(tmp_path / "both", *flood, *quiet), *arguments)
+    assert beside["requests"]["completed"] == 1015 and beside["virtual_s"] > 16
+    least = alone["tenants"]["quiet"]["ttft_ms"]["mean"]
+    assert least == pytest.approx(20)
+    # What is left of one step, the planned one, and its own: within the histogram's 1%.
+    assert beside["tenants"]["quiet"]["ttft_ms"]["p99"] <= 3 * least * 1.01
 
 
 def test_ranks_share_a_step_and_exchange_something() -> None:
