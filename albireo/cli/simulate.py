@@ -34,7 +34,7 @@ _MANY_BYTES = 1 << 20
 @click.option("--prefix-len", type=click.IntRange(min=0), default=0, help="Common to many prompts.")
 @click.option("--prefixes", type=click.IntRange(min=1), default=1, help="How many there are.")
 @click.option("--groups", default="1x1", metavar="GxT", help="As of `node start`, mixtures too.")
-@click.option("--profile", default="h100-qwen3-8b", metavar="NAME|sim:MS|FILE.json")
+@click.option("--profile", default="h100-qwen3-8b", metavar="NAME|sim:MS[:PATH]|FILE.json")
 @click.option("--max-model-len", type=click.IntRange(min=2), default=8192)
 @click.option("--max-num-seqs", type=click.IntRange(min=1), default=256)
 @click.option(

@@ -86,7 +86,8 @@ class StepTimes:
 
 
 def load_profile(name: str) -> Profile:
-    """A profile of the package, a JSON file, or `sim:MS`: steps that all take as long.
+    """A profile of the package, a JSON file, or `sim:MS[:PATH]`: steps that all take as long, and
+    PATH milliseconds from the client to the device and back.
 
     Raises ProfileError.
     """
@@ -123,10 +124,20 @@ def known_profiles() -> list[str]:
 
 
 def _constant(name: str, value: str) -> Profile:
+    step, colon, path = value.partition(":")
     try:
-        step_ms = float(value)
+        step_ms, path_ms = float(step), float(path) if colon else 0.0
     except ValueError:
-        step_ms = 0.0
-    if not step_ms > 0:
-        raise ProfileError(f"{name!r}: give sim:MS, such as sim:20")
-    return Profile(name=name, rows=(1,), rows_ms=(step_ms,), split=False)
+        step_ms = path_ms = 0.0
+    if not (0 < step_ms < float("inf") and 0 <= path_ms < float("inf")):
+        raise ProfileError(
+            f"{name!r}: give sim:MS, such as sim:20, or sim:MS:PATH, such as sim:20:2.5"
+        )
+    return Profile(
+        name=name,
+        rows=(1,),
+        rows_ms=(step_ms,),
+        split=False,
+        input_ms=path_ms / 2,
+        output_ms=path_ms / 2,
+    )

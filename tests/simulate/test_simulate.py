@@ -204,6 +204,16 @@ def test_ranks_share_a_step_and_exchange_something() -> None:
     assert constant == pytest.approx(9)
 
 
+def test_constant_steps_can_have_a_way_to_go(tmp_path: Path) -> None:
+    trace = write(tmp_path / "trace", {"at": 0.0, "input_len": 8, "output_len": 3})
+    tree = simulate("--trace", trace, "--profile", "sim:20:3")
+    assert tree["ttft_ms"]["mean"] == pytest.approx(23)
+    assert tree["tpot_ms"]["mean"] == pytest.approx(20)
+    for name in ("sim:20:x", "sim:20:-1", "sim:inf", "sim:nan", "sim:20:"):
+        with pytest.raises(ProfileError, match=r"such as sim:20:2\.5"):
+            load_profile(name)
+
+
 def test_a_profile_of_one_s_own(tmp_path: Path) -> None:
     path = tmp_path / "mine.json"
     path.write_text('{"name": "mine", "rows": [1, 8], "rows_ms": [10, 24], "input_ms": 5}')
