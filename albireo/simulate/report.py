@@ -8,6 +8,8 @@ from typing import Any
 from .histogram import Histogram
 from .shard import GroupResult, ShardResult
 
+NOBODY = "-"
+"""The tenant of requests that name none."""
 _MOST_SAMPLES = 2000
 _FIRST_INTERVAL_S = 0.1
 _KIB_PER_MIB = 1024
@@ -51,7 +53,8 @@ class Figures:
         if tokens > 1:
             found["tpot"] = (last - first) / (tokens - 1)
             self.tpot.add(found["tpot"])
-        if tenant in self._tenants or len(self._tenants) < _MOST_TENANTS:
+        known = tenant in self._tenants
+        if known or (tenant != NOBODY and len(self._tenants) < _MOST_TENANTS):
             self._tenants[tenant].add(found)
         self.completed += 1
         self.tokens += tokens

@@ -32,7 +32,7 @@ from albireo.router.tenants import Tenants
 
 from .group import TOKEN, GroupShape, Placed
 from .profile import Profile, StepTimes
-from .report import Figures
+from .report import NOBODY, Figures
 from .shard import LocalShard, RemoteShard, Report, Shard
 from .workload import Arrival, Prompts
 
@@ -194,7 +194,7 @@ class Simulation:
 
     def _stream(self, arrival: Arrival, now: float) -> Stream:
         number = self._requests
-        terms = self._tenants.terms(arrival.tenant or "-", "")
+        terms = self._tenants.terms(arrival.tenant or NOBODY, "")
         asked = Generate(id=number, tenant=terms.tenant, priority=arrival.priority)
         # A stream of a client that is not there: nothing is ever sent to its session.
         stream = Stream(TokenRequest(cast("Session", None), asked), 0, number, now)

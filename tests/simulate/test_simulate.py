@@ -42,6 +42,7 @@ def test_one_request_by_hand(tmp_path: Path) -> None:
     trace = write(tmp_path / "trace", {"at": 1.0, "input_len": 32, "output_len": 4})
     tree = simulate("--trace", trace, "--profile", "sim:20")
     assert tree["requests"] == {"completed": 1, "refused": 0}
+    assert tree["tenants"] == {}
     assert tree["ttft_ms"]["mean"] == pytest.approx(20)
     assert tree["tpot_ms"]["mean"] == tree["itl_ms"]["mean"] == pytest.approx(20)
     assert tree["e2e_ms"]["mean"] == pytest.approx(80)
