@@ -94,9 +94,9 @@ class BlockPool:
         if missing > 0:
             if count > self.free:
                 raise RuntimeError(f"{count} blocks are wanted, {self.free} are free")
-            evicted = [self._idle.popitem(last=False)[0] for _ in range(missing)]
-            for block in evicted:
-                self.cache.drop(block)
+            oldest = self._idle.popitem
+            evicted = [oldest(last=False)[0] for _ in range(missing)]
+            self.cache.drop(evicted)
             self._stack.give(np.array(evicted, dtype=np.int32))
         blocks = self._stack.take(count)
         self.refs[blocks] = 1

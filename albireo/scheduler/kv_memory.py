@@ -185,8 +185,7 @@ class KVMemory:
 
     def distrust(self, slot: int) -> None:
         """Nobody is to share what this slot has computed from now on."""
-        for block in self.tables.blocks(slot).tolist():
-            self.pool.cache.drop(block)
+        self.pool.cache.drop(self.tables.blocks(slot).tolist())
 
     # ------------------------------------------------------------ going
     def swap_out(self, slot: int, request: Request, computed: int, draft: Draft) -> int:

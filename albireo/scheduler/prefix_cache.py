@@ -86,9 +86,11 @@ class PrefixCache:
             return named, []
         return named, [block for block in blocks if name_of[block] is None]
 
-    def drop(self, block: int) -> None:
-        """Takes its name from a block."""
-        name = self._name_of[block]
-        if name is not None:
-            self._name_of[block] = None
-            del self._block_of[name]
+    def drop(self, blocks: list[int]) -> None:
+        """Takes their names from blocks."""
+        block_of, name_of = self._block_of, self._name_of
+        for block in blocks:
+            name = name_of[block]
+            if name is not None:
+                name_of[block] = None
+                del block_of[name]

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from albireo.router.session import Session
 
 _NEVER = float("inf")
+_TOKENS = array("i", [TOKEN])
 _ALL_EQUAL = TenantConfig()
 _ROUTER = 0.25
 """What routing takes, of what the groups take."""
@@ -198,8 +199,9 @@ class Simulation:
         asked = Generate(id=number, tenant=terms.tenant, priority=arrival.priority)
         # A stream of a client that is not there: nothing is ever sent to its session.
         stream = Stream(TokenRequest(cast("Session", None), asked), 0, number, now)
+        prompt = self._prompts.of(arrival)
         stream.submit = Submit(
-            number, self._prompts.of(arrival), arrival.output_len, 0, 0.0, 0, 1.0, 0.0, 0, (), (),
+            number, cast("list[int]", prompt), arrival.output_len, 0, 0.0, 0, 1.0, 0.0, 0, (), (),
             False, True, priority=arrival.priority, tenant=terms.tenant, weight=terms.weight,
             cache_salt=terms.cache_salt,
         )  # fmt: skip
@@ -215,7 +217,7 @@ class Simulation:
         chosen.add(stream)
         self._placed[self._shard_of[chosen.number]].append(
             Placed(
-                chosen.number, submit.request, now, array("i", submit.prompt_ids).tobytes(),
+                chosen.number, submit.request, now, _ids(submit).tobytes(),
                 submit.max_tokens, submit.priority, submit.tenant, submit.weight, submit.cache_salt,
             )
         )  # fmt: skip
@@ -230,7 +232,7 @@ class Simulation:
             self._tenants.end(stream.asker.tenant, 1)
             group = stream.group
             assert isinstance(group, Group) and stream.submit is not None
-            stream.token_ids = [TOKEN] * stream.submit.max_tokens
+            stream.token_ids = cast("list[int]", _TOKENS * stream.submit.max_tokens)
             group.remember(stream)
             group.remove(stream)
             out_s = self._profile.output_ms / 1e3
@@ -240,6 +242,11 @@ class Simulation:
             )  # fmt: skip
         while self._waiting and self._place(self._waiting[0], now):
             self._waiting.popleft()
+
+
+def _ids(submit: Submit) -> array[int]:
+    """Of its prompt: here they are an array, which the router slices and joins like a list."""
+    return cast("array[int]", submit.prompt_ids)
 
 
 def _shares(groups: int, processes: int) -> list[range]:

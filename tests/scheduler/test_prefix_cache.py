@@ -40,8 +40,8 @@ def test_a_name_has_one_block_and_a_block_one_name() -> None:
     cache.add([(second, 9)])
     assert cache.blocks(names) == [7, 9]
     assert (7 in cache, 8 in cache, len(cache)) == (True, False, 2)
-    cache.drop(8)
-    cache.drop(7)
+    cache.drop([8])
+    cache.drop([7, 3])
     assert cache.blocks(names) == []
     cache.add([(first, 8)])
     assert cache.blocks(names) == [8, 9]
