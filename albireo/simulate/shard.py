@@ -11,6 +11,7 @@ parallel discrete event simulations", J. ACM 40, 1993.)
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import multiprocessing
 import resource
@@ -182,13 +183,8 @@ def _serve(pipe: Connection, shapes: dict[int, GroupShape], profile: Profile, mo
     shard = LocalShard(shapes, profile, most)
     encode = msgspec.msgpack.Encoder().encode
     decode = msgspec.msgpack.Decoder(_Advance).decode
-    while True:
-        try:
-            order = decode(pipe.recv_bytes())
-        except EOFError:
-            return
-        if order.last:
-            pipe.send_bytes(encode(shard.finish()))
-            return
-        shard.advance(order.placed, order.until)
-        pipe.send_bytes(encode(shard.report()))
+    with contextlib.suppress(EOFError, ConnectionError):
+        while not (order := decode(pipe.recv_bytes())).last:
+            shard.advance(order.placed, order.until)
+            pipe.send_bytes(encode(shard.report()))
+        pipe.send_bytes(encode(shard.finish()))

@@ -105,6 +105,18 @@ def test_a_process_that_dies_is_an_error_and_no_wait() -> None:
         shard.close()
 
 
+def test_a_process_whose_simulation_is_gone_ends_without_a_word(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    shard = RemoteShard({0: GroupShape(LIMITS, 1)}, load_profile("sim:1"), 4)
+    shard.advance([], 1.0)
+    shard.report()
+    shard._pipe.close()
+    shard._process.join(30)
+    assert shard._process.exitcode == 0
+    assert capfd.readouterr().err == ""
+
+
 LIMITS = Limits(
     max_num_seqs=4, max_num_batched_tokens=64, max_model_len=128, block_size=4, num_blocks=40,
     lookahead=1,
