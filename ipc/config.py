@@ -97,6 +97,19 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
     allowed_origins: tuple[str, ...] = ()
 
 
+class TenantConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """How the node treats those who share it: clients by the tenant they name, API keys by theirs.
+
+    max_num_reqs: answers in flight of one, running or queued; 0 = any number.
+    weights: of the turns of some; all others have 1.
+    isolated: no tenant finds another one's prompts in the prefix cache.
+    """
+
+    max_num_reqs: int = 0
+    weights: dict[str, float] = {}
+    isolated: bool = False
+
+
 class ActorSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What one process is started with.
 
@@ -121,7 +134,7 @@ class ActorSpec(msgspec.Struct, frozen=True, kw_only=True):
     rank: int = -1
     num_groups: int = 1
     max_num_queued_reqs: int = 0
-    max_num_reqs_per_tenant: int = 0
+    tenants: TenantConfig = TenantConfig()
     max_failovers: int = 0
     chat_template: str | None = None
     tokenizer_path: str = ""

@@ -100,6 +100,7 @@ class Submit(_Message, frozen=True):
     bad_words: token ids of each; allowed_token_ids: empty = all.
     grammar: what matchers are made of (workers/grammar/), known to compile; "" = free text.
     priority: lower goes first.  tenant: who is asking, for fairness among them.
+    weight: of the tenant's turns against those of others.
     cache_salt: only requests with the same one share prefix blocks.
     """
 
@@ -127,6 +128,7 @@ class Submit(_Message, frozen=True):
     prompt_logprobs: int = -1
     priority: int = 0
     tenant: str = ""
+    weight: float = 1.0
     cache_salt: str = ""
     grammar: str = ""
 

@@ -21,6 +21,7 @@ from albireo.scheduler.scheduler import Scheduler
 
 PROMPT_LEN = 64
 BLOCK_SIZE = 16
+MAX_MODEL_LEN = 8192
 
 
 def submission(request: int, max_tokens: int) -> Submit:
@@ -44,21 +45,20 @@ def submission(request: int, max_tokens: int) -> Submit:
 
 def measure(batch: int, steps: int) -> dict[str, float]:
     """Median microseconds of a step's parts with `batch` running decodes."""
-    max_model_len = PROMPT_LEN + BLOCK_SIZE + steps + 64
+    length = PROMPT_LEN + BLOCK_SIZE + steps + 64
     limits = Limits(
         max_num_seqs=batch,
         max_num_batched_tokens=max(8192, batch),
-        max_model_len=max_model_len,
+        max_model_len=max(MAX_MODEL_LEN, length),
         block_size=BLOCK_SIZE,
-        num_blocks=batch * (max_model_len // BLOCK_SIZE + 2),
+        num_blocks=batch * (length // BLOCK_SIZE + 2),
         lookahead=1,
     )
     scheduler = Scheduler(limits)
     for request in range(1, batch + 1):
         scheduler.submit(submission(request, steps + 32))
-    frame = memoryview(
-        bytearray(plan_bytes(batch, limits.max_num_batched_tokens, BLOCK_SIZE, max_model_len))
-    )
+    nbytes = plan_bytes(batch, limits.max_num_batched_tokens, BLOCK_SIZE, limits.max_model_len)
+    frame = memoryview(bytearray(nbytes))
     planned: list[np.ndarray] = []
     times: dict[str, list[int]] = {"plan_us": [], "write_us": [], "apply_us": []}
 

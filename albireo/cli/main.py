@@ -15,6 +15,7 @@ from .lazy import LazyGroup
         "chat": ("albireo.cli.ask:chat", "Talk with the model."),
         "trace": ("albireo.cli.trace:trace", "Draw what every process does, step by step."),
         "simulate": ("albireo.cli.simulate:simulate", "Try a workload on virtual time."),
+        "profile": ("albireo.cli.profile:profile", "Fit step times for simulate to measured ones."),
         "bench": ("albireo.cli.bench:bench", "Measure."),
     },
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},

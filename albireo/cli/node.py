@@ -17,6 +17,7 @@ from albireo.node.options import (
     NodeOptions,
     OptionError,
     parse_groups,
+    parse_weights,
 )
 
 from .lazy import LazyGroup
@@ -108,6 +109,17 @@ name_option = click.option(
     default=0,
     show_default=True,
     help="Most requests in flight of one client or API key; 0 = no limit.",
+)
+@click.option(
+    "--tenant-weights",
+    default="",
+    metavar="TENANT=W,...",
+    help="Shares of clients or API keys, by name, when there is not enough for all; else 1.",
+)
+@click.option(
+    "--isolate-tenants",
+    is_flag=True,
+    help="Share cached prefixes only within one client or API key, so that none can probe another.",
 )
 @click.option(
     "--max-failovers",
@@ -286,6 +298,7 @@ def _options(given: dict[str, Any]) -> NodeOptions:
         http=_http_address(given.pop("http"), given.pop("host"), given.pop("port")),
         allowed_origins=tuple(each for each in origins if each),
         groups=parse_groups(given.pop("groups")),
+        tenant_weights=parse_weights(given.pop("tenant_weights")),
         step_timeout_s=given.pop("step_timeout"),
         start_timeout_s=given.pop("start_timeout"),
         shutdown_timeout_s=given.pop("shutdown_timeout"),

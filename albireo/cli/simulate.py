@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from albireo.node.options import OptionError, parse_groups
+from albireo.node.options import OptionError, parse_groups, parse_weights
+
+if TYPE_CHECKING:
+    from albireo.scheduler.limits import Limits
+    from albireo.simulate.group import GroupShape
+
+_MANY_REQUESTS = 20_000
+_MANY_BYTES = 1 << 20
 
 
 @click.command(context_settings={"show_default": True})
@@ -24,14 +33,17 @@ from albireo.node.options import OptionError, parse_groups
 @click.option("--output-len", type=click.IntRange(min=1), default=64)
 @click.option("--prefix-len", type=click.IntRange(min=0), default=0, help="Common to many prompts.")
 @click.option("--prefixes", type=click.IntRange(min=1), default=1, help="How many there are.")
-@click.option("--groups", default="1x1", metavar="GxT", help="As of `node start`.")
-@click.option("--profile", default="h100-qwen3-8b", metavar="NAME|sim:MS|FILE.json")
+@click.option("--groups", default="1x1", metavar="GxT", help="As of `node start`, mixtures too.")
+@click.option("--profile", default="h100-qwen3-8b", metavar="NAME|sim:MS[:PATH]|FILE.json")
 @click.option("--max-model-len", type=click.IntRange(min=2), default=8192)
 @click.option("--max-num-seqs", type=click.IntRange(min=1), default=256)
 @click.option(
     "--max-num-batched-tokens", type=click.IntRange(min=1), help="[default: the profile's]"
 )
 @click.option("--max-num-queued-reqs", type=click.IntRange(min=0), default=1024)
+@click.option("--max-num-reqs-per-tenant", type=click.IntRange(min=0), default=0)
+@click.option("--tenant-weights", default="", metavar="TENANT=W,...", help="As of `node start`.")
+@click.option("--isolate-tenants", is_flag=True)
 @click.option(
     "--kv-tokens", type=click.IntRange(min=16), help="Of a group. [default: the profile's]"
 )
@@ -42,6 +54,11 @@ from albireo.node.options import OptionError, parse_groups
 @click.option("--enable-prefix-caching/--no-enable-prefix-caching", "caching", default=True)
 @click.option("--slo", default="", metavar="ttft:MS,tpot:MS,e2e:MS", help="Of a good request.")
 @click.option("--seed", type=int, default=0)
+@click.option(
+    "--processes",
+    type=click.IntRange(min=1),
+    help="Share the groups; the result is the same.  [default: cores, for long simulations]",
+)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="A plot, .png or .svg.")
 @click.option("--json", "as_json", is_flag=True, help="The result as JSON.")
 def simulate(**options: Any) -> None:
@@ -65,57 +82,79 @@ def _run(
     *, trace: Path | None, arrivals: str | None, requests: int, input_len: int, output_len: int,
     prefix_len: int, prefixes: int, groups: str, profile: str, max_model_len: int,
     max_num_seqs: int,
-    max_num_batched_tokens: int | None, max_num_queued_reqs: int, kv_tokens: int | None,
+    max_num_batched_tokens: int | None, max_num_queued_reqs: int, max_num_reqs_per_tenant: int,
+    tenant_weights: str, isolate_tenants: bool, kv_tokens: int | None,
     block_size: int, swap_space_tokens: int, itl_target_ms: float, async_scheduling: bool,
-    caching: bool, slo: str, seed: int, output: Path | None, as_json: bool,
+    caching: bool, slo: str, seed: int, processes: int | None, output: Path | None, as_json: bool,
 ) -> dict[str, Any]:  # fmt: skip
+    from albireo.ipc.config import TenantConfig
     from albireo.scheduler.limits import Limits
     from albireo.simulate.plot import draw
     from albireo.simulate.profile import load_profile
     from albireo.simulate.report import Figures
-    from albireo.simulate.simulation import NodeLimits, Simulation
+    from albireo.simulate.simulation import Simulation
     from albireo.simulate.workload import arrival_rate, random_arrivals, read_trace
 
     if (trace is None) == (arrivals is None):
         raise OptionError("give either --trace FILE or --arrivals poisson:RATE")
-    count = len(parse_groups(groups))
+    ranks = parse_groups(groups)
     steps = load_profile(profile)
     batched = max_num_batched_tokens or max(max_num_seqs, steps.max_num_batched_tokens)
     if batched < max_num_seqs:
         raise OptionError(
             f"--max-num-batched-tokens {batched} is less than --max-num-seqs {max_num_seqs}"
         )
-    blocks = (kv_tokens or steps.kv_tokens) // block_size
     limits = Limits(
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=batched,
-        max_model_len=min(max_model_len, blocks * block_size),
+        max_model_len=max_model_len,
         block_size=block_size,
-        num_blocks=blocks,
+        num_blocks=0,
         lookahead=1 if async_scheduling else 0,
         prefix_caching=caching,
         num_swap_blocks=swap_space_tokens // block_size,
         itl_target_ms=itl_target_ms,
         swap_block_us=steps.swap_block_us,
     )
+    shapes = [_shape(limits, each, kv_tokens or each * steps.kv_tokens) for each in ranks]
     if trace is not None:
         coming = read_trace(trace)
     else:
-        rate = arrival_rate(
-            arrivals or "", steps, count * max_num_seqs, max_num_seqs, input_len, output_len
-        )
+        rate = arrival_rate(arrivals or "", steps, ranks, max_num_seqs, input_len, output_len)
         coming = random_arrivals(rate, requests, input_len, output_len, prefix_len, prefixes, seed)
     figures = Figures(_slo(slo))
-    node = NodeLimits(groups=count, max_num_queued_reqs=max_num_queued_reqs, limits=limits)
-    simulation = Simulation(node, steps, coming, seed, figures)
+    if processes is None:
+        processes = len(os.sched_getaffinity(0)) if _is_long(trace, requests) else 1
+    tenants = TenantConfig(
+        max_num_reqs=max_num_reqs_per_tenant, weights=parse_weights(tenant_weights),
+        isolated=isolate_tenants,
+    )  # fmt: skip
     began = time.perf_counter()
+    simulation = Simulation(
+        shapes, max_num_queued_reqs, steps, coming, seed, figures, processes, tenants
+    )
     virtual_s = simulation.run()
-    tree = figures.tree(simulation.groups, virtual_s, time.perf_counter() - began)
+    tree = figures.tree(virtual_s, time.perf_counter() - began)
     if figures.never is not None and not figures.completed:
         raise OptionError(figures.never)
     if output is not None:
-        draw(figures, f"{count} groups, {steps.name}", output)
-    return {"simulate": steps.name, "groups": count, **tree}
+        draw(figures, f"{groups} groups, {steps.name}", output)
+    return {"simulate": steps.name, "groups": len(ranks), **tree}
+
+
+def _is_long(trace: Path | None, requests: int) -> bool:
+    """Whether more processes save more time than their start takes."""
+    if trace is None:
+        return requests >= _MANY_REQUESTS
+    return trace.is_file() and trace.stat().st_size >= _MANY_BYTES
+
+
+def _shape(limits: Limits, ranks: int, kv_tokens: int) -> GroupShape:
+    from albireo.simulate.group import GroupShape
+
+    blocks = kv_tokens // limits.block_size
+    longest = min(limits.max_model_len, blocks * limits.block_size)
+    return GroupShape(replace(limits, num_blocks=blocks, max_model_len=longest), ranks)
 
 
 def _slo(text: str) -> dict[str, float]:

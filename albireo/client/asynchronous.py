@@ -37,13 +37,13 @@ from .replies import Handler, Replies, Reply, as_error
 from .requests import (
     Messages,
     Prompt,
-    SamplingOverrides,
+    RequestKeywords,
     answers_of,
     chat_message,
     frame,
     generate_message,
     hello,
-    resolve_params,
+    resolve_keywords,
     token_ids,
     tokenize_message,
 )
@@ -186,27 +186,28 @@ class AsyncClient:
         self,
         prompt: Prompt,
         params: SamplingParams | None = None,
-        **overrides: Unpack[SamplingOverrides],
+        **keywords: Unpack[RequestKeywords],
     ) -> Completion:
         """Continues a text, or token ids; waits for the whole answer.
 
-        Keywords are fields of SamplingParams and go before `params`.
+        Keywords are fields of SamplingParams, which go before `params`, and priority, tenant
+        and cache_salt (docs/protocol.md).
         """
-        chosen = resolve_params(params, overrides)
+        chosen, terms = resolve_keywords(params, keywords)
         return await self._collect(
-            lambda number: generate_message(number, prompt, chosen), chosen.n
+            lambda number: generate_message(number, prompt, chosen, terms), chosen.n
         )
 
     def stream(
         self,
         prompt: Prompt,
         params: SamplingParams | None = None,
-        **overrides: Unpack[SamplingOverrides],
+        **keywords: Unpack[RequestKeywords],
     ) -> AsyncDeltaStream:
         """Like generate(), but gives the new tokens as they come."""
-        chosen = resolve_params(params, overrides)
+        chosen, terms = resolve_keywords(params, keywords)
         return AsyncDeltaStream(
-            self, lambda number: generate_message(number, prompt, chosen), chosen.n
+            self, lambda number: generate_message(number, prompt, chosen, terms), chosen.n
         )
 
     @overload
@@ -217,7 +218,7 @@ class AsyncClient:
         *,
         tools: Tools | None = None,
         stream: Literal[False] = False,
-        **overrides: Unpack[SamplingOverrides],
+        **keywords: Unpack[RequestKeywords],
     ) -> Completion: ...
     @overload
     async def chat(
@@ -227,7 +228,7 @@ class AsyncClient:
         *,
         tools: Tools | None = None,
         stream: Literal[True],
-        **overrides: Unpack[SamplingOverrides],
+        **keywords: Unpack[RequestKeywords],
     ) -> AsyncDeltaStream: ...
     async def chat(
         self,
@@ -236,17 +237,17 @@ class AsyncClient:
         *,
         tools: Tools | None = None,
         stream: bool = False,
-        **overrides: Unpack[SamplingOverrides],
+        **keywords: Unpack[RequestKeywords],
     ) -> Completion | AsyncDeltaStream:
         """Answers a conversation: the whole answer, or with `stream` an iterator of Deltas.
 
         tools: that it may call; a whole answer has its tool_calls, a stream their text
             (albireo.client.ToolCallReader reads it).
         """
-        chosen = resolve_params(params, overrides)
+        chosen, terms = resolve_keywords(params, keywords)
 
         def make(number: int) -> msgspec.Struct:
-            return chat_message(number, messages, chosen, tools)
+            return chat_message(number, messages, chosen, terms, tools)
 
         if stream:
             return AsyncDeltaStream(self, make, chosen.n)
@@ -257,7 +258,7 @@ class AsyncClient:
         prompt: Prompt,
         on_reply: Callable[[Delta | AlbireoError], None],
         params: SamplingParams | None = None,
-        **overrides: Unpack[SamplingOverrides],
+        **keywords: Unpack[RequestKeywords],
     ) -> int:
         """Starts a generate request and returns its id; for load generators.
 
@@ -265,9 +266,9 @@ class AsyncClient:
         with an end, or with the error that ended the request.  That spares the
         queue and the wake-up that a stream costs per Delta.  It must not raise.
         """
-        chosen = resolve_params(params, overrides)
+        chosen, terms = resolve_keywords(params, keywords)
         return self.request(
-            lambda number: generate_message(number, prompt, chosen), _tokens_only(on_reply)
+            lambda number: generate_message(number, prompt, chosen, terms), _tokens_only(on_reply)
         )
 
     def cancel(self, request_id: int) -> None:

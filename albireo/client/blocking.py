@@ -43,13 +43,13 @@ from .replies import Handler, Replies, Reply, as_error
 from .requests import (
     Messages,
     Prompt,
-    SamplingOverrides,
+    RequestKeywords,
     answers_of,
     chat_message,
     frame,
     generate_message,
     hello,
-    resolve_params,
+    resolve_keywords,
     token_ids,
     tokenize_message,
 )
@@ -183,15 +183,16 @@ class Client:
         params: SamplingParams | None = None,
         *,
         timeout_s: float | None = None,
-        **overrides: Unpack[SamplingOverrides],
+        **keywords: Unpack[RequestKeywords],
     ) -> Completion:
         """Continues a text, or token ids; waits for the whole answer.
 
-        Keywords are fields of SamplingParams and go before `params`.
+        Keywords are fields of SamplingParams, which go before `params`, and priority, tenant
+        and cache_salt (docs/protocol.md).
         """
-        chosen = resolve_params(params, overrides)
+        chosen, terms = resolve_keywords(params, keywords)
         return self._collect(
-            lambda number: generate_message(number, prompt, chosen), timeout_s, chosen.n
+            lambda number: generate_message(number, prompt, chosen, terms), timeout_s, chosen.n
         )
 
     def stream(
@@ -200,15 +201,18 @@ class Client:
         params: SamplingParams | None = None,
         *,
         timeout_s: float | None = None,
-        **overrides: Unpack[SamplingOverrides],
+        **keywords: Unpack[RequestKeywords],
     ) -> DeltaStream:
         """Like generate(), but gives the new tokens as they come.
 
         timeout_s: longest wait for the next of them.
         """
-        chosen = resolve_params(params, overrides)
+        chosen, terms = resolve_keywords(params, keywords)
         return DeltaStream(
-            self, lambda number: generate_message(number, prompt, chosen), timeout_s, chosen.n
+            self,
+            lambda number: generate_message(number, prompt, chosen, terms),
+            timeout_s,
+            chosen.n,
         )
 
     @overload
@@ -220,7 +224,7 @@ class Client:
         tools: Tools | None = None,
         stream: Literal[False] = False,
         timeout_s: float | None = None,
-        **overrides: Unpack[SamplingOverrides],
+        **keywords: Unpack[RequestKeywords],
     ) -> Completion: ...
     @overload
     def chat(
@@ -231,7 +235,7 @@ class Client:
         tools: Tools | None = None,
         stream: Literal[True],
         timeout_s: float | None = None,
-        **overrides: Unpack[SamplingOverrides],
+        **keywords: Unpack[RequestKeywords],
     ) -> DeltaStream: ...
     def chat(
         self,
@@ -241,17 +245,17 @@ class Client:
         tools: Tools | None = None,
         stream: bool = False,
         timeout_s: float | None = None,
-        **overrides: Unpack[SamplingOverrides],
+        **keywords: Unpack[RequestKeywords],
     ) -> Completion | DeltaStream:
         """Answers a conversation: the whole answer, or with `stream` an iterator of Deltas.
 
         tools: that it may call; a whole answer has its tool_calls, a stream their text
             (albireo.client.ToolCallReader reads it).
         """
-        chosen = resolve_params(params, overrides)
+        chosen, terms = resolve_keywords(params, keywords)
 
         def make(number: int) -> msgspec.Struct:
-            return chat_message(number, messages, chosen, tools)
+            return chat_message(number, messages, chosen, terms, tools)
 
         if stream:
             return DeltaStream(self, make, timeout_s, chosen.n)

@@ -58,7 +58,38 @@ class SamplingOverrides(TypedDict, total=False):
     grammar: Grammar | None
 
 
+class RequestKeywords(SamplingOverrides, total=False):
+    """And those of Terms."""
+
+    priority: int
+    tenant: str
+    cache_salt: str
+
+
+class Terms(msgspec.Struct, frozen=True, kw_only=True):
+    """Whose turn a request is, and who shares its prefixes: as in Generate and Chat."""
+
+    priority: int = 0
+    tenant: str = ""
+    cache_salt: str = ""
+
+
 _DEFAULTS = SamplingParams()
+_NO_TERMS = Terms()
+
+
+def resolve_keywords(
+    params: SamplingParams | None, keywords: Mapping[str, Any]
+) -> tuple[SamplingParams, Terms]:
+    """Sampling parameters and terms.  Raises as resolve_params."""
+    own = {name: value for name, value in keywords.items() if name in Terms.__struct_fields__}
+    chosen = resolve_params(params, {name: keywords[name] for name in keywords if name not in own})
+    try:
+        return chosen, msgspec.convert(own, Terms)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(
+            f"priority, tenant or cache_salt has the wrong type: {error}"
+        ) from None
 
 
 def resolve_params(params: SamplingParams | None, overrides: Mapping[str, Any]) -> SamplingParams:
@@ -87,20 +118,41 @@ def resolve_params(params: SamplingParams | None, overrides: Mapping[str, Any]) 
     return checked
 
 
-def generate_message(request_id: int, prompt: Prompt, params: SamplingParams) -> Generate:
+def generate_message(
+    request_id: int, prompt: Prompt, params: SamplingParams, terms: Terms = _NO_TERMS
+) -> Generate:
     """Text or token ids to a Generate."""
-    if isinstance(prompt, str):
-        return Generate(id=request_id, prompt=prompt, params=params)
-    return Generate(id=request_id, prompt_ids=token_ids(prompt), params=params)
+    text, ids = (prompt, None) if isinstance(prompt, str) else (None, token_ids(prompt))
+    return Generate(
+        id=request_id,
+        prompt=text,
+        prompt_ids=ids,
+        params=params,
+        priority=terms.priority,
+        tenant=terms.tenant,
+        cache_salt=terms.cache_salt,
+    )
 
 
 def chat_message(
-    request_id: int, messages: Messages, params: SamplingParams, tools: Tools | None = None
+    request_id: int,
+    messages: Messages,
+    params: SamplingParams,
+    terms: Terms = _NO_TERMS,
+    tools: Tools | None = None,
 ) -> Chat:
     """A conversation to a Chat.  Raises InvalidRequest for tools that cannot be."""
     if tools is not None and (fault := tools.fault()) is not None:
         raise InvalidRequest(f"tools: {fault}", param="tools")
-    return Chat(id=request_id, messages=chat_messages(messages), params=params, tools=tools)
+    return Chat(
+        id=request_id,
+        messages=chat_messages(messages),
+        params=params,
+        priority=terms.priority,
+        tenant=terms.tenant,
+        cache_salt=terms.cache_salt,
+        tools=tools,
+    )
 
 
 def tokenize_message(request_id: int, text: str | Messages, add_special_tokens: bool) -> Tokenize:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from albireo.ipc.config import ActorSpec, EngineConfig, GatewayConfig
+from albireo.ipc.config import ActorSpec, EngineConfig, GatewayConfig, TenantConfig
 
 from .core_plan import CorePlan, make_core_plan
 from .fork_protocol import Load, Loaded
@@ -72,7 +72,11 @@ class Blueprint:
             rank=rank,
             num_groups=len(self.engines),
             max_num_queued_reqs=self._options.max_num_queued_reqs,
-            max_num_reqs_per_tenant=self._options.max_num_reqs_per_tenant,
+            tenants=TenantConfig(
+                max_num_reqs=self._options.max_num_reqs_per_tenant,
+                weights=self._options.tenant_weights,
+                isolated=self._options.isolate_tenants,
+            ),
             max_failovers=self._options.max_failovers,
             gpus=tuple(gpu.uuid for gpu in self._gpus[group]) if role == "worker" else (),
             gateway=GatewayConfig(

@@ -22,6 +22,8 @@ _AtLeast1 = Annotated[int, msgspec.Meta(ge=1)]
 _AtLeast0 = Annotated[int, msgspec.Meta(ge=0)]
 _Amount = Annotated[float, msgspec.Meta(ge=0)]
 _Positive = Annotated[float, msgspec.Meta(gt=0)]
+WEIGHTS = (0.001, 1000.0)
+_Weight = Annotated[float, msgspec.Meta(ge=WEIGHTS[0], le=WEIGHTS[1])]
 
 
 def _one_of(words: tuple[str, ...]) -> msgspec.Meta:
@@ -34,6 +36,8 @@ class NodeOptions(msgspec.Struct, frozen=True, kw_only=True):
     groups: TP degree of each group, e.g. (4, 4) for "2x4".
     kv_cache_gib: memory for the KV cache of one group.
     gpu_memory_utilization: share of a GPU's free memory that its worker may take.
+    tenant_weights: what the turns of some tenants weigh; those of all others weigh 1.
+    isolate_tenants: none of them finds another one's prompts in the prefix cache.
     swap_space_gib: host memory of one group for the KV cache of preempted sequences.
     itl_target_ms: what a step with prefill in it should take at most; 0 = no target.
     http, uds: "HOST:PORT" and the path of a Unix socket on which `gateways` processes serve HTTP.
@@ -56,6 +60,8 @@ class NodeOptions(msgspec.Struct, frozen=True, kw_only=True):
     max_num_batched_tokens: _AtLeast1 | None = None
     max_num_queued_reqs: _AtLeast0 = 1024
     max_num_reqs_per_tenant: _AtLeast0 = 0
+    tenant_weights: dict[str, _Weight] = {}
+    isolate_tenants: bool = False
     max_failovers: _AtLeast0 = 3
     block_size: Annotated[int, msgspec.Meta(ge=16, le=16)] = 16
     kv_cache_gib: _Positive | None = None
@@ -86,6 +92,27 @@ class NodeOptions(msgspec.Struct, frozen=True, kw_only=True):
     def num_gateways(self) -> int:
         """Gateway processes that run: none unless HTTP is asked for."""
         return self.gateways if self.http is not None or self.uds is not None else 0
+
+
+def parse_weights(text: str) -> dict[str, float]:
+    """ "alice=4,batch=0.5" -> {"alice": 4.0, "batch": 0.5}.  Raises OptionError."""
+    weights: dict[str, float] = {}
+    for part in filter(None, map(str.strip, text.split(","))):
+        name, _, value = part.rpartition("=")
+        try:
+            weight = float(value)
+        except ValueError:
+            weight = 0.0
+        low, high = WEIGHTS
+        if not name or not low <= weight <= high:
+            raise OptionError(
+                f"--tenant-weights: {part!r} is not TENANT=WEIGHT with a weight of {low:g} to "
+                f"{high:g}, such as alice=4"
+            )
+        if name in weights:
+            raise OptionError(f"--tenant-weights: {name!r} is there twice")
+        weights[name] = weight
+    return weights
 
 
 def parse_groups(text: str) -> tuple[int, ...]:

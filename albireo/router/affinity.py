@@ -45,21 +45,21 @@ def names_of(tokens: Sequence[int], salt: str, known: Sequence[int] = ()) -> lis
 
 
 class GroupPrefixes:
-    """The names of one group.  max_tokens: that its KV blocks hold."""
+    """The names of one group, the one that was used least recently first.
+
+    max_tokens: that its KV blocks hold.
+    """
 
     def __init__(self, max_tokens: int) -> None:
         self._capacity = max_tokens // PIECE
-        self._names: OrderedDict[int, None] = OrderedDict()
+        self.names: OrderedDict[int, None] = OrderedDict()
 
     def __len__(self) -> int:
-        return len(self._names)
-
-    def __contains__(self, name: int) -> bool:
-        return name in self._names
+        return len(self.names)
 
     def found(self, names: Sequence[int]) -> int:
         """Tokens at a prompt's beginning that the group is likely to have."""
-        mine = self._names
+        mine = self.names
         if not names or names[0] not in mine:
             return 0
         for place, name in enumerate(names):
@@ -69,7 +69,7 @@ class GroupPrefixes:
 
     def add(self, names: Sequence[int]) -> None:
         """The group has computed these, or is going to."""
-        mine = self._names
+        mine = self.names
         # The first piece last, so that a prefix is forgotten from its end.
         for name in reversed(names):
             mine[name] = None
@@ -78,4 +78,4 @@ class GroupPrefixes:
             mine.popitem(last=False)
 
     def clear(self) -> None:
-        self._names.clear()
+        self.names.clear()

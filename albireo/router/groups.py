@@ -146,8 +146,8 @@ class GroupTable:
             if len(group.streams) >= room or group.announced == "draining":
                 continue
             tokens = group.outstanding_tokens
-            if first is not None and group.prefixes is not None and first in group.prefixes:
-                tokens -= FOUND_WORTH * group.prefixes.found(prefix)
+            if first is not None and (known := group.prefixes) is not None and first in known.names:
+                tokens -= FOUND_WORTH * known.found(prefix)
             cost = group.announced not in _READY, tokens, group.served
             if cost < least:
                 best, least = group, cost

@@ -80,12 +80,13 @@ class Router:
         self._send = send
         self._settling = False
         self._connections = 0
+        self._incarnation = spec.incarnation
         self._loop = asyncio.get_running_loop()
         self._started_at = self._loop.time()
         self._limits = RequestLimits.of(spec)
         self._numbers = RequestNumbers(spec.incarnation)
         self._counts = RequestCounts()
-        self._tenants = Tenants(spec.max_num_reqs_per_tenant)
+        self._tenants = Tenants(spec.tenants)
         self.sessions: set[Session] = set()
         self.streams: dict[int, Stream] = {}
         self.groups = GroupTable(
@@ -125,7 +126,7 @@ class Router:
     def opened(self, session: Session) -> Refusal | None:
         self.sessions.add(session)
         self._connections += 1
-        session.connection = f"#{self._connections}"
+        session.connection = f"#{self._incarnation}.{self._connections}"
         if len(self.sessions) > MAX_CONNECTIONS:
             return Refusal(
                 "unavailable",
@@ -243,7 +244,8 @@ class Router:
         grammar: str = "",
     ) -> None:
         """Decides what the group is given for each stream.  Raises Refusal."""
-        first = resolve(self._limits, prompt_ids, bad_words, request.asked, request.tenant, grammar)
+        terms = self._tenants.terms(request.tenant, request.asked.cache_salt)
+        first = resolve(self._limits, prompt_ids, bad_words, request.asked, terms, grammar)
         for choice, stream in request.streams.items():
             stream.submit = for_choice(first, stream.request, choice)
 

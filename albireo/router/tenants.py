@@ -1,34 +1,53 @@
-"""How many answers each tenant has in flight, so that one of them cannot fill the node's queue.
+"""Tenants: what each may have in flight, what its turns weigh, and whose prefixes it shares.
 
-A tenant is whom a request names, or else its connection.
+A tenant is whom a request names (a gateway names the API key), or else its connection.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from typing import NamedTuple
+
+from albireo.ipc.config import TenantConfig
 
 from .requests import Refusal
 
 
-class Tenants:
-    """most: answers in flight of one tenant, running or queued; 0 = any number."""
+class Terms(NamedTuple):
+    """On whose behalf a request is, and what that means for it; each as in messages.Submit."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    tenant: str
+    weight: float
+    cache_salt: str
+
+
+class Tenants:
+    """The rules of `config`, and how many answers of each tenant are in flight."""
+
+    def __init__(self, config: TenantConfig) -> None:
+        self._config = config
         self._in_flight: Counter[str] = Counter()
 
     def __len__(self) -> int:
         return len(self._in_flight)
 
+    def terms(self, tenant: str, cache_salt: str) -> Terms:
+        """cache_salt: as the request has it."""
+        if self._config.isolated:
+            # With the name's length, so that no name and salt together look like others.
+            cache_salt = f"{len(tenant)}:{tenant}{cache_salt}"
+        return Terms(tenant, self._config.weights.get(tenant, 1.0), cache_salt)
+
     def admit(self, tenant: str, answers: int) -> None:
         """Raises Refusal when so many answers more are too many."""
         now = self._in_flight.get(tenant, 0)
-        if self._most and now + answers > self._most:
+        most = self._config.max_num_reqs
+        if most and now + answers > most:
             more = "" if answers == 1 else f", and this request asks for {answers}"
             raise Refusal(
                 "queue_full",
                 f"{now} answers of this client are in flight{more}; "
-                f"{self._most} are the limit for one (--max-num-reqs-per-tenant): wait for some of "
+                f"{most} are the limit for one (--max-num-reqs-per-tenant): wait for some of "
                 "them",
                 retry=True,
             )

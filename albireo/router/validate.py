@@ -17,6 +17,7 @@ from albireo.ipc.plan import MAX_BAD_WORD_TOKENS
 from albireo.ipc.protocol import Chat, Generate, Tokenize
 
 from .requests import Refusal
+from .tenants import Terms
 
 DEFAULT_MAX_TOKENS = 16
 MAX_DETOKENIZE_IDS = 262_144
@@ -146,14 +147,14 @@ def resolve(
     prompt_ids: list[int],
     bad_words: tuple[tuple[int, ...], ...],
     asked: Generate | Chat,
-    tenant: str,
+    terms: Terms,
     grammar: str = "",
 ) -> Submit:
     """The message for a group, but for its number: see for_choice.
 
     prompt_ids, asked: checked by the functions above.
     bad_words: token ids of params.bad_words.  Raises Refusal for one with too many.
-    tenant: on whose behalf it is.
+    terms: for whom it is.
     grammar: params.grammar, compiled.
     """
     params = asked.params
@@ -185,8 +186,9 @@ def resolve(
         logprobs=-1 if params.logprobs is None else params.logprobs,
         prompt_logprobs=-1 if params.prompt_logprobs is None else params.prompt_logprobs,
         priority=asked.priority,
-        tenant=tenant,
-        cache_salt=asked.cache_salt,
+        tenant=terms.tenant,
+        weight=terms.weight,
+        cache_salt=terms.cache_salt,
         grammar=grammar,
     )
 

@@ -36,8 +36,8 @@ class Admission:
         self._short = 0, 0
         state = self._state
         if len(state.queue) and state.next_step % _CHARGE_STEPS == 0:
-            for (priority, tenant), running in state.shares.items():
-                state.queue.charge(priority, tenant, running * _CHARGE_STEPS)
+            for share, running in state.shares.items():
+                state.queue.charge(share, running * _CHARGE_STEPS)
 
     def next(self, admitted: int, budget: int) -> int | None:
         """Gives the queue's head a slot, its take to the plan; None when it has to wait.
@@ -113,7 +113,7 @@ class Admission:
         """Takes the queue's head to a slot, with what was found of it."""
         self._state.queue.take(request)
         slot = self._state.sequences.place(request, found.tokens)
-        self._state.shares[request.priority, request.tenant] += 1
+        self._state.shares[request.share] += 1
         request.take[TAKE_START] = found.tokens
         self._draft.add_take(request.take, request.edits, slot)
         self._state.memory.seat(slot, request, found, self._draft, self._state.next_step)

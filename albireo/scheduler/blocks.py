@@ -94,9 +94,9 @@ class BlockPool:
         if missing > 0:
             if count > self.free:
                 raise RuntimeError(f"{count} blocks are wanted, {self.free} are free")
-            evicted = [self._idle.popitem(last=False)[0] for _ in range(missing)]
-            for block in evicted:
-                self.cache.drop(block)
+            oldest = self._idle.popitem
+            evicted = [oldest(last=False)[0] for _ in range(missing)]
+            self.cache.drop(evicted)
             self._stack.give(np.array(evicted, dtype=np.int32))
         blocks = self._stack.take(count)
         self.refs[blocks] = 1
@@ -122,13 +122,10 @@ class BlockPool:
         if not len(self.cache):
             self._stack.give(unused)
             return
-        nameless = []
-        for block in unused[::-1].tolist():
-            if block in self.cache:
-                self._idle[block] = None
-            else:
-                nameless.append(block)
-        self._stack.give(np.array(nameless, dtype=np.int32))
+        idle, nameless = self.cache.named(unused[::-1].tolist())
+        self._idle.update(dict.fromkeys(idle))
+        if nameless:
+            self._stack.give(np.array(nameless, dtype=np.int32))
 
     def idle(self, blocks: Iterable[int]) -> int:
         """How many of these nobody holds."""

@@ -154,8 +154,7 @@ class KVMemory:
     def planned(self) -> None:
         """The plan is made: what it fills can be shared from the next one on."""
         if self._planned:
-            for name, block in self._planned.items():
-                self.pool.cache.add(name, block)
+            self.pool.cache.add(self._planned.items())
             self._planned.clear()
 
     def name_filled(self, seq: Sequences, slots: Slots, lengths: Int32Array) -> None:
@@ -174,19 +173,19 @@ class KVMemory:
         data = seq.tokens[slots[:, None], columns].tobytes()
         width = len(data) // len(slots)
         blocks = self.tables.table[slots, index]
-        begin, add = 0, self.pool.cache.add
+        begin, filled = 0, []
         for slot, at, block in zip(slots.tolist(), index.tolist(), blocks.tolist(), strict=True):
             names = seq.occupant(slot).names
             if len(names) == at + 1:  # Else a chunk has filled it.
                 name = next_name(names[at], data[begin : begin + width])
                 names.append(name)
-                add(name, block)
+                filled.append((name, block))
             begin += width
+        self.pool.cache.add(filled)
 
     def distrust(self, slot: int) -> None:
         """Nobody is to share what this slot has computed from now on."""
-        for block in self.tables.blocks(slot).tolist():
-            self.pool.cache.drop(block)
+        self.pool.cache.drop(self.tables.blocks(slot).tolist())
 
     # ------------------------------------------------------------ going
     def swap_out(self, slot: int, request: Request, computed: int, draft: Draft) -> int:

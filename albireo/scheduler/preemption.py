@@ -6,20 +6,19 @@ needs steps is given up for neither:
     growth    running requests have filled their blocks and none is free: the
               least important go (newest of the lowest priority, with aging)
     a place   a waiting request has a better claim than a running one: it is of a
-              more important priority, or its tenant has at least two less
-              running at this priority than another one has
+              more important priority, or its tenant has less running at this
+              priority than another one has, each by its weight, and still not more
+              when that one has made way
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 from .blocks import BlockTables, Slots
-from .requests import Request
+from .requests import Request, Share
 from .sequences import Sequences
-
-Share = tuple[int, str]
-"""Priority and tenant: requests that wait for each other first come, first served."""
 
 
 def give_up_for_growth(
@@ -53,11 +52,8 @@ def make_way(
 
     All or nothing: nobody is given up for a request that would not fit even then.
     """
-    mine = shares[head.priority, head.tenant]
-    largest = max(
-        (count for (priority, _), count in shares.items() if priority == head.priority), default=0
-    )
-    if largest < mine + 2 and all(priority <= head.priority for priority, _ in shares):
+    richest, due = _richest(head.share, shares)
+    if not due and all(share.priority <= head.priority for share in shares):
         return []
     ranked = seq.by_importance(running)[:0:-1].tolist()
     less_important = [
@@ -66,20 +62,26 @@ def make_way(
         if (other := seq.occupant(slot)).priority > head.priority and other.order > head.order
     ]
     victims = _enough(less_important, missing_blocks, tables)
-    if not victims and largest >= mine + 2:
-        priority_slots = [
-            (slot, other.tenant)
-            for slot in ranked
-            if (other := seq.occupant(slot)).priority == head.priority
-        ]
-        richest = min(
-            tenant
-            for (priority, tenant), count in shares.items()
-            if priority == head.priority and count == largest
-        )
-        theirs = [slot for slot, tenant in priority_slots if tenant == richest]
-        victims = _enough(theirs[: (largest - mine) // 2], missing_blocks, tables)
+    if not victims and due:
+        theirs = [slot for slot in ranked if seq.occupant(slot).share == richest]
+        victims = _enough(theirs[:due], missing_blocks, tables)
     return victims
+
+
+def _richest(mine: Share, shares: Counter[Share]) -> tuple[Share, int]:
+    """Of `mine`'s priority, who has most to give to it, and how many.
+
+    So many that, were they to change hands, both would have their weights' part
+    of what they run together: k with (its - k) / its weight = (mine + k) / my weight.
+    """
+    richest, most = mine, 0.0
+    for share, count in shares.items():
+        if share.priority == mine.priority:
+            surplus = count * mine.weight - shares[mine] * share.weight
+            due = surplus / (mine.weight + share.weight)
+            if due > most or (due == most and share < richest):
+                richest, most = share, due
+    return richest, math.floor(most)
 
 
 def _enough(candidates: list[int], missing_blocks: int, tables: BlockTables) -> list[int]:

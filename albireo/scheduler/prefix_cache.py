@@ -13,6 +13,7 @@ Which blocks nobody uses, and so may be given away, is the pool's business
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from hashlib import blake2b
 
 from albireo.ipc.plan import Int32Array
@@ -40,8 +41,10 @@ def extend_names(names: list[bytes], tokens: Int32Array, block_size: int) -> Non
         return
     data = tokens.tobytes()
     width = block_size * _TOKEN_BYTES
+    name = names[-1]
     for at in range((len(names) - 1) * width, len(data) - width + 1, width):
-        names.append(next_name(names[-1], data[at : at + width]))
+        name = blake2b(name + data[at : at + width], digest_size=_NAME_BYTES).digest()
+        names.append(name)
 
 
 class PrefixCache:
@@ -68,14 +71,26 @@ class PrefixCache:
             found.append(block)
         return found
 
-    def add(self, name: bytes, block: int) -> None:
-        """Names a full block, unless another one has that name: then this one stays nameless."""
-        if self._block_of.setdefault(name, block) == block:
-            self._name_of[block] = name
+    def add(self, names: Iterable[tuple[bytes, int]]) -> None:
+        """Names full blocks; where another one has that name, a block stays nameless."""
+        block_of, name_of = self._block_of, self._name_of
+        for name, block in names:
+            if block_of.setdefault(name, block) == block:
+                name_of[block] = name
 
-    def drop(self, block: int) -> None:
-        """Takes its name from a block."""
-        name = self._name_of[block]
-        if name is not None:
-            self._name_of[block] = None
-            del self._block_of[name]
+    def named(self, blocks: list[int]) -> tuple[list[int], list[int]]:
+        """Those of the blocks that have a name, and the others, each in their order."""
+        name_of = self._name_of
+        named = [block for block in blocks if name_of[block] is not None]
+        if len(named) == len(blocks):
+            return named, []
+        return named, [block for block in blocks if name_of[block] is None]
+
+    def drop(self, blocks: list[int]) -> None:
+        """Takes their names from blocks."""
+        block_of, name_of = self._block_of, self._name_of
+        for block in blocks:
+            name = name_of[block]
+            if name is not None:
+                name_of[block] = None
+                del block_of[name]

@@ -7,6 +7,7 @@ of plain decodes needs lies in arrays (sequences.py).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -48,11 +49,23 @@ _MOST_PRIORITY = 2**31
 _NO_EDITS = np.empty((0, EDIT_WORDS), dtype=np.int32)
 
 
+class Share(NamedTuple):
+    """What requests have in common that wait for each other first come, first served.
+
+    weight: of the tenant, against those of others of the priority.
+    """
+
+    priority: int
+    tenant: str
+    weight: float
+
+
 @dataclass(slots=True, eq=False)
 class Request:
     """What is known of it.
 
     arrival: grows with each submission.
+    share: whose turns it takes.
     rank: the step it came in, later by AGING_STEPS for each step of priority;
         who has the lower rank, and then the earlier arrival, is more important.
     tokens: int32, prompt and output; complete only while it waits.
@@ -72,8 +85,7 @@ class Request:
     number: int
     arrival: int
     rank: int
-    priority: int
-    tenant: str
+    share: Share
     cache_salt: str
     tokens: Int32Array
     prompt_len: int
@@ -89,6 +101,14 @@ class Request:
     swapped: int = 0
     slot: int = -1
     preemptions: int = 0
+
+    @property
+    def priority(self) -> int:
+        return self.share.priority
+
+    @property
+    def tenant(self) -> str:
+        return self.share.tenant
 
     @property
     def order(self) -> tuple[int, int]:
@@ -129,8 +149,7 @@ def new_request(submit: Submit, arrival: int, step: int) -> Request:
         number=submit.request,
         arrival=arrival,
         rank=step + AGING_STEPS * max(-_MOST_PRIORITY, min(submit.priority, _MOST_PRIORITY)),
-        priority=submit.priority,
-        tenant=submit.tenant,
+        share=Share(submit.priority, submit.tenant, submit.weight),
         cache_salt=submit.cache_salt,
         tokens=np.array(submit.prompt_ids, dtype=np.int32),
         prompt_len=prompt_len,

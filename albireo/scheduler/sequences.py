@@ -24,6 +24,7 @@ from .blocks import Slots
 from .requests import Request
 
 _NO_TOKEN = -1
+_LINE = 16  # int32 words of a cache line
 
 
 class Sequences:
@@ -42,8 +43,11 @@ class Sequences:
         self.last_step: npt.NDArray[np.int64] = np.zeros(slots, dtype=np.int64)
         self.rank: npt.NDArray[np.int64] = np.zeros(slots, dtype=np.int64)
         self.arrival: npt.NDArray[np.int64] = np.zeros(slots, dtype=np.int64)
-        # The pages of a slot become resident when its tokens reach them.
-        self.tokens: Int32Array = np.empty((slots, max_model_len), dtype=np.int32)
+        # The pages of a slot become resident when its tokens reach them.  Rows are an odd number
+        # of cache lines apart: a column of them does not fall on the same few sets of a cache.
+        lines = -(-max_model_len // _LINE) | 1
+        rows: Int32Array = np.empty((slots, lines * _LINE), dtype=np.int32)
+        self.tokens: Int32Array = rows[:, :max_model_len]
         self._stop_ids: Int32Array = np.empty((0, slots), dtype=np.int32)
         self._occupants: list[Request | None] = [None] * slots
         self._free = list(range(slots - 1, -1, -1))
@@ -103,9 +107,10 @@ class Sequences:
         self.tokens[slots, length] = tokens
         length += 1
         self.length[slots] = length
-        ended: npt.NDArray[np.bool_] = (self._stop_ids[:, slots] == tokens).any(axis=0)
-        ended &= length >= self.min_len[slots]
-        ended |= length >= self.end_len[slots]
+        ended: npt.NDArray[np.bool_] = length >= self.end_len[slots]
+        if len(self._stop_ids):
+            stopped = (self._stop_ids[:, slots] == tokens).any(axis=0)
+            ended |= stopped & (length >= self.min_len[slots])
         return length, ended
 
     def _set_stop_ids(self, slot: int, stop_ids: frozenset[int]) -> None:

@@ -18,8 +18,7 @@ from .blocks import Slots
 from .draft import Draft
 from .kv_memory import KVMemory
 from .limits import Limits
-from .preemption import Share
-from .requests import Request
+from .requests import Request, Share
 from .sequences import Sequences
 from .step_times import StepTimes
 from .waiting import WaitingQueue
@@ -51,7 +50,7 @@ class State:
     """Of one group.
 
     requests: all that have not ended.  running: slots that are planned, in the
-    order they were given.  shares: how many of each priority and tenant run.
+    order they were given.  shares: how many of each run.
     swap_block_us: what it takes to move a KV block to host memory, or back.
     leaving: slot -> the last step that names it.  completed: the last step with
     a result.
@@ -119,7 +118,7 @@ class State:
 
     def _give_share_back(self, request: Request) -> None:
         """One of its priority and tenant runs no more."""
-        share = request.priority, request.tenant
+        share = request.share
         self.shares[share] -= 1
         if not self.shares[share]:
             del self.shares[share]

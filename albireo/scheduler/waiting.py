@@ -3,7 +3,8 @@
     priorities    the one whose oldest request has the lowest rank: the lower
                   number first, with aging (requests.AGING_STEPS)
     tenants       in turn, by start-time fair queuing: a tenant's tag grows by the
-                  tokens that are computed for it, and the lowest tag is next.
+                  tokens that are computed for it, divided by its weight, and the
+                  lowest tag is next.
                   Whoever begins to wait starts from where the turn is, which moves
                   on by everybody's fair part of what is computed: nobody saves up
                   turns, and no number of newcomers keeps the others waiting
@@ -18,17 +19,19 @@ from __future__ import annotations
 import heapq
 from collections import OrderedDict
 
-from .requests import Request
+from .requests import Request, Share
 
 _SPARE_TENANTS = 64  # tags of tenants that do not wait, kept besides twice those that do
 
 
 class _Tenant:
-    """tag: tokens on the scale of its priority.  in_heap: it has an entry in `by_tag`."""
+    """tag: tokens for a weight of 1, on the scale of its priority.  in_heap: it has an entry in
+    `by_tag`."""
 
-    __slots__ = ("in_heap", "requests", "tag")
+    __slots__ = ("in_heap", "requests", "tag", "weight")
 
-    def __init__(self, tag: float) -> None:
+    def __init__(self, weight: float, tag: float) -> None:
+        self.weight = weight
         self.tag = tag
         self.in_heap = False
         self.requests: OrderedDict[int, Request] = OrderedDict()
@@ -41,6 +44,7 @@ class _Priority:
     turn: where newcomers start: at the tag of the tenant that was served last, or beyond.
     by_tag: a heap of (tag, arrival of its first request, tenant), an entry for
         each tenant that waits; it is put right, or dropped, when it comes up.
+    weights: of those tenants, together.
     """
 
     def __init__(self) -> None:
@@ -48,6 +52,7 @@ class _Priority:
         self._by_arrival: OrderedDict[int, Request] = OrderedDict()
         self._tenants: dict[str, _Tenant] = {}
         self._by_tag: list[tuple[float, int, str]] = []
+        self._weights = 0.0
         self._turn = 0.0
 
     def __len__(self) -> int:
@@ -80,11 +85,12 @@ class _Priority:
 
     def _queued(self, request: Request) -> _Tenant:
         """The request's tenant, which waits from now on."""
-        tenant = self._tenant(request.tenant)
+        tenant = self._tenant(request.share)
         if not tenant.requests:
             tenant.tag = max(tenant.tag, self._turn)
         if not tenant.in_heap:
             tenant.in_heap = True
+            self._weights += tenant.weight
             heapq.heappush(self._by_tag, (tenant.tag, request.arrival, request.tenant))
         return tenant
 
@@ -96,6 +102,7 @@ class _Priority:
             if not tenant.requests:
                 heapq.heappop(self._by_tag)
                 tenant.in_heap = False
+                self._weights -= tenant.weight
                 continue
             first = next(iter(tenant.requests.values()))
             if tag == tenant.tag:
@@ -106,8 +113,8 @@ class _Priority:
         """Removes the head; its tenant pays for its tokens, but not again after a preemption."""
         if not request.preemptions:
             cost, tag = len(request.tokens), self._tenants[request.tenant].tag
-            self.charge(request.tenant, cost)
-            self._turn = max(self._turn, tag) + cost / (len(self._by_tag) + 1)
+            self.charge(request.share, cost)
+            self._turn = max(self._turn, tag) + cost / (self._weights + 1.0)
         self.remove(request)
 
     def remove(self, request: Request) -> None:
@@ -115,14 +122,14 @@ class _Priority:
             del self._by_arrival[request.number]
         del self._tenants[request.tenant].requests[request.number]
 
-    def charge(self, name: str, tokens: int) -> None:
-        tenant = self._tenant(name)
+    def charge(self, share: Share, tokens: int) -> None:
+        tenant = self._tenant(share)
         if not tenant.requests:
             tenant.tag = max(tenant.tag, self._turn)
-        tenant.tag += tokens
+        tenant.tag += tokens / share.weight
 
-    def _tenant(self, name: str) -> _Tenant:
-        tenant = self._tenants.get(name)
+    def _tenant(self, share: Share) -> _Tenant:
+        tenant = self._tenants.get(share.tenant)
         if tenant is None:
             if len(self._tenants) > 2 * len(self._by_tag) + _SPARE_TENANTS:
                 self._tenants = {
@@ -130,7 +137,7 @@ class _Priority:
                     for name, each in self._tenants.items()
                     if each.in_heap or each.tag > self._turn
                 }
-            tenant = self._tenants[name] = _Tenant(self._turn)
+            tenant = self._tenants[share.tenant] = _Tenant(share.weight, self._turn)
         return tenant
 
 
@@ -174,10 +181,10 @@ class WaitingQueue:
         self._priorities[request.priority].remove(request)
         self._removed(request)
 
-    def charge(self, priority: int, tenant: str, tokens: int) -> None:
+    def charge(self, share: Share, tokens: int) -> None:
         """So many tokens have been computed for a tenant besides its prompts."""
-        if priority in self._priorities:
-            self._priorities[priority].charge(tenant, tokens)
+        if share.priority in self._priorities:
+            self._priorities[share.priority].charge(share, tokens)
 
     def by_priority(self) -> dict[int, int]:
         """How many wait at each priority."""

@@ -2,7 +2,9 @@
 
 workload.py    who asks when for what
 profile.py     how long a step takes
+fit.py         a profile from measured steps
 group.py       one group: the Scheduler, and a device that only takes time
-simulation.py  the node: GroupTable, groups, and the clock
+shard.py       some of the groups, in this process or another one
+simulation.py  the node: GroupTable, and the clock
 histogram.py, report.py, plot.py    what comes out
 """

@@ -5,119 +5,186 @@
     scheduler             │ apply n, plan n+2
 
 A step begins when its plan is there and the step before has ended, as in a
-worker.  Requests are told apart by numbers of this group's own, small ones, so
-that the times of all tokens of a step are one array operation.
+worker.  Nothing of a planned step is open: when it ends, and who ends with it,
+is known as soon as it is planned, and that is what lets the groups of a node be
+simulated apart (shard.py).
+
+Requests are told apart by numbers of this group's own, small ones, so that the
+times of all tokens of a step are one array operation.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import NamedTuple, cast
 
 import msgspec
 import numpy as np
 
-from albireo.ipc.messages import Refused, Submit
+from albireo.ipc.messages import Submit
 from albireo.ipc.plan import ROW_WORDS, Int32Array
 from albireo.scheduler.draft import Plan
 from albireo.scheduler.limits import Limits
-from albireo.scheduler.scheduler import Ended, Scheduler
+from albireo.scheduler.scheduler import Scheduler
 
 from .histogram import Histogram
-from .profile import StepTimes
+from .profile import Profile, StepTimes
 
-_TOKEN = 7
-_CHUNK_START, _CHUNK_LENGTH = 1, 2
+TOKEN = 7
+"""All that is ever generated."""
+_CHUNK_SLOT, _CHUNK_START, _CHUNK_LENGTH, _CHUNK_SAMPLES = range(4)
 
 
-class Flight(NamedTuple):
+class GroupShape(NamedTuple):
+    """ranks: over which the model is split."""
+
+    limits: Limits
+    ranks: int
+
+
+class Placed(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A request that the router gives to a group.
+
+    key: the router's number for it.  at: when it is there, seconds.  prompt: ids, int32.
+    """
+
+    group: int
+    key: int
+    at: float
+    prompt: bytes
+    max_tokens: int
+    priority: int
+    tenant: str
+    weight: float
+    cache_salt: str
+
+
+class Done(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A request that ends.  first, last: when its first and last token come, seconds."""
+
+    key: int
+    first: float
+    last: float
+
+
+class _Flight(NamedTuple):
     """A step that is planned.
 
-    chunks: how many of its rows, the first ones, are of prompts.
-    end: when its result is there, seconds.
+    rows: of its result, as in ipc.plan.ResultView.  end: when that is there, seconds.
+    ending: requests that end with it.
     """
 
     step: int
     rows: Int32Array
-    chunks: int
     end: float
     step_us: int
-
-
-class Done(NamedTuple):
-    """A request of the group that has ended.  first, last: when its tokens came, seconds."""
-
-    number: int
-    tokens: int
-    first: float
-    last: float
+    ending: list[int]
 
 
 class SimulatedGroup:
     """most: requests at once, running and waiting."""
 
-    def __init__(self, limits: Limits, times: StepTimes, most: int) -> None:
+    def __init__(self, number: int, shape: GroupShape, profile: Profile, most: int) -> None:
+        limits = shape.limits
+        most_rows = limits.max_num_seqs + limits.max_num_batched_tokens
+        self.number = number
         self.scheduler = Scheduler(limits)
         self.busy_s = 0.0
-        self._times = times
+        self.gaps = Histogram()
+        self.delivered = 0
+        self.done: list[Done] = []
+        self._times = StepTimes(profile, most_rows, shape.ranks)
         self._free_at = 0.0
-        self._flights: deque[Flight] = deque()
+        self._flights: deque[_Flight] = deque()
         # A number rests for long after its request's end: nothing in flight names it then.
         self._numbers = deque(range(1, 4 * most + 1))
+        self._keys = [0] * (4 * most + 1)
         self._first = np.zeros(4 * most + 1)
         self._last = np.zeros(4 * most + 1)
 
-    @property
-    def next_end(self) -> float:
-        """When the oldest step in flight ends; infinite when there is none."""
-        return self._flights[0].end if self._flights else float("inf")
+    def horizon(self, now: float) -> float:
+        """Before when no step ends that is not planned now, whatever comes from now on."""
+        return max(now, self._free_at) + self._times.least_s
 
-    def submit(self, submit: Submit) -> tuple[int, Refused | None]:
-        """Queues a request under a number of this group; its `request` field is not used."""
+    def advance(self, placed: Iterable[Placed], until: float) -> None:
+        """Lives on to a point in time, and not to what happens just then.
+
+        placed: what comes meanwhile, in the order of time.
+        Adds to `done` who ends with the steps that are planned meanwhile, and to `delivered` the
+        tokens of those that end.
+        """
+        for each in placed:
+            while self._flights and self._flights[0].end <= each.at:
+                self._finish()
+            self._submit(each)
+            self._plan(each.at)
+        while self._flights and self._flights[0].end < until:
+            self._finish()
+
+    def _submit(self, placed: Placed) -> None:
         number = self._numbers.popleft()
+        self._keys[number] = placed.key
         self._first[number] = 0.0
-        refused = self.scheduler.submit(msgspec.structs.replace(submit, request=number))
+        prompt = cast("list[int]", np.frombuffer(placed.prompt, np.int32))
+        refused = self.scheduler.submit(
+            Submit(
+                number, prompt, placed.max_tokens, 0, 0.0, 0, 1.0, 0.0, 0, (), (), False, True,
+                priority=placed.priority, tenant=placed.tenant, weight=placed.weight,
+                cache_salt=placed.cache_salt,
+            )
+        )  # fmt: skip
         if refused is not None:
-            self._numbers.append(number)
-        return number, refused
+            raise RuntimeError(f"the router has let through what never fits: {refused.message}")
 
-    def plan(self, now: float) -> bool:
-        """Plans what can be planned; whether anything was."""
-        planned = False
+    def _plan(self, now: float) -> None:
+        """Plans what can be planned."""
         while (plan := self.scheduler.plan()) is not None:
-            planned = True
-            step_s = self._step_s(plan)
-            self._free_at = max(now, self._free_at) + step_s
+            positions = self.scheduler.sequences.planned[plan.sections.decode]
+            step_s = self._step_s(plan, int(positions.sum()))
+            self._free_at = end = max(now, self._free_at) + step_s
             self.busy_s += step_s
             rows = np.empty((len(plan.sampled), ROW_WORDS), np.int32)
             rows[:, 0] = plan.sampled
             rows[:, 1] = 1
-            rows[:, 2] = _TOKEN
-            chunks = len(rows) - len(plan.sections.decode)
-            flight = Flight(plan.step, rows, chunks, self._free_at, round(step_s * 1e6))
-            self._flights.append(flight)
-        return planned
+            rows[:, 2] = TOKEN
+            ending = self._tell(plan, end)
+            self._flights.append(_Flight(plan.step, rows, end, round(step_s * 1e6), ending))
 
-    def finish(self, gaps: Histogram) -> list[Done]:
-        """The oldest step has ended.  Returns who has ended with it; `gaps` gets the times between
-        tokens."""
+    def _tell(self, plan: Plan, end: float) -> list[int]:
+        """Notes the times of a step's tokens; returns the requests that end with it."""
+        decode, chunk = plan.sections.decode, plan.sections.chunk
+        requests = plan.sampled
+        slots = decode
+        first = len(requests) - len(decode)
+        if first:
+            chunks = chunk[chunk[:, _CHUNK_SAMPLES] == 1, _CHUNK_SLOT]
+            slots = np.concatenate([chunks, decode])
+            new = requests[:first]
+            new = new[self._first[new] == 0.0]  # others have been preempted
+            self._first[new] = end
+        self.gaps.add_all(end - self._last[requests[first:]])
+        self._last[requests] = end
+        seq = self.scheduler.sequences
+        at_end = seq.planned[slots] >= seq.end_len[slots] - 1
+        if not at_end.any():
+            return []
+        ending: list[int] = requests[at_end].tolist()
+        self.done += [Done(self._keys[each], float(self._first[each]), end) for each in ending]
+        return ending
+
+    def _finish(self) -> None:
+        """The oldest step in flight ends, and the next one is planned."""
         flight = self._flights.popleft()
-        requests = flight.rows[:, 0]
-        if flight.chunks:
-            first = requests[: flight.chunks]
-            first = first[self._first[first] == 0.0]  # others have been preempted
-            self._first[first] = flight.end
-        gaps.add_all(flight.end - self._last[requests[flight.chunks :]])
-        self._last[requests] = flight.end
+        self.delivered += len(flight.rows)
         ended = self.scheduler.apply(flight.step, flight.rows, flight.step_us)
-        return [self._done(each) for each in ended]
+        if [each.request for each in ended] != flight.ending:
+            raise RuntimeError(f"step {flight.step} ends {ended}, and not {flight.ending}")
+        self._numbers += flight.ending
+        self._plan(flight.end)
 
-    def _done(self, ended: Ended) -> Done:
-        number = ended.request
-        self._numbers.append(number)
-        return Done(number, ended.generated, float(self._first[number]), float(self._last[number]))
-
-    def _step_s(self, plan: Plan) -> float:
+    def _step_s(self, plan: Plan, kv_tokens: int) -> float:
+        """kv_tokens: that its decodes read."""
         sections = plan.sections
         decode, chunk = sections.decode, sections.chunk
         prefill = pairs = 0
@@ -126,5 +193,4 @@ class SimulatedGroup:
             length = chunk[:, _CHUNK_LENGTH].astype(np.int64)
             prefill = int(length.sum())
             pairs = int((length * (start + (length + 1) // 2)).sum())
-        kv_tokens = int(self.scheduler.sequences.planned[decode].sum())
         return self._times.step_s(len(decode) + prefill, kv_tokens, pairs, len(sections.copy))

@@ -24,6 +24,20 @@ class Histogram:
         self.total = 0.0
         self.count = 0
 
+    @classmethod
+    def of(cls, counts: bytes, total: float) -> Histogram:
+        """One that was made elsewhere: its buckets, int64, and the sum of its values."""
+        made = cls()
+        made.counts = np.frombuffer(counts, np.int64).copy()
+        made.total = total
+        made.count = int(made.counts.sum())
+        return made
+
+    def merge(self, other: Histogram) -> None:
+        self.counts += other.counts
+        self.total += other.total
+        self.count += other.count
+
     def add(self, value: float) -> None:
         self.counts[_place(value)] += 1
         self.total += value

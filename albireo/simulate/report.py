@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
-import resource
+from collections import defaultdict
 from typing import Any
 
-from .group import SimulatedGroup
 from .histogram import Histogram
+from .shard import GroupResult, ShardResult
 
+NOBODY = "-"
+"""The tenant of requests that name none."""
 _MOST_SAMPLES = 2000
 _FIRST_INTERVAL_S = 0.1
 _KIB_PER_MIB = 1024
+_MOST_TENANTS = 16
+
+
+class _Tenant:
+    """Times of one tenant's requests."""
+
+    def __init__(self) -> None:
+        self._times = {name: Histogram() for name in ("ttft", "tpot", "e2e")}
+
+    def add(self, found: dict[str, float]) -> None:
+        for name, value in found.items():
+            self._times[name].add(value)
+
+    def tree(self) -> dict[str, Any]:
+        times = {f"{name}_ms": each.tree() for name, each in self._times.items()}
+        return {"completed": self._times["e2e"].count, **times}
 
 
 class Figures:
@@ -21,10 +39,13 @@ class Figures:
         self.completed = self.good = self.tokens = self.refused = 0
         self.never: str | None = None
         self.samples: list[tuple[float, int, int]] = []
+        self._groups: list[GroupResult] = []
+        self._tenants: defaultdict[str, _Tenant] = defaultdict(_Tenant)
+        self._peak_kib = 0
         self._slo_s = slo_s
         self._interval_s = _FIRST_INTERVAL_S
 
-    def add(self, arrived: float, first: float, last: float, tokens: int) -> None:
+    def add(self, tenant: str, arrived: float, first: float, last: float, tokens: int) -> None:
         """A request has ended; seconds."""
         found = {"ttft": first - arrived, "e2e": last - arrived}
         self.ttft.add(found["ttft"])
@@ -32,6 +53,9 @@ class Figures:
         if tokens > 1:
             found["tpot"] = (last - first) / (tokens - 1)
             self.tpot.add(found["tpot"])
+        known = tenant in self._tenants
+        if known or (tenant != NOBODY and len(self._tenants) < _MOST_TENANTS):
+            self._tenants[tenant].add(found)
         self.completed += 1
         self.tokens += tokens
         self.good += all(found.get(name, 0.0) <= most for name, most in self._slo_s.items())
@@ -49,9 +73,17 @@ class Figures:
             self._interval_s *= 2
         return self._interval_s
 
-    def tree(self, groups: list[SimulatedGroup], virtual_s: float, wall_s: float) -> dict[str, Any]:
-        """Times in milliseconds, as maps of mean and percentiles."""
-        counters = [group.scheduler.counters for group in groups]
+    def take(self, result: ShardResult) -> None:
+        """What groups have counted; to be called in the order of their numbers."""
+        for group in result.groups:
+            self.itl.merge(group.gap_times())
+        self._groups += result.groups
+        self._peak_kib += result.peak_kib
+
+    def tree(self, virtual_s: float, wall_s: float) -> dict[str, Any]:
+        """Times in milliseconds, as maps of mean and percentiles; of the first 16 tenants, too."""
+        groups = self._groups
+        counters = [group.counters for group in groups]
         queried = sum(each.prefix_queried_tokens for each in counters)
         hit = sum(each.prefix_hit_tokens for each in counters)
         steps = sum(each.steps for each in counters)
@@ -69,6 +101,7 @@ class Figures:
                 "share": round(self.good / self.completed, 4) if self.completed else 0.0,
                 "requests_per_s": round(self.good / virtual_s, 3) if virtual_s else 0.0,
             },
+            "tenants": {name: each.tree() for name, each in sorted(self._tenants.items())},
             "steps": steps,
             "busy": round(sum(group.busy_s for group in groups) / len(groups) / virtual_s, 4)
             if virtual_s
@@ -76,5 +109,5 @@ class Figures:
             "preemptions": sum(each.preemptions for each in counters),
             "prefix_hit_share": round(hit / queried, 4) if queried else 0.0,
             "wall_s": round(wall_s, 2),
-            "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // _KIB_PER_MIB,
+            "peak_memory_mib": self._peak_kib // _KIB_PER_MIB,
         }

@@ -13,6 +13,7 @@ A trace is a file of JSON lines, in the order of time, one for each request:
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,24 +48,24 @@ class Prompts:
     def __init__(self, seed: int) -> None:
         self._rng = np.random.default_rng(seed)
         self._seed = seed
-        self._prefixes: dict[str, list[int]] = {}
+        self._prefixes: dict[str, array[int]] = {}
 
-    def of(self, arrival: Arrival) -> list[int]:
+    def of(self, arrival: Arrival) -> array[int]:
         if arrival.prompt_ids is not None:
-            return arrival.prompt_ids
+            return array("i", arrival.prompt_ids)
         common = self._prefix(arrival.prefix, min(arrival.prefix_len, arrival.input_len))
         rest = self._rng.integers(0, VOCAB, arrival.input_len - len(common), dtype=np.int32)
-        own: list[int] = rest.tolist()
-        return common + own
+        own = array("i", rest.tobytes())
+        return common + own if common else own
 
-    def _prefix(self, name: str, length: int) -> list[int]:
+    def _prefix(self, name: str, length: int) -> array[int]:
         if not length:
-            return []
+            return array("i")
         known = self._prefixes.get(name)
         if known is None or len(known) < length:
             seeds = [self._seed, *name.encode()]
             drawn = np.random.default_rng(seeds).integers(0, VOCAB, length, dtype=np.int32)
-            known = self._prefixes[name] = drawn.tolist()
+            known = self._prefixes[name] = array("i", drawn.tobytes())
         return known[:length]
 
 
@@ -94,9 +95,11 @@ def read_trace(path: Path) -> Iterator[Arrival]:
 
 
 def arrival_rate(
-    text: str, profile: Profile, slots: int, batch: int, input_len: int, output_len: int
+    text: str, profile: Profile, ranks: tuple[int, ...], batch: int, input_len: int, output_len: int
 ) -> float:
     """Requests a second from `poisson:RATE` or `load:SHARE`.  Raises WorkloadError.
+
+    ranks: of each group.  batch: its slots.
 
     A load of 1 is what groups with all slots taken serve: an answer takes its
     decode steps at that batch, and its part of them a prefill of its own.
@@ -113,11 +116,14 @@ def arrival_rate(
     context = batch * (input_len + output_len // 2)
     # While one answer decodes, each of the others' prompts is computed once.
     prefill, pairs = batch * input_len, batch * input_len * input_len // 2
-    times = StepTimes(profile, max(batch, prefill))
-    decode_s = output_len * times.step_s(batch, context, 0, 0)
-    alone_s = times.step_s(prefill, 0, pairs, 0)
-    idle_s = times.step_s(0, 0, 0, 0)
-    return number * slots / (decode_s + max(0.0, alone_s - idle_s))
+    rate = 0.0
+    for each in ranks:
+        times = StepTimes(profile, max(batch, prefill), each)
+        decode_s = output_len * times.step_s(batch, context, 0, 0)
+        alone_s = times.step_s(prefill, 0, pairs, 0)
+        idle_s = times.step_s(0, 0, 0, 0)
+        rate += number * batch / (decode_s + max(0.0, alone_s - idle_s))
+    return rate
 
 
 def random_arrivals(

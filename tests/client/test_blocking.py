@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -78,6 +79,29 @@ def test_chat(node: PlayedNode) -> None:
         assert "".join(delta.text for delta in stream) == "hi"
         with pytest.raises(InvalidRequest, match="no such role"):
             client.chat([{"role": "nobody", "content": "x"}])
+
+
+@pytest.mark.parametrize(
+    ("terms", "param"),
+    [({"priority": 1001}, "priority"), ({"tenant": "x" * 257}, "tenant"),
+     ({"cache_salt": "x" * 257}, "cache_salt"), ({"priority": "high"}, None)],
+)  # fmt: skip
+def test_whose_turn_it_is_and_who_shares_goes_with_every_request(
+    node: PlayedNode, terms: dict[str, Any], param: str | None
+) -> None:
+    with Client.connect(node.path) as client:
+        hello = [{"role": "user", "content": "hello"}]
+        assert client.generate("ab", max_tokens=2, priority=-3, tenant="a", cache_salt="b").text
+        assert client.chat(hello, max_tokens=2, priority=-3, tenant="a", cache_salt="b").text
+        for ask in (
+            lambda: client.generate("ab", **terms),
+            lambda: list(client.stream("ab", **terms)),
+            lambda: client.chat(hello, **terms),
+            lambda: list(client.chat(hello, stream=True, **terms)),
+        ):
+            with pytest.raises(InvalidRequest) as caught:
+                ask()
+            assert caught.value.param == param
 
 
 def test_the_rest_of_the_services(node: PlayedNode) -> None:

@@ -8,7 +8,7 @@ import typing
 
 import albireo
 from albireo import SamplingParams, client
-from albireo.client.requests import SamplingOverrides
+from albireo.client.requests import RequestKeywords, SamplingOverrides, Terms
 
 
 def modules_after(code: str) -> set[str]:
@@ -47,4 +47,6 @@ def test_the_public_names() -> None:
 
 
 def test_keywords_are_the_sampling_parameters() -> None:
-    assert set(typing.get_type_hints(SamplingOverrides)) == set(SamplingParams.__struct_fields__)
+    sampling = set(SamplingParams.__struct_fields__)
+    assert set(typing.get_type_hints(SamplingOverrides)) == sampling
+    assert set(typing.get_type_hints(RequestKeywords)) == sampling | set(Terms.__struct_fields__)

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from albireo.bench.gateway import bench_gateway
 from albireo.cli.node import _http_address, start
-from albireo.node.options import NodeOptions, OptionError
+from albireo.node.options import NodeOptions, OptionError, parse_weights
 
 
 def test_http_is_one_option_or_two() -> None:
@@ -28,10 +28,39 @@ def test_no_gateway_runs_unless_http_is_asked_for() -> None:
     assert NodeOptions(gateways=4, uds="/s").num_gateways == 4
 
 
+def test_weights_are_names_and_numbers() -> None:
+    assert parse_weights("") == {}
+    assert parse_weights("alice=4, a=b=0.5,") == {"alice": 4.0, "a=b": 0.5}
+    for text in ("alice", "=1", "alice=0", "alice=x", "alice=2000", "alice=nan", "alice=inf"):
+        with pytest.raises(OptionError, match="is not TENANT=WEIGHT"):
+            parse_weights(text)
+    with pytest.raises(OptionError, match="'a' is there twice"):
+        parse_weights("a=1,a=2")
+
+
+def test_what_is_said_of_tenants_reaches_the_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[NodeOptions] = []
+
+    def run(options: NodeOptions, _: object) -> int:
+        given.append(options)
+        return 0
+
+    monkeypatch.setattr("albireo.node.launch.run_foreground", run)
+    arguments = ["--tenant-weights", "alice=4", "--isolate-tenants"]
+    done = CliRunner().invoke(start, [*arguments, "--max-num-reqs-per-tenant", "7"])
+    assert done.exit_code == 0, done.output
+    [options] = given
+    assert (options.tenant_weights, options.isolate_tenants) == ({"alice": 4.0}, True)
+    assert options.max_num_reqs_per_tenant == 7
+    done = CliRunner().invoke(start, ["--tenant-weights", "alice=-1"])
+    assert done.exit_code == 1 and "is not TENANT=WEIGHT" in done.output
+
+
 def test_help_lists_the_options() -> None:
     text = CliRunner().invoke(start, ["--help"]).output
     for name in ("--http", "--host", "--port", "--uds", "--gateways", "--api-key",
-                 "--api-key-file", "--allowed-origins", "--served-model-name"):  # fmt: skip
+                 "--api-key-file", "--allowed-origins", "--tenant-weights",
+                 "--isolate-tenants", "--served-model-name"):  # fmt: skip
         assert name in text
 
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from albireo.ipc.config import TenantConfig
 from albireo.ipc.messages import Credit, GroupDown, Submit
 from albireo.router.affinity import PIECE, GroupPrefixes, names_of
+from albireo.router.tenants import Tenants
 
 from .conftest import Neighbourhood
 from .fakes import FakeGroup, RawClient, piece
@@ -53,8 +57,8 @@ def test_what_a_group_knows_is_bounded_and_forgets_ends_first() -> None:
 class _Node:
     """Two groups; how many requests each has got is what is asked."""
 
-    def __init__(self, start: Start) -> None:
-        near = start(num_groups=2, max_model_len=LONG, num_blocks=LONG)
+    def __init__(self, start: Start, **changes: Any) -> None:
+        near = start(num_groups=2, max_model_len=LONG, num_blocks=LONG, **changes)
         self.groups: list[FakeGroup] = [near.group(0), near.group(1)]
         self.supervisor = near.supervisor()
         self.client: RawClient = near.client()
@@ -70,11 +74,11 @@ class _Node:
         groups: list[dict[str, object]] = self.client.receive()["status"]["groups"]
         return groups
 
-    def ask(self, prompt: list[int], salt: str = "") -> None:
+    def ask(self, prompt: list[int], salt: str = "", tenant: str = "") -> None:
         self._number += 1
         self.client.send(
             type="generate", id=self._number, prompt_ids=prompt, params={"max_tokens": 10},
-            cache_salt=salt,
+            cache_salt=salt, tenant=tenant,
         )  # fmt: skip
 
     def in_flight(self) -> list[object]:
@@ -98,6 +102,43 @@ def test_a_salt_keeps_prefixes_apart(start: Start) -> None:
     node.ask(PROMPT, "one")
     node.ask(PROMPT, "another")
     assert node.in_flight() == [1, 1]
+
+
+_names = st.text(alphabet="1:a#.", max_size=4)
+
+
+@given(_names, _names, _names, _names)
+def test_no_tenant_and_salt_look_like_others(
+    one: str, its_salt: str, other: str, others_salt: str
+) -> None:
+    tenants = Tenants(TenantConfig(isolated=True))
+    salts = tenants.terms(one, its_salt).cache_salt, tenants.terms(other, others_salt).cache_salt
+    assert (salts[0] == salts[1]) == ((one, its_salt) == (other, others_salt))
+    assert Tenants(TenantConfig()).terms(one, its_salt).cache_salt == its_salt
+
+
+def test_isolated_tenants_do_not_find_each_others_prefixes(start: Start) -> None:
+    node = _Node(start, tenants=TenantConfig(isolated=True))
+    for tenant in ("one", "another", "one"):
+        node.ask(PROMPT, tenant=tenant)
+    assert node.in_flight() == [2, 1]
+    assert [each["found_tokens"] for each in node.status()] == [len(PROMPT), 0]
+    one, another = (group.expect(Submit).cache_salt for group in node.groups)
+    assert one != another
+
+
+@pytest.mark.parametrize("incarnation", [0, 5])
+def test_connections_without_a_name_are_isolated_also_from_those_of_an_earlier_router(
+    start: Start, incarnation: int
+) -> None:
+    near = start(incarnation=incarnation, tenants=TenantConfig(isolated=True))
+    group = near.group()
+    salts = set()
+    for _ in range(2):
+        near.client().send(type="generate", id=1, prompt_ids=[7])
+        salts.add(group.expect(Submit).cache_salt)
+    # Groups outlive a router, and what they have cached does too.
+    assert salts == {f"4:#{incarnation}.{connection}" for connection in (1, 2)}
 
 
 def test_an_answer_is_part_of_the_next_prompt(start: Start) -> None:

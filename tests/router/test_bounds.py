@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from albireo.ipc import protocol
+from albireo.ipc.config import TenantConfig
 from albireo.ipc.messages import Abort, Credit, Decoded, DecodeIds, Submit
 from albireo.router import router as router_module
 from albireo.router import session as session_module
@@ -83,7 +84,7 @@ def test_numbers_differ_from_those_of_the_router_before_and_skip_what_is_in_use(
 
 
 def test_a_tenant_has_a_limit_of_its_own(start: Start) -> None:
-    near = start(max_num_reqs_per_tenant=3)
+    near = start(tenants=TenantConfig(max_num_reqs=3))
     group = near.group()
     one, other = near.client(), near.client()
 
@@ -109,3 +110,13 @@ def test_a_tenant_has_a_limit_of_its_own(start: Start) -> None:
     ask(one, 5, 2)
     assert group.expect(Credit) and group.expect(Abort)
     assert group.expect(Submit) and group.expect(Submit)
+
+
+def test_a_request_has_the_weight_of_its_tenant(start: Start) -> None:
+    near = start(tenants=TenantConfig(weights={"alice": 4.0, "batch": 0.5}))
+    group, client = near.group(), near.client()
+    for number, tenant in enumerate(("alice", "", "batch", "bob")):
+        client.send(type="generate", id=number, prompt_ids=[5], tenant=tenant)
+    found = [group.expect(Submit) for _ in range(4)]
+    assert [each.weight for each in found] == [4.0, 1.0, 0.5, 1.0]
+    assert [each.cache_salt for each in found] == [""] * 4

@@ -22,10 +22,13 @@ class Queue:
         self.arrivals = 0
 
     def add(
-        self, tenant: str = "", priority: int = 0, at_step: int = 0, prompt_len: int = 4
-    ) -> Request:
+        self, tenant: str = "", priority: int = 0, at_step: int = 0, prompt_len: int = 4,
+        weight: float = 1.0,
+    ) -> Request:  # fmt: skip
         self.arrivals += 1
-        submit = submission(self.arrivals, prompt_len, tenant=tenant, priority=priority)
+        submit = submission(
+            self.arrivals, prompt_len, tenant=tenant, priority=priority, weight=weight
+        )
         request = new_request(submit, self.arrivals, at_step)
         self.queue.add(request)
         return request
@@ -75,8 +78,34 @@ def test_generated_tokens_count_too() -> None:
     writer = [queue.add("writer") for _ in range(3)]
     reader = [queue.add("reader") for _ in range(3)]
     assert queue.take() is writer[0]
-    queue.queue.charge(0, "writer", 8)
+    queue.queue.charge(writer[0].share, 8)
     assert queue.take_all() == [*reader, *writer[1:]]
+
+
+def test_tenants_get_tokens_by_their_weights() -> None:
+    queue = Queue()
+    weights = {"half": 0.5, "one": 1.0, "four": 4.0}
+    for name, weight in weights.items():
+        for _ in range(200):
+            queue.add(name, prompt_len=10, weight=weight)
+    served = [request.tenant for request in (queue.take() for _ in range(220))]
+    for count in range(22, 221, 22):
+        for name, weight in weights.items():
+            fair = count * weight / sum(weights.values())
+            assert abs(served[:count].count(name) - fair) <= 1.5
+
+
+def test_a_heavy_newcomer_does_not_get_the_turns_it_missed_either() -> None:
+    queue = Queue()
+    for _ in range(60):
+        queue.add("flood")
+    for _ in range(30):
+        queue.take()
+    for _ in range(30):
+        queue.add("heavy", weight=3.0)
+    tenants = [request.tenant for request in (queue.take() for _ in range(32))]
+    for count in range(4, 33, 4):
+        assert abs(tenants[:count].count("heavy") - 0.75 * count) <= 2
 
 
 def test_who_comes_late_gets_a_turn_but_not_the_turns_it_missed() -> None:
@@ -190,6 +219,30 @@ def test_a_flood_fills_what_nobody_else_wants() -> None:
     assert made.scheduler.counters.preemptions == 1
     made.run()
     made.check_streams()
+
+
+def running_tenants(made: FakeGroup) -> list[str]:
+    numbers = made.scheduler.sequences.request[made.scheduler._state.running].tolist()
+    return [made.streams[number].submit.tenant for number in numbers]
+
+
+@pytest.mark.parametrize(("weight", "places"), [(1.0, 4), (3.0, 6), (7.0, 7), (0.34, 2)])
+def test_places_are_shared_by_weight_too(weight: float, places: int) -> None:
+    made = group(max_num_seqs=8, num_blocks=400, max_model_len=128)
+    for request in range(1, 17):
+        made.submit(submission(request, max_tokens=80, tenant="flood"))
+    assert len(taken(step(made))) == 8
+    for request in range(17, 33):
+        made.submit(submission(request, max_tokens=80, tenant="other", weight=weight))
+    for _ in range(32):
+        step(made)
+    for _ in range(24):  # Nobody changes places for nothing.
+        assert running_tenants(made).count("other") == places
+        step(made)
+    assert made.scheduler.counters.preemptions == places
+    for request in range(1, 33):
+        made.abort(request)
+    made.run()
 
 
 def test_an_urgent_request_takes_the_place_of_the_least_important() -> None:

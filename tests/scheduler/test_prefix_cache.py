@@ -36,16 +36,16 @@ def test_a_name_stands_for_all_tokens_up_to_the_blocks_end() -> None:
 def test_a_name_has_one_block_and_a_block_one_name() -> None:
     cache = PrefixCache(16)
     _, first, second = names = names_of([1, 2, 3, 4])
-    cache.add(first, 7)
-    cache.add(first, 8)
-    cache.add(second, 9)
+    cache.add([(first, 7), (first, 8)])
+    cache.add([(second, 9)])
     assert cache.blocks(names) == [7, 9]
     assert (7 in cache, 8 in cache, len(cache)) == (True, False, 2)
-    cache.drop(8)
-    cache.drop(7)
+    cache.drop([8])
+    cache.drop([7, 3])
     assert cache.blocks(names) == []
-    cache.add(first, 8)
+    cache.add([(first, 8)])
     assert cache.blocks(names) == [8, 9]
+    assert cache.named([9, 3, 8]) == ([9, 8], [3]) and cache.named([9]) == ([9], [])
 
 
 def test_what_is_in_the_cache_is_not_computed_again() -> None:

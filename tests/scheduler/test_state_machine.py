@@ -41,13 +41,14 @@ SHAPES = st.fixed_dictionaries(
         "seed": st.sampled_from([1, 2, 5001, 5002, 12001, 12002]),
         "cache_salt": st.sampled_from(["", "", "", "other"]),
         "priority": st.sampled_from([0, 0, 0, -1, 3]),
-        "tenant": st.sampled_from(["a", "a", "b", "c"]),
+        "tenant": st.sampled_from(["a", "a", "b", "c"]),  # WEIGHTS has what each weighs
         "resumed": st.sampled_from([0, 0, 0, 1, 4]),
         "prompt_logprobs": st.sampled_from([-1, -1, -1, 2]),
         "repetition_penalty": st.sampled_from([1.0, 1.0, 1.5]),
         "logit_bias": st.sampled_from([{}, {}, {3: 1.5, 7: -2.0}]),
     }
 )
+WEIGHTS = {"a": 1.0, "b": 3.5, "c": 0.25}
 Shape = dict[str, Any]
 
 
@@ -72,7 +73,7 @@ def tiny_limits(draw: st.DrawFn, lookahead: int) -> Limits:
 
 def shaped(request: int, shape: Shape) -> Submit:
     """A submission from one of SHAPES."""
-    shape = dict(shape)
+    shape = dict(shape, weight=WEIGHTS[shape["tenant"]])
     shape["min_tokens"] = min(shape["min_tokens"], shape["max_tokens"])
     shape["resumed"] = min(shape["resumed"], shape["max_tokens"] - 1)
     submit = submission(request, **shape)
