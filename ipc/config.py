@@ -105,6 +105,7 @@ class ActorSpec(msgspec.Struct, frozen=True, kw_only=True):
     group, rank: -1 where they have no meaning.
     engine: of the actor's group; for router and tokenizer, of group 0.
     gpus: of the actor's group, by rank, as CUDA_VISIBLE_DEVICES names them.
+    group_gpus: for the router, those of each group.
     gateway: of the role "gateway" alone.
     """
 
@@ -126,6 +127,7 @@ class ActorSpec(msgspec.Struct, frozen=True, kw_only=True):
     chat_template: str | None = None
     tokenizer_path: str = ""
     gpus: tuple[str, ...] = ()
+    group_gpus: tuple[tuple[str, ...], ...] = ()
     gateway: GatewayConfig | None = None
 
     def socket_path(self, link: str) -> str:

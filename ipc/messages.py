@@ -101,6 +101,7 @@ class Submit(_Message, frozen=True):
     grammar: what matchers are made of (workers/grammar/), known to compile; "" = free text.
     priority: lower goes first.  tenant: who is asking, for fairness among them.
     cache_salt: only requests with the same one share prefix blocks.
+    arrived_s: when the router got it, CLOCK_MONOTONIC in seconds; 0 = not known.
     """
 
     request: int
@@ -129,6 +130,7 @@ class Submit(_Message, frozen=True):
     tenant: str = ""
     cache_salt: str = ""
     grammar: str = ""
+    arrived_s: float = 0.0
 
 
 class Abort(_Message, frozen=True):
@@ -184,7 +186,10 @@ class Refused(_Message, frozen=True):
 
 
 class SchedulerStats(_Message, frozen=True):
-    """State of a group's scheduler.  Counters grow from the group's start."""
+    """State of a group's scheduler.  Counters grow from the group's start.
+
+    queue_counts, queue_sum_s: histogram of the times until a first slot, by WHOLE_REQUEST_S.
+    """
 
     running: int
     waiting: int
@@ -202,6 +207,8 @@ class SchedulerStats(_Message, frozen=True):
     swapped_out_blocks: int = 0
     swapped_in_blocks: int = 0
     waiting_by_priority: dict[int, int] = {}
+    queue_counts: list[int] = []
+    queue_sum_s: float = 0.0
 
 
 class GroupStats(_Message, frozen=True):

@@ -75,6 +75,9 @@ class Blueprint:
             max_num_reqs_per_tenant=self._options.max_num_reqs_per_tenant,
             max_failovers=self._options.max_failovers,
             gpus=tuple(gpu.uuid for gpu in self._gpus[group]) if role == "worker" else (),
+            group_gpus=tuple(tuple(gpu.uuid for gpu in each) for each in self._gpus)
+            if role == "router"
+            else (),
             gateway=GatewayConfig(
                 api_key=self._options.api_key,
                 api_key_file=self._options.api_key_file,

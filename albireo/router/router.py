@@ -245,7 +245,7 @@ class Router:
         """Decides what the group is given for each stream.  Raises Refusal."""
         first = resolve(self._limits, prompt_ids, bad_words, request.asked, request.tenant, grammar)
         for choice, stream in request.streams.items():
-            stream.submit = for_choice(first, stream.request, choice)
+            stream.submit = for_choice(first, stream.request, choice, stream.times.arrived)
 
     def _submit_all(self, request: TokenRequest) -> None:
         for stream in list(request.streams.values()):

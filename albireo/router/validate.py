@@ -131,11 +131,12 @@ def check_prompt_ids(limits: RequestLimits, prompt_ids: list[int]) -> None:
     _check_range(limits, prompt_ids, "prompt_ids")
 
 
-def for_choice(first: Submit, request: int, choice: int) -> Submit:
+def for_choice(first: Submit, request: int, choice: int, arrived_s: float) -> Submit:
     """What a group is given for the i-th answer: its own random stream, the prompt scored once."""
     return msgspec.structs.replace(
         first,
         request=request,
+        arrived_s=arrived_s,
         seed=_signed(first.seed + choice),
         prompt_logprobs=-1 if choice else first.prompt_logprobs,
     )

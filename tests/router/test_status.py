@@ -39,7 +39,7 @@ def outline(tree: dict[str, Any], depth: int = 0) -> list[tuple[int, str]]:
     found = []
     for name, value in tree.items():
         found.append((depth, name))
-        inner = value[0] if isinstance(value, list) else value
+        inner = value[0] if isinstance(value, list) and value else value
         if isinstance(inner, dict):
             found += outline(inner, depth + 2)
     return found
