@@ -20,6 +20,7 @@ from .http import AsgiReceive, AsgiSend, ClientGone, Request, Scope
 from .keys import ApiKeys
 from .link import NodeLink
 from .openapi import openapi
+from .page import page, top
 from .probes import health, metrics, model, models, version
 from .texts import detokenize, tokenize
 
@@ -39,8 +40,10 @@ _ENDPOINTS: Mapping[str, tuple[tuple[str, ...], Endpoint]] = {
     "/version": (_GET, version),
     "/metrics": (_GET, metrics),
     "/openapi.json": (_GET, openapi),
+    "/": (_GET, page),
+    "/top": (_GET, top),
 }
-_OPEN = frozenset({"/health", "/ping", "/version", "/metrics", "/openapi.json"})
+_OPEN = frozenset({"/", "/health", "/ping", "/version", "/metrics", "/openapi.json"})
 """Paths that ask for no key."""
 
 
