@@ -36,6 +36,7 @@ TASKS = (
 
 _FAINT = "bright_black"
 _IDLE = "#ff665c"
+_TRACK = "#3d4657"
 _SPARKS = "▁▂▃▄▅▆▇█"
 _STATES = {"ready": "green", "failed": "red", "dead": "red", "stopped": "red"}
 _STAGE_WIDTH = 58
@@ -351,12 +352,14 @@ def _bar(width: int, parts: Sequence[tuple[float, str]]) -> Text:
         halves = max(1, halves)
     whole, half = divmod(max(0, halves), 2)
     text.append("━" * whole + "╸" * half, style)
-    return text.append("─" * (width - drawn - whole - half), _FAINT)
+    return text.append("─" * (width - drawn - whole - half), _TRACK)
 
 
 def _meter(share: float, width: int) -> Text:
     colour = "#37bd9b" if share < 0.75 else "#eab04f" if share < 0.92 else "#ee7f9a"
-    return _bar(width, [(share, colour)]).append(f" {share:4.0%}", "" if share else _FAINT)
+    return _bar(width, [(share, colour)]).append(
+        f" {share:4.0%}" if share >= 0.1 or not share else f" {share:.1%}", "" if share else _FAINT
+    )
 
 
 def _sparks(values: Sequence[float], width: int) -> str:
@@ -386,7 +389,7 @@ def _ms(value: float) -> str:
 
 def _us(value: float) -> str:
     if value >= 1000:
-        return f"{value / 1000:.2f} ms"
+        return f"{value / 1000:,.{2 if value < 1e4 else 1 if value < 1e5 else 0}f} ms"
     return f"{value:.0f} µs" if value >= 100 or value < 0.05 else f"{value:.1f} µs"
 
 
