@@ -78,10 +78,12 @@ class Blueprint:
             group_gpus=tuple(tuple(gpu.uuid for gpu in each) for each in self._gpus)
             if role == "router"
             else (),
+            seed=self._options.seed if role == "router" else None,
             gateway=GatewayConfig(
                 api_key=self._options.api_key,
                 api_key_file=self._options.api_key_file,
                 allowed_origins=self._options.allowed_origins,
+                stream_interval=self._options.stream_interval,
             )
             if role == "gateway"
             else None,

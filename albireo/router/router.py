@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import random
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -84,6 +85,8 @@ class Router:
         self._started_at = self._loop.time()
         self._limits = RequestLimits.of(spec)
         self._numbers = RequestNumbers(spec.incarnation)
+        chance = random.SystemRandom() if spec.seed is None else random.Random(spec.seed)
+        self._draw_seed: Callable[[], int] = functools.partial(chance.getrandbits, 64)
         self._counts = RequestCounts()
         self._tenants = Tenants(spec.max_num_reqs_per_tenant)
         self.sessions: set[Session] = set()
@@ -243,7 +246,10 @@ class Router:
         grammar: str = "",
     ) -> None:
         """Decides what the group is given for each stream.  Raises Refusal."""
-        first = resolve(self._limits, prompt_ids, bad_words, request.asked, request.tenant, grammar)
+        first = resolve(
+            self._limits, prompt_ids, bad_words, request.asked, request.tenant, grammar,
+            self._draw_seed,
+        )  # fmt: skip
         for choice, stream in request.streams.items():
             stream.submit = for_choice(first, stream.request, choice, stream.times.arrived)
 

@@ -6,7 +6,7 @@ functions raise Refusal, with the numbers.
 
 from __future__ import annotations
 
-import secrets
+from collections.abc import Callable
 
 import msgspec
 
@@ -148,7 +148,8 @@ def resolve(
     bad_words: tuple[tuple[int, ...], ...],
     asked: Generate | Chat,
     tenant: str,
-    grammar: str = "",
+    grammar: str,
+    draw_seed: Callable[[], int],
 ) -> Submit:
     """The message for a group, but for its number: see for_choice.
 
@@ -156,6 +157,7 @@ def resolve(
     bad_words: token ids of params.bad_words.  Raises Refusal for one with too many.
     tenant: on whose behalf it is.
     grammar: params.grammar, compiled.
+    draw_seed: 64 bits, for a request without a seed.
     """
     params = asked.params
     _check_bad_words(bad_words)
@@ -172,7 +174,7 @@ def resolve(
         top_k=params.top_k if params.top_k < limits.vocab_size else 0,
         top_p=params.top_p,
         min_p=params.min_p,
-        seed=_signed(secrets.randbits(64) if params.seed is None else params.seed),
+        seed=_signed(draw_seed() if params.seed is None else params.seed),
         stop=params.stop,
         stop_token_ids=stop_token_ids,
         include_stop=params.include_stop_str_in_output,

@@ -31,8 +31,14 @@ def test_no_gateway_runs_unless_http_is_asked_for() -> None:
 def test_help_lists_the_options() -> None:
     text = CliRunner().invoke(start, ["--help"]).output
     for name in ("--http", "--host", "--port", "--uds", "--gateways", "--api-key",
-                 "--api-key-file", "--allowed-origins", "--served-model-name"):  # fmt: skip
+                 "--api-key-file", "--allowed-origins", "--served-model-name", "--stream-interval",
+                 "--seed", "--enable-chunked-prefill"):  # fmt: skip
         assert name in text
+
+
+def test_prompts_are_always_computed_in_chunks() -> None:
+    done = CliRunner().invoke(start, ["--no-enable-chunked-prefill"])
+    assert done.exit_code == 2 and "--max-num-batched-tokens" in done.output
 
 
 @pytest.mark.node
