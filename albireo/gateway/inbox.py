@@ -11,6 +11,7 @@ A choice is prompt * n + i: request number `prompt`, its i-th answer.
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable
 
 from albireo.client import AlbireoError, Delta, InternalError
@@ -140,6 +141,7 @@ class Inbox:
 
     async def wait_for_all(self) -> None:
         """Returns when everything has come.  Raises AlbireoError, ClientGone."""
+        self.interval = sys.maxsize  # nobody is to be woken for a token
         while self.open and self.error is None:
             await self.wait_for_more()
         if self.error is not None:
