@@ -9,7 +9,7 @@ import termios
 import tty
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 _NAMES = {
     b"\x1b[A": "up", b"\x1bOA": "up", b"\x1b[B": "down", b"\x1bOB": "down",
@@ -23,7 +23,7 @@ class Keyboard:
 
     def __init__(self) -> None:
         self._terminal = sys.stdin.fileno() if sys.stdin.isatty() else -1
-        self._before: list[object] = []
+        self._before: list[Any] = []
 
     def __enter__(self) -> Self:
         if self._terminal >= 0:

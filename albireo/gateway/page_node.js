@@ -73,7 +73,7 @@ function spark() {
 
 // ---------------------------------------------------------------- tiles
 const tiles = {
-  speed: tile("tokens a second"), running: tile("running"), ttft: tile("time to first token"),
+  speed: tile("tokens a second"), running: tile("running"), ttft: tile("first token after"),
   itl: tile("between tokens"), serial: tile("serial fraction"), power: tile("power"),
 };
 const speeds = [], speedLine = spark();
@@ -97,7 +97,7 @@ function drawTiles(picture) {
   }
   const measured = groups.filter((group) => group.stages);
   const serial = measured.reduce((total, group) => total + group.stages.serial_fraction, 0) / measured.length;
-  tiles.serial.set(...(measured.length ? share(serial, 1).split(" ") : [NONE, ""]), "of a step outside T3");
+  tiles.serial.set(...(measured.length ? share(serial, 1).split(" ") : [NONE, ""]), "of a step, not T3");
   tiles.power.element.hidden = !energy;
   if (energy) {
     tiles.power.set(numbers(energy.power_w), "W", energy.j_per_token === null ? "no tokens" : `${numbers(energy.j_per_token, 2)} J a token`);
@@ -184,11 +184,12 @@ function drawStages(refs, stages) {
 function gpuLine(gpu) {
   const busy = meter(["var(--t3)"]);
   busy.set(gpu.utilization || 0);
-  const facts = [`${share(gpu.utilization)} busy`];
+  const facts = [`${share(gpu.utilization)}`];
   if (gpu.power_w !== null) facts.push(`${numbers(gpu.power_w)} W`);
   if (gpu.memory_total_bytes) facts.push(`${share(gpu.memory_used_bytes / gpu.memory_total_bytes)} memory`);
-  if (gpu.temperature_c !== null) facts.push(`${numbers(gpu.temperature_c)} °C`);
-  return make("div", "line gpu", make("span", "label", gpu.name.replace(/^NVIDIA /, "")), busy.element, make("span", "", facts.join(" · ")));
+  const line = make("div", "line gpu", make("span", "label", gpu.name.replace(/^NVIDIA /, "")), busy.element, make("span", "", facts.join(" · ")));
+  line.title = `${gpu.name}, ${gpu.uuid}` + (gpu.temperature_c === null ? "" : `, ${numbers(gpu.temperature_c)} °C`);
+  return line;
 }
 
 // ---------------------------------------------------------------- processes
