@@ -31,8 +31,8 @@ from albireo.node.options import NodeOptions  # noqa: E402
 from tools.browser import Browser  # noqa: E402
 
 NODE = "pictures"
-STREAMS = 6
-WARM_S = 10
+STREAMS = 4
+WARM_S = 60
 WIDTH, HEIGHT = 1440, 900
 COLUMNS, LINES = 122, 33
 QUESTION = "What is a double star? Answer in two sentences."
@@ -82,7 +82,7 @@ def load(number: int, stopping: threading.Event) -> None:
     try:
         with Client.connect(node=NODE) as client:
             for turn in range(10_000):
-                prompt = STORY * 12 + f"It is night {turn} of keeper {number}."
+                prompt = STORY * 4 + f"It is night {turn} of keeper {number}."
                 for _ in client.stream(prompt, max_tokens=40 + 15 * number, ignore_eos=True):
                     if stopping.is_set():
                         return

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 import re
+import signal
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from importlib.resources import files
@@ -12,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from albireo.client import AlbireoError, Unavailable
+from albireo.client import AlbireoError, Client, Unavailable
 from albireo.gateway.keys import ApiKeys
 from albireo.gateway.page import _page
 from tools.browser import Browser, find_browser
@@ -146,6 +148,22 @@ def test_a_visit(browser: Browser, http_node: HttpNode) -> None:
 def ask(browser: Browser, text: str, max_tokens: int) -> None:
     browser.run(f"document.querySelector('[name=max_tokens]').value = {max_tokens}")
     browser.type("#message", text, enter=True)
+
+
+@pytest.mark.node
+def test_it_goes_on_with_a_new_router(browser: Browser, http_node: HttpNode) -> None:
+    browser.open(f"{http_node.http}/")
+    browser.run(f"key = '{KEY}'")
+    browser.wait_for("document.querySelector('#state').innerText === 'ready'")
+    with Client.connect(node=http_node.name) as client:
+        (router,) = (each for each in client.status()["actors"] if each["role"] == "router")
+    os.kill(router["pid"], signal.SIGKILL)
+    title = "[...document.querySelectorAll('.actor')].map((each) => each.title).join()"
+    browser.wait_for(
+        f"{title}.includes('router: ready') && !{title}.includes('pid {router['pid']}')"
+    )
+    browser.wait_for("document.querySelector('#state').innerText === 'ready'")
+    assert browser.text("#notice") == "" and "↻1" in browser.text("#actors")
 
 
 @pytest.mark.node
