@@ -54,8 +54,11 @@ def top(name: str, interval: float, once: bool, as_json: bool) -> None:
             _Top(watch, name, interval).run()
     except AlbireoError as error:
         raise click.ClickException(str(error)) from None
-    except (KeyboardInterrupt, BrokenPipeError):
-        sys.stderr.close()  # Nobody reads any more; the interpreter would complain of its pipe.
+    except KeyboardInterrupt:
+        pass
+    except BrokenPipeError:
+        # Nobody reads any more: the interpreter's last flush must not complain of it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     finally:
         watch.close()
 
