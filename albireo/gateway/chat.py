@@ -32,10 +32,10 @@ async def chat_completions(request: Request, link: NodeLink) -> None:
     check_model(link, ask.model)
     request.adopt_id(ask.request_id)
     params = chat_params(ask)
-    request.grammar = grammar_name(ask)
     tools = tools_of(ask)
     if tools is not None and not tools.bind:
         tools = None
+    request.grammar = grammar_name(ask) if tools is None else "tools"
     if tools is not None and params.grammar is not None:
         raise invalid(
             "tools and response_format cannot both bind the answer: give one, or tool_choice none",

@@ -24,8 +24,6 @@ def grammar_of(asked: CompletionRequest | ChatRequest) -> Grammar | None:
 
 def grammar_name(asked: CompletionRequest | ChatRequest) -> str:
     """The field that asks for the grammar of a request which has been checked."""
-    if isinstance(asked, ChatRequest) and asked.tools:
-        return "tools"
     return next(iter(_grammars(asked)), "response_format")
 
 
