@@ -153,6 +153,7 @@ message.addEventListener("keydown", (event) => {
     event.preventDefault();
     if (!streaming) settings.requestSubmit();
   }
+  if (event.key === "Escape" && streaming) streaming.abort();
 });
 function fit() {
   message.style.height = "auto";

@@ -221,6 +221,7 @@ function draw(picture) {
   const parameters = model.parameters >= 1e9 ? `${numbers(model.parameters / 1e9, 1)} B` : `${numbers(model.parameters / 1e6)} M`;
   say(byId("about"), `${model.id} · ${parameters} parameters, ${model.dtype} on ${model.device} · ${plural(groups.length, "group")} · node ${picture.node}, up ${duration(picture.uptime_s)}`);
   say(byId("model"), model.id);
+  document.title = `${amount(picture.rates.tokens_per_s)} tokens/s · ${picture.node} · Albireo`;
   const ready = groups.filter((group) => group.state === "ready").length;
   if (picture.draining) setState("stopping", "warn");
   else if (ready === groups.length) setState("ready", "good");

@@ -118,6 +118,7 @@ def test_a_visit(browser: Browser, http_node: HttpNode) -> None:
     browser.wait_for("document.querySelector('#state').innerText === 'ready'")
     assert MODEL in browser.text("#about") and browser.text("#model") == MODEL
     assert "no GPU" in browser.text("#footnote")
+    assert browser.run("document.title").endswith("tokens/s · http · Albireo")
     assert {"router", "gateway0", "g0.worker0"} <= set(browser.text("#actors").split())
 
     ask(browser, "Hello", max_tokens=20)
