@@ -25,6 +25,21 @@ from rich.text import Text
 from albireo.live.percentiles import Percentiles
 from albireo.live.picture import ActorPicture, GroupPicture, Picture
 
+from .top_cells import (
+    FAINT,
+    NONE,
+    bar,
+    duration,
+    faint,
+    latency,
+    meter,
+    ms,
+    number,
+    or_none,
+    sparks,
+    us,
+)
+
 TASKS = (
     ("schedule", "T1", "#a283ec", "#5d5080"),
     ("input", "T2", "#eab04f", "#7d6434"),
@@ -34,14 +49,10 @@ TASKS = (
 )
 """Name in a group's stages, label, colour of what the device waits for, and of what it does not."""
 
-_FAINT = "bright_black"
 _IDLE = "#ff665c"
-_TRACK = "#3d4657"
-_SPARKS = "▁▂▃▄▅▆▇█"
 _STATES = {"ready": "green", "failed": "red", "dead": "red", "stopped": "red"}
 _STAGE_WIDTH = 58
 _ACTOR_WIDTH = 38
-_NONE = Text("–", _FAINT)
 
 HELP = (
     ("q", "quit"),
@@ -82,7 +93,7 @@ class Screen:
 
 def dashboard(
     picture: Picture, speeds: Sequence[float] = (), by_cpu: bool = True
-) -> RenderableType:  # fmt: skip
+) -> RenderableType:
     """All of it.  speeds: tokens/s of the last moments, oldest first."""
     groups = Padding(_Groups(picture.groups), (1, 0, 0, 0))
     parts: list[RenderableType] = [_head(picture), _tiles(picture, speeds), groups]
@@ -98,9 +109,9 @@ def dashboard(
 
 def absent(node: str, why: str) -> RenderableType:
     """Instead of a picture, while there is no node."""
-    text = Text.assemble((f"node {node} is not there\n\n", "bold yellow"), (why, _FAINT),
+    text = Text.assemble((f"node {node} is not there\n\n", "bold yellow"), (why, FAINT),
                          ("\n\nwaiting for it", ""))  # fmt: skip
-    return Padding(Panel(text, box=box.ROUNDED, border_style=_FAINT, padding=(1, 2)), (1, 2))
+    return Padding(Panel(text, box=box.ROUNDED, border_style=FAINT, padding=(1, 2)), (1, 2))
 
 
 def help_page() -> RenderableType:
@@ -109,7 +120,7 @@ def help_page() -> RenderableType:
         table.add_row(Text(key, "bold"), text)
     title = Text("keys of albireo top", "bold")
     return Padding(
-        Panel(Group(title, "", table), box=box.ROUNDED, border_style=_FAINT, padding=(1, 2)), (1, 2)
+        Panel(Group(title, "", table), box=box.ROUNDED, border_style=FAINT, padding=(1, 2)), (1, 2)
     )
 
 
@@ -119,7 +130,7 @@ def key_line(interval_s: float, paused: bool, by_cpu: bool) -> Text:
         ("q", "quit"), ("h", "help"), ("space", "now"), ("p", "go on" if paused else "pause"),
         ("+-", f"every {interval_s:g} s"), ("s", "by name" if by_cpu else "by CPU"),
     ):  # fmt: skip
-        text.append(f" {key} ", "reverse").append(f" {what}   ", _FAINT)
+        text.append(f" {key} ", "reverse").append(f" {what}   ", FAINT)
     if paused:
         text.append("paused", "bold yellow")
     return text
@@ -131,7 +142,7 @@ def _head(picture: Picture) -> RenderableType:
     left = Text.assemble(
         ("● ", "#eab04f"), ("albireo ", "bold"), (picture.node, "bold"),
         (f"  {model['id']} · {model['dtype']} on {model['device']} · "
-         f"{len(picture.groups)} group{'s' * (len(picture.groups) != 1)}", _FAINT),
+         f"{len(picture.groups)} group{'s' * (len(picture.groups) != 1)}", FAINT),
         no_wrap=True, overflow="ellipsis",
     )  # fmt: skip
     if picture.draining:
@@ -139,7 +150,7 @@ def _head(picture: Picture) -> RenderableType:
     line = Table.grid(expand=True)
     line.add_column(ratio=1)
     line.add_column(justify="right", no_wrap=True)
-    line.add_row(left, Text(f"up {_duration(picture.uptime_s)}", _FAINT))
+    line.add_row(left, Text(f"up {duration(picture.uptime_s)}", FAINT))
     return Padding(line, (0, 0, 1, 0))
 
 
@@ -149,9 +160,9 @@ def _tiles(picture: Picture, speeds: Sequence[float]) -> RenderableType:
     waiting = sum(group.waiting or 0 for group in picture.groups)
     waiting += requests["waiting_for_group"] + requests["tokenizing"]
     tiles = [
-        _tile("tokens/s", _number(rates.tokens_per_s), Text(_sparks(speeds, 14), "#4b95e8")),
-        _tile("prompt tokens/s", _number(rates.prompt_tokens_per_s), _faint("computed")),
-        _tile("running", str(running), _faint(f"{waiting} waiting")),
+        _tile("tokens/s", number(rates.tokens_per_s), Text(sparks(speeds, 14), "#4b95e8")),
+        _tile("prompt tokens/s", number(rates.prompt_tokens_per_s), faint("computed")),
+        _tile("running", str(running), faint(f"{waiting} waiting")),
         _tile("TTFT P50", *_latency_tile(rates.ttft)),
         _tile("ITL P50", *_latency_tile(rates.itl)),
     ]
@@ -159,7 +170,7 @@ def _tiles(picture: Picture, speeds: Sequence[float]) -> RenderableType:
         a_token = picture.energy.j_per_token
         tiles.append(
             _tile("power", f"{picture.energy.power_w:,.0f} W",
-                  _faint("no tokens" if a_token is None else f"{a_token:.2f} J/token"))
+                  faint("no tokens" if a_token is None else f"{a_token:.2f} J/token"))
         )  # fmt: skip
     row = Table.grid(expand=True, padding=(0, 2))
     for _ in tiles:
@@ -170,13 +181,13 @@ def _tiles(picture: Picture, speeds: Sequence[float]) -> RenderableType:
 
 def _tile(name: str, value: str, below: Text) -> RenderableType:
     below.no_wrap = True
-    return Group(Text(name, _FAINT, no_wrap=True), Text(value, "bold", no_wrap=True), below)
+    return Group(Text(name, FAINT, no_wrap=True), Text(value, "bold", no_wrap=True), below)
 
 
 def _latency_tile(found: Percentiles | None) -> tuple[str, Text]:
     if found is None:
-        return "–", _faint("no tokens")
-    return _ms(found.p50_ms), _faint(f"P99 {_ms(found.p99_ms)}")
+        return "–", faint("no tokens")
+    return ms(found.p50_ms), faint(f"P99 {ms(found.p99_ms)}")
 
 
 class _Groups:
@@ -187,7 +198,7 @@ class _Groups:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         width = options.max_width
-        table = Table(box=None, header_style=_FAINT, pad_edge=False, padding=(0, 2, 0, 0))
+        table = Table(box=None, header_style=FAINT, pad_edge=False, padding=(0, 2, 0, 0))
         names = [name for name, least, _, _ in _COLUMNS if width >= least]
         for name, least, justify, _ in _COLUMNS:
             if width >= least:
@@ -204,11 +215,11 @@ def _state(group: GroupPicture, whole: bool) -> RenderableType:
 
 
 def _kv(group: GroupPicture, whole: bool) -> RenderableType:
-    return _NONE if group.kv_usage is None else _meter(group.kv_usage, 10 if whole else 6)
+    return NONE if group.kv_usage is None else meter(group.kv_usage, 10 if whole else 6)
 
 
 def _hits(group: GroupPicture, whole: bool) -> RenderableType:
-    return _NONE if group.prefix_hit_rate is None else f"{group.prefix_hit_rate:.0%}"
+    return NONE if group.prefix_hit_rate is None else f"{group.prefix_hit_rate:.0%}"
 
 
 _THREE_LATENCIES = 112
@@ -216,15 +227,15 @@ _Cell = Callable[[GroupPicture, bool], RenderableType]
 _COLUMNS: tuple[tuple[str, int, JustifyMethod, _Cell], ...] = (
     ("group", 0, "left", lambda group, whole: str(group.group)),
     ("state", 0, "left", _state),
-    ("run", 0, "right", lambda group, whole: _or_none(group.running)),
-    ("wait", 0, "right", lambda group, whole: _or_none(group.waiting)),
+    ("run", 0, "right", lambda group, whole: or_none(group.running)),
+    ("wait", 0, "right", lambda group, whole: or_none(group.waiting)),
     ("KV cache", 0, "left", _kv),
-    ("tok/s", 0, "right", lambda group, whole: _number(group.rates.tokens_per_s)),
-    ("prompt/s", 90, "right", lambda group, whole: _number(group.rates.prompt_tokens_per_s)),
-    ("TTFT", 76, "right", lambda group, whole: _latency(group.rates.ttft, whole)),
-    ("ITL", 76, "right", lambda group, whole: _latency(group.rates.itl, whole)),
+    ("tok/s", 0, "right", lambda group, whole: number(group.rates.tokens_per_s)),
+    ("prompt/s", 90, "right", lambda group, whole: number(group.rates.prompt_tokens_per_s)),
+    ("TTFT", 76, "right", lambda group, whole: latency(group.rates.ttft, whole)),
+    ("ITL", 76, "right", lambda group, whole: latency(group.rates.itl, whole)),
     ("cached", 100, "right", _hits),
-    ("preempted", 112, "right", lambda group, whole: _or_none(group.preemptions)),
+    ("preempted", 112, "right", lambda group, whole: or_none(group.preemptions)),
 )
 """Name, narrowest screen, side, and what a group has there; `whole`: there is room for all."""
 
@@ -253,7 +264,7 @@ def _stages(group: GroupPicture) -> RenderableType:
     step_us = max(stages["step_us_mean"], 0.1)
     head = Text.assemble(
         (f"group {group.group} ", "bold"),
-        (f"step {_us(step_us)} · P99 {_us(stages['step_us_p99'])} · ", _FAINT),
+        (f"step {us(step_us)} · P99 {us(stages['step_us_p99'])} · ", FAINT),
         (f"serial {stages['serial_fraction']:.1%}", "bold"),
         no_wrap=True, overflow="crop",
     )  # fmt: skip
@@ -262,30 +273,30 @@ def _stages(group: GroupPicture) -> RenderableType:
     table.add_column(width=26)
     table.add_column(width=8, justify="right")
     table.add_column(width=8, justify="right")
-    table.add_row(_faint("task"), _faint("share of the step"), _faint("time"), _faint("waited"))
+    table.add_row(faint("task"), faint("share of the step"), faint("time"), faint("waited"))
     for name, label, colour, pale in TASKS:
         task = stages[name]
         exposed = min(1.0, task["exposed_us"] / step_us)
         hidden = max(0.0, min(1.0, task["mean_us"] / step_us) - exposed)
         table.add_row(
             Text(f"{label} {name}", colour),
-            _bar(26, [(exposed, colour), (hidden, pale)]),
-            _us(task["mean_us"]),
-            Text(_us(task["exposed_us"]), "" if task["exposed_us"] >= 0.05 else _FAINT),
+            bar(26, [(exposed, colour), (hidden, pale)]),
+            us(task["mean_us"]),
+            Text(us(task["exposed_us"]), "" if task["exposed_us"] >= 0.05 else FAINT),
         )
     idle_us = stages["idle_us_mean"]
-    table.add_row("idle", _bar(26, [(idle_us / step_us, _IDLE)]), _us(idle_us), "")
+    table.add_row("idle", bar(26, [(idle_us / step_us, _IDLE)]), us(idle_us), "")
     return Padding(Group(head, table), (0, 0, 1, 0))
 
 
 def _legend() -> RenderableType:
-    return _faint("bright: the device waits for it · pale: beside the forward pass, costs nothing")
+    return faint("bright: the device waits for it · pale: beside the forward pass, costs nothing")
 
 
 def _gpus(picture: Picture) -> RenderableType:
     if picture.no_gpu:
-        return Padding(_faint(picture.no_gpu), (1, 0, 0, 0))
-    table = Table(box=None, header_style=_FAINT, pad_edge=False, padding=(0, 2, 0, 0))
+        return Padding(faint(picture.no_gpu), (1, 0, 0, 0))
+    table = Table(box=None, header_style=FAINT, pad_edge=False, padding=(0, 2, 0, 0))
     for column, justify in (
         ("GPU", "left"), ("group", "right"), ("busy", "left"), ("memory", "left"),
         ("power", "right"), ("°C", "right"), ("group: power", "right"), ("J/token", "right"),
@@ -301,13 +312,13 @@ def _gpus(picture: Picture) -> RenderableType:
             table.add_row(
                 gpu.name,
                 str(group.group),
-                _NONE if gpu.utilization is None else _meter(gpu.utilization, 10),
-                _NONE if memory is None else _meter(memory, 10),
-                _NONE if gpu.power_w is None else f"{gpu.power_w:,.0f} W",
-                _NONE if gpu.temperature_c is None else f"{gpu.temperature_c:.0f}",
+                NONE if gpu.utilization is None else meter(gpu.utilization, 10),
+                NONE if memory is None else meter(memory, 10),
+                NONE if gpu.power_w is None else f"{gpu.power_w:,.0f} W",
+                NONE if gpu.temperature_c is None else f"{gpu.temperature_c:.0f}",
                 f"{energy.power_w:,.0f} W" if first and energy else "",
                 "" if not first or not energy else (
-                    _NONE if energy.j_per_token is None else f"{energy.j_per_token:.3f}"
+                    NONE if energy.j_per_token is None else f"{energy.j_per_token:.3f}"
                 ),
             )  # fmt: skip
     return Padding(table, (1, 0, 0, 0))
@@ -317,7 +328,7 @@ def _actors(actors: Sequence[ActorPicture], by_cpu: bool) -> RenderableType:
     if by_cpu:
         actors = sorted(actors, key=lambda each: -(each.cpu or 0.0))
     cells = [_actor_cell(each) for each in actors]
-    head = Text.assemble(("processes ", "bold"), ("share of a core", _FAINT))
+    head = Text.assemble(("processes ", "bold"), ("share of a core", FAINT))
     return Padding(Group(head, _SideBySide(cells, _ACTOR_WIDTH)), (1, 0, 0, 0))
 
 
@@ -325,92 +336,12 @@ def _actor_cell(actor: ActorPicture) -> RenderableType:
     cell = Table.grid(padding=(0, 1))
     for width in (15, 7, 5, 9):
         cell.add_column(width=width, no_wrap=True, justify="right" if width == 5 else "left")
-    notes = Text(str(actor.pid), _FAINT)
+    notes = Text(str(actor.pid), FAINT)
     if actor.state != "ready":
         notes = Text(actor.state, _STATES.get(actor.state, "yellow"))
     elif actor.restarts:
         notes.append(f" ↻{actor.restarts}", "yellow")
-    cpu = _NONE if actor.cpu is None else Text(f"{actor.cpu:.0%}", "" if actor.cpu else _FAINT)
+    cpu = NONE if actor.cpu is None else Text(f"{actor.cpu:.0%}", "" if actor.cpu else FAINT)
     busy = (actor.cpu or 0.0) / actor.threads
-    cell.add_row(actor.name, _bar(7, [(busy, "#4b95e8")]), cpu, notes)
+    cell.add_row(actor.name, bar(7, [(busy, "#4b95e8")]), cpu, notes)
     return cell
-
-
-# ---------------------------------------------------------------- small things
-def _bar(width: int, parts: Sequence[tuple[float, str]]) -> Text:
-    """Parts of a line as shares of `width` cells, one after the other; the last ends in half
-    cells, and shows if there is any of it."""
-    text, share, drawn = Text(no_wrap=True), 0.0, 0
-    for each, style in parts[:-1]:
-        share += each
-        cells = min(width, round(share * width)) - drawn
-        text.append("━" * cells, style)
-        drawn += cells
-    each, style = parts[-1]
-    halves = min(2 * width, round((share + each) * 2 * width)) - 2 * drawn
-    if each > 0 and drawn < width:
-        halves = max(1, halves)
-    whole, half = divmod(max(0, halves), 2)
-    text.append("━" * whole + "╸" * half, style)
-    return text.append("─" * (width - drawn - whole - half), _TRACK)
-
-
-def _meter(share: float, width: int) -> Text:
-    colour = "#37bd9b" if share < 0.75 else "#eab04f" if share < 0.92 else "#ee7f9a"
-    return _bar(width, [(share, colour)]).append(
-        f" {share:4.0%}" if share >= 0.1 or not share else f" {share:.1%}", "" if share else _FAINT
-    )
-
-
-def _sparks(values: Sequence[float], width: int) -> str:
-    values = values[-width:]
-    most = max(values, default=0.0)
-    if most <= 0:
-        return "▁" * len(values)
-    return "".join(_SPARKS[round(value / most * (len(_SPARKS) - 1))] for value in values)
-
-
-def _latency(found: Percentiles | None, whole: bool) -> RenderableType:
-    """P50, or P50/P95/P99."""
-    if found is None:
-        return _NONE
-    if not whole:
-        return _ms(found.p50_ms)
-    return "/".join(_short(value) for value in (found.p50_ms, found.p95_ms, found.p99_ms)) + " ms"
-
-
-def _short(value: float) -> str:
-    return f"{value:.1f}" if value < 10 else f"{value:,.0f}"
-
-
-def _ms(value: float) -> str:
-    return f"{value / 1000:.2f} s" if value >= 1000 else f"{_short(value)} ms"
-
-
-def _us(value: float) -> str:
-    if value >= 1000:
-        return f"{value / 1000:,.{2 if value < 1e4 else 1 if value < 1e5 else 0}f} ms"
-    return f"{value:.0f} µs" if value >= 100 or value < 0.05 else f"{value:.1f} µs"
-
-
-def _number(value: float | None) -> str:
-    if value is None:
-        return "–"
-    return f"{value:,.0f}" if value >= 100 or value == 0 else f"{value:.1f}"
-
-
-def _or_none(value: int | None) -> RenderableType:
-    return _NONE if value is None else f"{value:,}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    if days:
-        return f"{days} d {hours} h"
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def _faint(text: str) -> Text:
-    return Text(text, _FAINT)

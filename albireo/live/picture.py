@@ -100,9 +100,7 @@ def picture(history: History, no_gpu: str = "") -> Picture:
     new, old, older = history.newest, history.before(RATE_S), history.before(KEPT_S)
     tree = new.tree
     span_s = 0.0 if old is None else new.at_s - old.at_s
-    groups = [
-        _group(each, new, old, older, span_s) for each in tree["groups"]
-    ]  # fmt: skip
+    groups = [_group(each, new, old, older, span_s) for each in tree["groups"]]
     if not any(each.get("gpus") for each in tree["groups"]):
         device = tree["model"]["device"]
         no_gpu = f"the {device} device has no GPU: no utilisation, power or energy"
@@ -226,9 +224,7 @@ def _energy(
     )
 
 
-def _actor(
-    actor: dict[str, Any], new: Sample, old: Sample | None, span_s: float
-) -> ActorPicture:  # fmt: skip
+def _actor(actor: dict[str, Any], new: Sample, old: Sample | None, span_s: float) -> ActorPicture:
     name, cpu = actor["name"], None
     if old is not None and span_s > 0 and name in new.cpu_s and name in old.cpu_s:
         same = any(
