@@ -70,12 +70,18 @@ def measure(client: Client, url: str, requests: int, streams: int) -> None:
         scraper.get(url)
         report(f"idle, after {requests} requests", pids, lambda: scraper.get(url))
         stopping = threading.Event()
-        for number in range(streams):
-            threading.Thread(target=serve, args=(client, number, stopping), daemon=True).start()
+        serving = [
+            threading.Thread(target=serve, args=(client, number, stopping))
+            for number in range(streams)
+        ]
+        for thread in serving:
+            thread.start()
         time.sleep(2.0)
         for scrapes_a_second in (0, 2, 0, 2):
             phase(pids, scraper, url, scrapes_a_second)
         stopping.set()
+        for thread in serving:
+            thread.join()
 
 
 def report(what: str, pids: dict[str, int], scrape: Any) -> None:

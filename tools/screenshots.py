@@ -32,7 +32,7 @@ from tools.browser import Browser  # noqa: E402
 
 NODE = "pictures"
 STREAMS = 4
-WARM_S = 60
+WARM_S = 45
 WIDTH, HEIGHT = 1440, 900
 COLUMNS, LINES = 122, 33
 QUESTION = "What is a double star? Answer in two sentences."

@@ -20,6 +20,7 @@ def bar(width: int, parts: Sequence[tuple[float, str]]) -> Text:
     """Parts of a line as shares of `width` cells, one after the other; the last ends in half
     cells, and shows if there is any of it."""
     text, share, drawn = Text(no_wrap=True), 0.0, 0
+    parts = [part for part in parts if part[0] > 0] or [(0.0, "")]
     for each, style in parts[:-1]:
         share += each
         cells = min(width, round(share * width)) - drawn

@@ -18,6 +18,7 @@ import pytest
 from rich.console import Console
 
 from albireo.cli.keyboard import _keys
+from albireo.cli.top_cells import bar
 from albireo.cli.top_screen import Screen, dashboard, help_page, key_line
 from albireo.client import Client
 from albireo.live.history import History
@@ -64,6 +65,9 @@ def test_the_bars_are_on_the_scale_of_a_step() -> None:
     assert lines["forward"].count("━") + lines["forward"].count("╸") == 24  # 0.9 of 26, rounded up
     assert lines["sample"].count("━") == 2
     assert "900 µs" in lines["forward"] and "80.0 µs" in lines["sample"]
+    assert bar(10, [(0.001, "red"), (0.0, "blue")]).plain == "╸─────────"
+    assert bar(10, [(0.0, "red"), (0.0, "blue")]).plain == "──────────"
+    assert bar(10, [(0.9, "red"), (0.3, "blue")]).plain == "━━━━━━━━━━"
 
 
 def test_gpus_are_shown_where_they_are() -> None:
