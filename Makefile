@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: venv demo test lint types unit parity structured gpu-test chaos clean
+.PHONY: venv demo test lint types unit parity structured gpu-test chaos pictures clean
 
 venv: $(STAMP)
 
@@ -47,6 +47,10 @@ gpu-test:
 # Kills, stops and starves every process of a node under load; CHAOS="--seed N" repeats a run.
 chaos: venv
 	$(BIN)/python -m tests.chaos $(CHAOS)
+
+# The pictures of the docs, with a headless Chromium and the demo model.
+pictures: venv
+	$(BIN)/python tools/screenshots.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -90,11 +90,13 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     api_key, api_key_file: clients must give one of these keys; neither = no key is asked for.
     allowed_origins: web pages that may ask; () = none (no CORS).
+    stream_interval: tokens of an answer's event, but its first.
     """
 
     api_key: str | None = None
     api_key_file: str | None = None
     allowed_origins: tuple[str, ...] = ()
+    stream_interval: int = 1
 
 
 class TenantConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -118,6 +120,8 @@ class ActorSpec(msgspec.Struct, frozen=True, kw_only=True):
     group, rank: -1 where they have no meaning.
     engine: of the actor's group; for router and tokenizer, of group 0.
     gpus: of the actor's group, by rank, as CUDA_VISIBLE_DEVICES names them.
+    group_gpus: for the router, those of each group.
+    seed: for the router, what the seeds of requests without one are drawn from; None = chance.
     gateway: of the role "gateway" alone.
     """
 
@@ -139,6 +143,8 @@ class ActorSpec(msgspec.Struct, frozen=True, kw_only=True):
     chat_template: str | None = None
     tokenizer_path: str = ""
     gpus: tuple[str, ...] = ()
+    group_gpus: tuple[tuple[str, ...], ...] = ()
+    seed: int | None = None
     gateway: GatewayConfig | None = None
 
     def socket_path(self, link: str) -> str:

@@ -102,6 +102,7 @@ class Submit(_Message, frozen=True):
     priority: lower goes first.  tenant: who is asking, for fairness among them.
     weight: of the tenant's turns against those of others.
     cache_salt: only requests with the same one share prefix blocks.
+    arrived_s: when the router got it, CLOCK_MONOTONIC in seconds; 0 = not known.
     """
 
     request: int
@@ -131,6 +132,7 @@ class Submit(_Message, frozen=True):
     weight: float = 1.0
     cache_salt: str = ""
     grammar: str = ""
+    arrived_s: float = 0.0
 
 
 class Abort(_Message, frozen=True):
@@ -186,7 +188,10 @@ class Refused(_Message, frozen=True):
 
 
 class SchedulerStats(_Message, frozen=True):
-    """State of a group's scheduler.  Counters grow from the group's start."""
+    """State of a group's scheduler.  Counters grow from the group's start.
+
+    queue_counts, queue_sum_s: histogram of the times until a first slot, by WHOLE_REQUEST_S.
+    """
 
     running: int
     waiting: int
@@ -204,6 +209,8 @@ class SchedulerStats(_Message, frozen=True):
     swapped_out_blocks: int = 0
     swapped_in_blocks: int = 0
     waiting_by_priority: dict[int, int] = {}
+    queue_counts: list[int] = []
+    queue_sum_s: float = 0.0
 
 
 class GroupStats(_Message, frozen=True):

@@ -149,8 +149,12 @@ class TimelineReader:
         """A copy of the newest records, oldest first: at most `count`, none of them torn."""
         written = self.written(track)
         first = max(0, written - min(count, self._capacity))
-        places = np.arange(first, written) % self._capacity
-        copy = self._records[track * self._capacity + places]
+        ring = self._records[track * self._capacity :][: self._capacity]
+        begin, end = first % self._capacity, written % self._capacity
+        if begin < end or first == written:
+            copy = ring[begin:end].copy()
+        else:
+            copy = np.concatenate((ring[begin:], ring[:end]))
         # The writer may be in the middle of the record behind the last one that it has counted.
         overwritten = self.written(track) + 1 - self._capacity - first
         copy = copy[max(0, overwritten) :]

@@ -70,3 +70,7 @@ class StartDisplay:
         places = [facts[key] for key in ("http", "uds") if facts.get(key)]
         if places:
             self._console.print(f"  OpenAI API at {' and '.join(places)}", soft_wrap=True)
+        if facts.get("http"):
+            self._console.print(
+                f"  a page with the node and a chat at {facts['http']}/", soft_wrap=True
+            )

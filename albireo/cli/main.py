@@ -13,6 +13,7 @@ from .lazy import LazyGroup
         "node": ("albireo.cli.node:node", "Start, watch and stop a node."),
         "generate": ("albireo.cli.ask:generate", "Continue a text."),
         "chat": ("albireo.cli.ask:chat", "Talk with the model."),
+        "top": ("albireo.cli.top:top", "Watch a node live, in the terminal."),
         "trace": ("albireo.cli.trace:trace", "Draw what every process does, step by step."),
         "simulate": ("albireo.cli.simulate:simulate", "Try a workload on virtual time."),
         "profile": ("albireo.cli.profile:profile", "Fit step times for simulate to measured ones."),

@@ -53,6 +53,14 @@ name_option = click.option(
 )
 
 
+def _chunks_are_always(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if not value:
+        raise click.UsageError(
+            "--no-enable-chunked-prefill: prompts that do not fit a step are always computed in "
+            "chunks. With --max-num-batched-tokens no less than --max-model-len every prompt fits"
+        )
+
+
 @click.command()
 @click.option(
     "--model",
@@ -152,6 +160,14 @@ name_option = click.option(
     default=True,
     show_default=True,
     help="Share the KV blocks of common prefixes.",
+)
+@click.option(
+    "--enable-chunked-prefill/--no-enable-chunked-prefill",
+    default=True,
+    show_default=True,
+    expose_value=False,
+    callback=_chunks_are_always,
+    help="Compute prompts in chunks beside the decodes: always so.",
 )
 @click.option(
     "--swap-space",
@@ -266,6 +282,18 @@ name_option = click.option(
     default="",
     metavar="ORIGIN,...",
     help="Web pages that may ask over HTTP (CORS); * = all.",
+)
+@click.option(
+    "--stream-interval",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Tokens of a streamed event, but the first: fewer events cost less.",
+)
+@click.option(
+    "--seed",
+    type=int,
+    help="Draw the seeds of requests without one from it; else by chance.",
 )
 @click.option("--detach", is_flag=True, help="Return when the node is ready; it runs on.")
 @name_option

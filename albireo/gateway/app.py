@@ -20,6 +20,7 @@ from .http import AsgiReceive, AsgiSend, ClientGone, Request, Scope
 from .keys import ApiKeys
 from .link import NodeLink
 from .openapi import openapi
+from .page import page, top
 from .probes import health, metrics, model, models, version
 from .texts import detokenize, tokenize
 
@@ -39,14 +40,18 @@ _ENDPOINTS: Mapping[str, tuple[tuple[str, ...], Endpoint]] = {
     "/version": (_GET, version),
     "/metrics": (_GET, metrics),
     "/openapi.json": (_GET, openapi),
+    "/": (_GET, page),
+    "/top": (_GET, top),
 }
-_OPEN = frozenset({"/health", "/ping", "/version", "/metrics", "/openapi.json"})
+_OPEN = frozenset({"/", "/health", "/ping", "/version", "/metrics", "/openapi.json"})
 """Paths that ask for no key."""
 
 
-def make_app(link: NodeLink, keys: ApiKeys, allowed_origins: tuple[str, ...]) -> Any:
+def make_app(
+    link: NodeLink, keys: ApiKeys, allowed_origins: tuple[str, ...], stream_interval: int = 1
+) -> Any:
     """The application; with CORS around it where origins are allowed."""
-    app = Gateway(link, keys)
+    app = Gateway(link, keys, stream_interval)
     if not allowed_origins:
         return app
     from starlette.middleware.cors import CORSMiddleware
@@ -63,21 +68,22 @@ def make_app(link: NodeLink, keys: ApiKeys, allowed_origins: tuple[str, ...]) ->
 class Gateway:
     """An ASGI application."""
 
-    def __init__(self, link: NodeLink, keys: ApiKeys) -> None:
+    def __init__(self, link: NodeLink, keys: ApiKeys, stream_interval: int) -> None:
         self._link = link
         self._keys = keys
+        self._stream_interval = stream_interval
 
     async def __call__(self, scope: Scope, receive: AsgiReceive, send: AsgiSend) -> None:
         if scope["type"] != "http":
             raise RuntimeError(f"the gateway does not speak {scope['type']}")
-        request = Request(scope, receive, send)
+        request = Request(scope, receive, send, self._stream_interval)
         try:
             try:
                 endpoint = _find(request)
                 self._admit(request)
                 await endpoint(request, self._link)
             except AlbireoError as error:
-                raise http_error(error) from None
+                raise http_error(error, request.grammar) from None
         except ClientGone:
             pass
         except HttpError as error:

@@ -15,6 +15,7 @@ from .conversation import chat_messages
 from .decode import decode
 from .errors import invalid
 from .events import ChatEvents, stream
+from .formats import grammar_name
 from .http import Request
 from .inbox import Piece
 from .link import Ask, NodeLink
@@ -34,6 +35,7 @@ async def chat_completions(request: Request, link: NodeLink) -> None:
     tools = tools_of(ask)
     if tools is not None and not tools.bind:
         tools = None
+    request.grammar = grammar_name(ask) if tools is None else "tools"
     if tools is not None and params.grammar is not None:
         raise invalid(
             "tools and response_format cannot both bind the answer: give one, or tool_choice none",
@@ -87,14 +89,16 @@ def _answer(
                 stop_reason=end.stop_reason,
             )
         )
-    rows = pieces[0].prompt_logprobs
+    scored = None
+    if ask.prompt_logprobs is not None:
+        scored = prompt_logprobs(pieces[0].prompt_logprobs or [])
     return ChatCompletion(
         id=f"chatcmpl-{request.id}",
         created=int(time.time()),
         model=link.welcome.model,
         choices=choices,
         usage=usage_of(ends, n),
-        prompt_logprobs=None if rows is None else prompt_logprobs(rows),
+        prompt_logprobs=scored,
     )
 
 

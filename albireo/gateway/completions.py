@@ -13,6 +13,7 @@ from .answers import Completion, CompletionChoice
 from .decode import decode
 from .errors import invalid
 from .events import CompletionEvents, stream, without_tokens
+from .formats import grammar_name
 from .http import Request
 from .inbox import Piece
 from .link import Ask, NodeLink
@@ -38,6 +39,7 @@ async def completions(request: Request, link: NodeLink) -> None:
     check_model(link, ask.model)
     request.adopt_id(ask.request_id)
     params = completion_params(ask)
+    request.grammar = grammar_name(ask)
     prompts = _prompts(ask)
     echo = await _echo(link, ask, prompts)
     prompts = await _tokenized(link, ask, prompts)
@@ -125,7 +127,7 @@ def _answer(
         assert end is not None
         ends.append((number, end))
         prompt = number // n
-        asked_rows = rows.get(prompt) if ask.prompt_logprobs is not None else None
+        scored = None if ask.prompt_logprobs is None else prompt_logprobs(rows.get(prompt, []))
         choices.append(
             CompletionChoice(
                 index=number,
@@ -133,7 +135,7 @@ def _answer(
                 logprobs=_logprobs(ask, piece, echo, prompt, rows),
                 finish_reason=end.finish_reason,
                 stop_reason=end.stop_reason,
-                prompt_logprobs=None if asked_rows is None else prompt_logprobs(asked_rows),
+                prompt_logprobs=scored,
             )
         )
     return Completion(

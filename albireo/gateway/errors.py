@@ -79,13 +79,14 @@ def internal(message: str) -> HttpError:
     return HttpError(500, message, kind="server_error", code="internal")
 
 
-def http_error(error: AlbireoError) -> HttpError:
-    """What the node answered, in HTTP's words."""
+def http_error(error: AlbireoError, grammar: str = "response_format") -> HttpError:
+    """What the node answered, in HTTP's words.  grammar: the field that asked for one."""
     text = str(error)
     if isinstance(error, TooLong):
         return invalid(text, _public(error.param), "context_length_exceeded")
     if isinstance(error, InvalidRequest):
-        return invalid(text, _public(error.param))
+        param = grammar if error.param == "grammar" else _public(error.param)
+        return invalid(text, param)
     if isinstance(error, TooLarge):
         return HttpError(413, text, code="too_large")
     if isinstance(error, _LATER):

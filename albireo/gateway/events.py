@@ -33,13 +33,14 @@ async def stream(request: Request, inbox: Inbox, events: ChatEvents | Completion
     Raises AlbireoError when the node refuses the request before its first token:
     that is an answer with a status of its own.  Raises ClientGone.
     """
+    inbox.interval = request.stream_interval
     await inbox.wait()
     while inbox.error is None and not events.ready(inbox.pending):
         await inbox.wait_for_more()
     if inbox.error is not None:
         raise inbox.error
     await request.start_events()
-    if inbox.open == 1 and request.chunks is not None:
+    if inbox.open == 1 and request.chunks is not None and inbox.interval == 1:
         inbox.direct = _writer(events, request.chunks)
     while inbox.open:
         data = events.of(inbox.take())

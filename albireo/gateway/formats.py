@@ -19,6 +19,15 @@ _GUIDED = (
 
 def grammar_of(asked: CompletionRequest | ChatRequest) -> Grammar | None:
     """None: free text.  Raises HttpError (400)."""
+    return next(iter(_grammars(asked).values()), None)
+
+
+def grammar_name(asked: CompletionRequest | ChatRequest) -> str:
+    """The field that asks for the grammar of a request which has been checked."""
+    return next(iter(_grammars(asked)), "response_format")
+
+
+def _grammars(asked: CompletionRequest | ChatRequest) -> dict[str, Grammar]:
     named: dict[str, Grammar] = {}
     if asked.response_format is not None:
         grammar = _of_format(asked.response_format)
@@ -38,7 +47,7 @@ def grammar_of(asked: CompletionRequest | ChatRequest) -> Grammar | None:
         named["structured_outputs"] = _checked("structured_outputs", fields)
     if len(named) > 1:
         raise invalid(f"{' and '.join(named)} cannot both hold: give one", list(named)[1])
-    return next(iter(named.values()), None)
+    return named
 
 
 def _of_format(asked: ResponseFormat) -> Grammar | None:

@@ -47,26 +47,33 @@ class Request:
     """id: of the header X-Request-Id, where it is a plain one, or a new one.
 
     tenant: name of the API key.  started: the answer's status is out.
-    chunks: None under another server than ours.
+    chunks: None under another server than ours.  stream_interval: tokens of an event.
+    grammar: the field that asks for one, for errors about it.
     """
 
     __slots__ = (
         "_headers",
         "_send",
         "chunks",
+        "grammar",
         "id",
         "method",
         "path",
         "receive",
         "started",
+        "stream_interval",
         "tenant",
     )  # fmt: skip
 
-    def __init__(self, scope: Scope, receive: AsgiReceive, send: AsgiSend) -> None:
+    def __init__(
+        self, scope: Scope, receive: AsgiReceive, send: AsgiSend, stream_interval: int = 1
+    ) -> None:
         self.method: str = scope["method"]
         self.path: str = scope["path"]
         self.receive = receive
         self.chunks: ChunkWriter | None = scope.get("extensions", {}).get(CHUNKS)
+        self.stream_interval = stream_interval
+        self.grammar = "response_format"
         self.tenant = ""
         self.started = False
         self._send = send

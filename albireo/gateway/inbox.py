@@ -11,6 +11,7 @@ A choice is prompt * n + i: request number `prompt`, its i-th answer.
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable
 
 from albireo.client import AlbireoError, Delta, InternalError
@@ -54,9 +55,14 @@ Piece = Delta | Merged
 
 
 class Inbox:
-    """Replies to the `prompts` requests, of n answers each, behind one HTTP request."""
+    """Replies to the `prompts` requests, of n answers each, behind one HTTP request.
 
-    __slots__ = ("_gone", "_n", "_waiter", "direct", "error", "open", "pending")
+    interval: so many tokens of a choice are waited for, once its first have come.
+    """
+
+    __slots__ = (
+        "_due", "_gone", "_held", "_n", "_waiter", "direct", "error", "interval", "open", "pending",
+    )  # fmt: skip
 
     def __init__(self, prompts: int, n: int) -> None:
         self.pending: dict[int, Piece] = {}
@@ -65,7 +71,10 @@ class Inbox:
         self.error: AlbireoError | None = None
         self.direct: Callable[[Delta], bool] | None = None
         """For an inbox of one choice: takes a Delta at once, or says that it cannot."""
+        self.interval = 1
         self._n = n
+        self._due = False  # something of what is pending is to be written
+        self._held: dict[int, int] = {}
         self._gone = False
         self._waiter: asyncio.Future[None] | None = None
 
@@ -90,6 +99,8 @@ class Inbox:
                 held.add(reply)
             if reply.end is not None:
                 self.open -= 1
+            elif self.interval > 1 and self._holds(choice, len(reply.token_ids)):
+                return
         elif self.error is None:
             self.error = (
                 reply
@@ -98,6 +109,15 @@ class Inbox:
             )
         self._wake()
 
+    def _holds(self, choice: int, tokens: int) -> bool:
+        """Whether a choice that has so many tokens more is still to wait."""
+        held = self._held.get(choice)
+        if held is None or held + tokens >= self.interval:
+            self._held[choice] = 0
+            return False
+        self._held[choice] = held + tokens
+        return True
+
     def leave(self) -> None:
         """The client has gone."""
         self._gone = True
@@ -105,7 +125,7 @@ class Inbox:
 
     async def wait(self) -> None:
         """Returns when there is something new.  Raises ClientGone."""
-        while not self.pending and self.error is None and not self._gone:
+        while not self._due and self.error is None and not self._gone:
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
         if self._gone:
@@ -121,6 +141,7 @@ class Inbox:
 
     async def wait_for_all(self) -> None:
         """Returns when everything has come.  Raises AlbireoError, ClientGone."""
+        self.interval = sys.maxsize  # nobody is to be woken for a token
         while self.open and self.error is None:
             await self.wait_for_more()
         if self.error is not None:
@@ -129,9 +150,11 @@ class Inbox:
     def take(self) -> dict[int, Piece]:
         """All that is pending."""
         taken, self.pending = self.pending, {}
+        self._due = False
         return taken
 
     def _wake(self) -> None:
+        self._due = True
         waiter, self._waiter = self._waiter, None
         if waiter is not None and not waiter.done():
             waiter.set_result(None)

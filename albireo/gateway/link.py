@@ -26,6 +26,7 @@ from albireo.client import (
 from albireo.ipc.params import SamplingParams
 from albireo.ipc.protocol import Chat, Generate
 from albireo.ipc.tools import Tools
+from albireo.live.watch import AsyncWatch
 
 STATUS_AGE_S = 0.1
 _RECONNECT_S = 2.0
@@ -75,6 +76,8 @@ class NodeLink:
         self._asking_status = asyncio.Lock()
         self._status: dict[str, Any] = {}
         self._status_until = 0.0
+        self.watch = AsyncWatch(self.status)
+        """What there is to see of the node, for whoever looks."""
 
     @classmethod
     async def connect(cls, path: str) -> NodeLink:

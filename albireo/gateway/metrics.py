@@ -1,20 +1,19 @@
-"""Prometheus' text of the router's status tree (docs/protocol.md): one request to the router.
+"""Prometheus' metrics of a sample (albireo/live/): the router's status tree, NVML and /proc.
 
-Groups report their counters about once a second, so a scrape computes nothing
-and no step waits for it.  What the tree does not have is left out: of a group its
-"scheduler" until its first report, "stages", "latencies" and "finished".
+Groups report their counters about once a second, so no step waits for a scrape.
+What is not known is left out: of a group its "scheduler" until its first report,
+"stages", "latencies", "finished", and GPUs where there are none.
+docs/live.md lists the names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
-from prometheus_client.metrics_core import Metric
+from albireo.live.history import Sample
 
-CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4.encode()
+from .exposition import Exposition, labels
 
 _GAUGES = (
     ("num_requests_running", "running", "Requests that have a slot."),
@@ -28,161 +27,158 @@ _COUNTERS = (
     ("prefix_cache_hits", "prefix_hit_tokens", "Prompt tokens found in the cache."),
     ("swapped_out_blocks", "swapped_out_blocks", "KV blocks moved to host memory."),
     ("swapped_in_blocks", "swapped_in_blocks", "KV blocks moved back from host memory."),
-    ("prompt_tokens", "prompt_tokens", "Prompt tokens computed."),
+    ("prompt_tokens", "prompt_tokens", "Prompt tokens of requests that got a slot."),
     ("generation_tokens", "generated_tokens", "Tokens generated."),
     ("engine_steps", "steps", "Steps of the model."),
 )
+_MEANS_MS = (
+    ("step_time_mean_seconds", "step_ms_mean", "Mean time of recent steps."),
+    ("forward_time_mean_seconds", "forward_ms_mean", "Mean of their forward passes."),
+)
+_REQUESTS = (
+    ("request_cancelled", "cancelled", "Requests cancelled by clients."),
+    ("request_finished", "finished", "Requests ended by stop or length."),
+    ("request_failure", "failed", "Requests that ended with an error."),
+    ("request_failovers", "failed_over", "Times that a request went on when its group died."),
+)
 _STAGE_TASKS = ("schedule", "input", "forward", "sample", "output")
+_GPU_GAUGES = (
+    ("gpu_power_watts", "power_w", "Power of the moment."),
+    ("gpu_utilization_ratio", "utilization", "Share of the time in which a kernel ran, 0 to 1."),
+    ("gpu_memory_used_bytes", "memory_used_bytes", "Memory in use, by whomever."),
+    ("gpu_temperature_celsius", "temperature_c", "Temperature of the GPU."),
+)
 
 
-def exposition(tree: dict[str, Any]) -> bytes:
-    """The whole text."""
-    return generate_latest(_Snapshot(tree))
+def exposition(sample: Sample, j_per_token: Mapping[int, float]) -> bytes:
+    """The whole text.  j_per_token: of the last seconds, by the groups' numbers."""
+    out = Exposition()
+    tree = sample.tree
+    model = tree["model"]["id"]
+    groups = [
+        (labels(model_name=model, group=str(group["group"])), group) for group in tree["groups"]
+    ]
+    _node(out, tree, labels(model_name=model), groups)
+    _schedulers(out, groups)
+    _stages(out, groups)
+    _latencies(out, groups)
+    _processes(out, sample)
+    _gpus(out, sample, groups, j_per_token)
+    return out.text()
 
 
-class _Snapshot:
-    """A tree as a Prometheus collector."""
+_Groups = list[tuple[str, dict[str, Any]]]
+"""Labels and tree of each group."""
 
-    def __init__(self, tree: dict[str, Any]) -> None:
-        self._tree = tree
-        self._model = tree["model"]["id"]
-        self._groups: list[dict[str, Any]] = tree["groups"]
 
-    def collect(self) -> Iterator[Metric]:
-        yield from self._node()
-        yield from self._schedulers()
-        yield from self._stages()
-        yield from self._latencies()
+def _node(out: Exposition, tree: dict[str, Any], model: str, groups: _Groups) -> None:
+    requests = tree["requests"]
+    out.counter(
+        "request_success",
+        "Requests that have ended without an error, by how.",
+        (
+            (f"{label},{labels(finished_reason=reason)}", count)
+            for label, group in groups
+            for reason, count in (group.get("finished") or {}).items()
+        ),
+    )
+    for name, field, text in _REQUESTS:
+        out.counter(name, text, [(model, requests[field])])
+    out.gauge("requests_in_flight", "Requests taken, not ended.", [(model, requests["in_flight"])])
+    out.gauge("connections", "Clients of the router.", [(model, tree["connections"])])
+    out.gauge(
+        "group_up", "1 when the group is ready.",
+        ((label, group["state"] == "ready") for label, group in groups),
+    )  # fmt: skip
 
-    def _node(self) -> Iterator[Metric]:
-        requests = self._tree["requests"]
-        ended = CounterMetricFamily(
-            "albireo:request_success",
-            "Requests that have ended without an error, by how.",
-            labels=("model_name", "group", "finished_reason"),
+
+def _schedulers(out: Exposition, groups: _Groups) -> None:
+    """Of the groups that have reported."""
+    found = [(label, group["scheduler"]) for label, group in groups if group["scheduler"]]
+
+    def values(field: str) -> Iterator[tuple[str, float]]:
+        return ((label, report[field]) for label, report in found if field in report)
+
+    for name, field, text in _GAUGES:
+        out.gauge(name, text, values(field))
+    for name, field, text in _COUNTERS:
+        out.counter(name, text, values(field))
+    for name, field, text in _MEANS_MS:
+        out.gauge(name, text, ((label, ms / 1e3) for label, ms in values(field)))
+
+
+def _stages(out: Exposition, groups: _Groups) -> None:
+    """Times of the newest steps' tasks, from the timelines."""
+    found = [(label, group["stages"]) for label, group in groups if group.get("stages")]
+
+    def tasks(field: str) -> Iterator[tuple[str, float]]:
+        return (
+            (f'{label},stage="{task}"', stages[task][field] / 1e6)
+            for label, stages in found
+            for task in _STAGE_TASKS
         )
-        for group in self._groups:
-            for reason, count in (group.get("finished") or {}).items():
-                ended.add_metric((*self._labels(group), reason), count)
-        yield ended
-        aborted = CounterMetricFamily(
-            "albireo:request_cancelled", "Requests cancelled by clients.", labels=("model_name",)
-        )
-        aborted.add_metric((self._model,), requests["cancelled"])
-        yield aborted
-        finished = CounterMetricFamily(
-            "albireo:request_finished", "Requests ended by stop or length.", labels=("model_name",)
-        )
-        finished.add_metric((self._model,), requests["finished"])
-        yield finished
-        failed = CounterMetricFamily(
-            "albireo:request_failure", "Requests that ended with an error.", labels=("model_name",)
-        )
-        failed.add_metric((self._model,), requests["failed"])
-        yield failed
-        resumed = CounterMetricFamily(
-            "albireo:request_failovers",
-            "Times that a request went on elsewhere when its group died.",
-            labels=("model_name",),
-        )
-        resumed.add_metric((self._model,), requests["failed_over"])
-        yield resumed
-        yield self._single("requests_in_flight", "Requests taken and not ended.",
-                           requests["in_flight"])  # fmt: skip
-        yield self._single("connections", "Clients of the router.", self._tree["connections"])
-        up = self._gauge("group_up", "1 when the group is ready.")
-        for group in self._groups:
-            up.add_metric(self._labels(group), float(group["state"] == "ready"))
-        yield up
-        restarts = CounterMetricFamily(
-            "albireo:process_restarts", "Restarts of each process.", labels=("actor",)
-        )
-        for actor in self._tree["actors"]:
-            restarts.add_metric((actor["name"],), actor["restarts"])
-        yield restarts
 
-    def _schedulers(self) -> Iterator[Metric]:
-        """Of the groups that have reported."""
-        reports = [(g, g["scheduler"]) for g in self._groups if g["scheduler"] is not None]
-        for name, field, text in _GAUGES:
-            yield self._filled(self._gauge(name, text), field, reports)
-        for name, field, text in _COUNTERS:
-            counter = CounterMetricFamily(f"albireo:{name}", text, labels=("model_name", "group"))
-            yield self._filled(counter, field, reports)
-        for name, field, text in (
-            ("step_time_mean_seconds", "step_ms_mean", "Mean time of recent steps."),
-            ("forward_time_mean_seconds", "forward_ms_mean", "Mean of their forward passes."),
-        ):
-            gauge = self._gauge(name, text)
-            for group, report in reports:
-                gauge.add_metric(self._labels(group), report[field] / 1e3)
-            yield gauge
-
-    def _stages(self) -> Iterator[Metric]:
-        """Times of the newest steps' tasks, from the timelines."""
-        found = [(g, g["stages"]) for g in self._groups if g.get("stages") is not None]
-        if not found:
-            return
-        mean = self._gauge("stage_time_mean_seconds", "Mean time of a task in a step.", "stage")
-        exposed = self._gauge(
-            "stage_exposed_mean_seconds", "Mean time the device waited for a task.", "stage"
-        )
-        for group, stages in found:
-            for task in _STAGE_TASKS:
-                labels = (*self._labels(group), task)
-                mean.add_metric(labels, stages[task]["mean_us"] / 1e6)
-                exposed.add_metric(labels, stages[task]["exposed_us"] / 1e6)
-        yield mean
-        yield exposed
-        for name, field, scale, text in (
-            ("device_idle_mean_seconds", "idle_us_mean", 1e-6, "Mean idle time in a step."),
-            ("serial_fraction", "serial_fraction", 1.0, "Share of a step without the forward."),
-        ):
-            gauge = self._gauge(name, text)
-            for group, stages in found:
-                gauge.add_metric(self._labels(group), stages[field] * scale)
-            yield gauge
-
-    def _latencies(self) -> Iterator[Metric]:
-        """group["latencies"]: name -> {"bounds": [...], "counts": one more, "sum": seconds}."""
-        names = dict.fromkeys(n for g in self._groups for n in g.get("latencies") or ())
-        for name in names:
-            family = HistogramMetricFamily(
-                f"albireo:{name}", f"Distribution of {name.replace('_', ' ')}.",
-                labels=("model_name", "group"),
-            )  # fmt: skip
-            for group in self._groups:
-                found = (group.get("latencies") or {}).get(name)
-                if found is not None:
-                    family.add_metric(self._labels(group), _buckets(found), found["sum"])
-            yield family
-
-    def _filled(
-        self, family: Any, field: str, reports: Iterable[tuple[dict[str, Any], dict[str, Any]]]
-    ) -> Metric:
-        for group, report in reports:
-            if field in report:
-                family.add_metric(self._labels(group), report[field])
-        metric: Metric = family
-        return metric
-
-    def _gauge(self, name: str, text: str, *labels: str) -> GaugeMetricFamily:
-        return GaugeMetricFamily(f"albireo:{name}", text, labels=("model_name", "group", *labels))
-
-    def _single(self, name: str, text: str, value: float) -> GaugeMetricFamily:
-        gauge = GaugeMetricFamily(f"albireo:{name}", text, labels=("model_name",))
-        gauge.add_metric((self._model,), value)
-        return gauge
-
-    def _labels(self, group: dict[str, Any]) -> tuple[str, str]:
-        return self._model, str(group["group"])
+    out.gauge("stage_time_mean_seconds", "Mean time of a task in a step.", tasks("mean_us"))
+    out.gauge(
+        "stage_exposed_mean_seconds", "Mean time the device waited for a task.",
+        tasks("exposed_us"),
+    )  # fmt: skip
+    out.gauge(
+        "device_idle_mean_seconds", "Mean idle time of the device in a step.",
+        ((label, stages["idle_us_mean"] / 1e6) for label, stages in found),
+    )  # fmt: skip
+    out.gauge(
+        "serial_fraction", "Share of a step without the forward pass.",
+        ((label, stages["serial_fraction"]) for label, stages in found),
+    )  # fmt: skip
 
 
-def _buckets(found: dict[str, Any]) -> list[tuple[str, float]]:
-    """Cumulative counts by upper bound, as Prometheus wants them."""
-    total = 0
-    buckets = []
-    for bound, count in zip((*found["bounds"], "+Inf"), found["counts"], strict=True):
-        total += count
-        buckets.append((str(bound), float(total)))
-    return buckets
+def _latencies(out: Exposition, groups: _Groups) -> None:
+    for name in dict.fromkeys(name for _, group in groups for name in group.get("latencies") or ()):
+        out.histogram(
+            name, f"Distribution of {name.replace('_', ' ')}.",
+            (
+                (label, group["latencies"][name])
+                for label, group in groups
+                if name in (group.get("latencies") or ())
+            ),
+        )  # fmt: skip
+
+
+def _processes(out: Exposition, sample: Sample) -> None:
+    out.counter(
+        "process_restarts", "Restarts of each process.",
+        ((labels(actor=each["name"]), each["restarts"]) for each in sample.tree["actors"]),
+    )  # fmt: skip
+    out.counter(
+        "process_cpu_seconds", "User and system time of each process.",
+        ((labels(actor=name), seconds) for name, seconds in sample.cpu_s.items()),
+    )  # fmt: skip
+
+
+def _gpus(
+    out: Exposition, sample: Sample, groups: _Groups, j_per_token: Mapping[int, float]
+) -> None:
+    """As NVML says; nothing on a node without GPUs."""
+    found = [
+        (f"{label},{labels(gpu=uuid)}", sample.gpus[uuid])
+        for label, group in groups
+        for uuid in group.get("gpus") or ()
+        if uuid in sample.gpus
+    ]
+
+    def values(field: str) -> Iterator[tuple[str, float]]:
+        pairs = ((label, getattr(reading, field)) for label, reading in found)
+        return ((label, value) for label, value in pairs if value is not None)
+
+    for name, field, text in _GPU_GAUGES:
+        out.gauge(name, text, values(field))
+    out.counter("gpu_energy_joules", "Energy since the driver was loaded.", values("energy_j"))
+    out.gauge(
+        "energy_per_token_joules", "Of a group's GPUs, in the last seconds.",
+        (
+            (label, j_per_token[group["group"]])
+            for label, group in groups
+            if group["group"] in j_per_token
+        ),
+    )  # fmt: skip

@@ -7,6 +7,8 @@ from typing import Any
 
 import msgspec
 
+from albireo.live.picture import Picture
+
 from .answers import (
     ChatChunk,
     ChatCompletion,
@@ -33,6 +35,7 @@ _POSTS: tuple[tuple[str, type, type, type | None, str], ...] = (
 _GETS: tuple[tuple[str, type, str], ...] = (
     ("/v1/models", ModelList, "The model that is served."),
     ("/version", Version, "Of the node's software."),
+    ("/top", Picture, "What the node does right now; what `albireo top --json` prints."),
 )
 _ERRORS = {
     "400": "The request is not valid, or too long.",
@@ -80,6 +83,8 @@ def document(version: str) -> bytes:
     paths["/v1/models/{model}"]["get"]["parameters"] = [
         {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}
     ]
+    html = {"text/html": {"schema": {"type": "string"}}}
+    paths["/"] = _get("A page with what the node does, and a chat.", html, schema_of[ErrorAnswer])
     plain = {"text/plain": {"schema": {"type": "string"}}}
     paths["/metrics"] = _get("For Prometheus.", plain, schema_of[ErrorAnswer])
     for path, methods in (("/health", ("get",)), ("/ping", ("get", "post"))):

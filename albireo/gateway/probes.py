@@ -11,9 +11,10 @@ from albireo.client import AlbireoError
 
 from .answers import Model, ModelList, Version
 from .errors import HttpError
+from .exposition import CONTENT_TYPE
 from .http import Request
 from .link import NodeLink
-from .metrics import CONTENT_TYPE, exposition
+from .metrics import exposition
 
 HEALTH_TIMEOUT_S = 2.0
 _STARTED = int(time.time())
@@ -55,7 +56,8 @@ async def version(request: Request, link: NodeLink) -> None:
 
 
 async def metrics(request: Request, link: NodeLink) -> None:
-    body = exposition(await link.status())
+    sample, j_per_token = await link.watch.measure()
+    body = exposition(sample, j_per_token)
     await request.answer(200, body, content_type=(b"content-type", CONTENT_TYPE))
 
 

@@ -53,7 +53,9 @@ async def _serve(actor: Actor, fds: Mapping[str, int]) -> None:
         connecting.cancel()
         return
     link = connecting.result()
-    server = HttpServer(make_app(link, keys, config.allowed_origins), sockets)
+    server = HttpServer(
+        make_app(link, keys, config.allowed_origins, config.stream_interval), sockets
+    )
     stopping.add_done_callback(lambda _: server.stop())
     actor.ready()
     await server.serve()

@@ -79,10 +79,15 @@ class Blueprint:
             ),
             max_failovers=self._options.max_failovers,
             gpus=tuple(gpu.uuid for gpu in self._gpus[group]) if role == "worker" else (),
+            group_gpus=tuple(tuple(gpu.uuid for gpu in each) for each in self._gpus)
+            if role == "router"
+            else (),
+            seed=self._options.seed if role == "router" else None,
             gateway=GatewayConfig(
                 api_key=self._options.api_key,
                 api_key_file=self._options.api_key_file,
                 allowed_origins=self._options.allowed_origins,
+                stream_interval=self._options.stream_interval,
             )
             if role == "gateway"
             else None,

@@ -41,7 +41,8 @@ class NodeOptions(msgspec.Struct, frozen=True, kw_only=True):
     swap_space_gib: host memory of one group for the KV cache of preempted sequences.
     itl_target_ms: what a step with prefill in it should take at most; 0 = no target.
     http, uds: "HOST:PORT" and the path of a Unix socket on which `gateways` processes serve HTTP.
-    api_key, api_key_file, allowed_origins: as in ipc/config.GatewayConfig.
+    api_key, api_key_file, allowed_origins, stream_interval: as in ipc/config.GatewayConfig.
+    seed: what the seeds of requests without one are drawn from; None = chance.
 
     Ranges are checked where options are decoded or converted, not where they are constructed.
     """
@@ -87,6 +88,8 @@ class NodeOptions(msgspec.Struct, frozen=True, kw_only=True):
     api_key: str | None = None
     api_key_file: str | None = None
     allowed_origins: tuple[str, ...] = ()
+    stream_interval: _AtLeast1 = 1
+    seed: int | None = None
 
     @property
     def num_gateways(self) -> int:

@@ -4,41 +4,20 @@
        |---- TTFT ----|-- inter-token --|--|--|--|--|--|--|--|--|
        |------------------------- end to end -------------------|
 
-Recording costs a binary search among some twenty bounds for each delta.
+Recorded with each delta.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from typing import Any
+
+from albireo.ipc.histogram import WHOLE_REQUEST_S, Histogram
 
 _SHORT_S = (
     0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5,
     1.0, 2.5,
 )  # fmt: skip
-_LONG_S = (
-    0.005, 0.01, 0.02, 0.04, 0.06, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0,
-    160.0, 640.0,
-)  # fmt: skip
 _TOKENS = tuple(float(2**power) for power in range(14))
-
-
-class Histogram:
-    """Counts of values by upper bound (counts has one more: above all), and their sum."""
-
-    __slots__ = ("bounds", "counts", "total")
-
-    def __init__(self, bounds: tuple[float, ...]) -> None:
-        self.bounds = bounds
-        self.counts = [0] * (len(bounds) + 1)
-        self.total = 0.0
-
-    def record(self, value: float) -> None:
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.total += value
-
-    def tree(self) -> dict[str, Any]:
-        return {"bounds": list(self.bounds), "counts": list(self.counts), "sum": self.total}
 
 
 class StreamTimes:
@@ -59,10 +38,10 @@ class GroupLatencies:
     def __init__(self) -> None:
         self.finished: dict[str, int] = {}
         """Ended answers by finish reason."""
-        self._first_token = Histogram(_LONG_S)
+        self._first_token = Histogram(WHOLE_REQUEST_S)
         self._inter_token = Histogram(_SHORT_S)
         self._per_token = Histogram(_SHORT_S)
-        self._whole = Histogram(_LONG_S)
+        self._whole = Histogram(WHOLE_REQUEST_S)
         self._batch = Histogram(_TOKENS)
 
     def tokens(self, times: StreamTimes, count: int, now: float) -> None:

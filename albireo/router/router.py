@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import random
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -85,6 +86,8 @@ class Router:
         self._started_at = self._loop.time()
         self._limits = RequestLimits.of(spec)
         self._numbers = RequestNumbers(spec.incarnation)
+        chance = random.SystemRandom() if spec.seed is None else random.Random(spec.seed)
+        self._draw_seed: Callable[[], int] = functools.partial(chance.getrandbits, 64)
         self._counts = RequestCounts()
         self._tenants = Tenants(spec.tenants)
         self.sessions: set[Session] = set()
@@ -245,9 +248,11 @@ class Router:
     ) -> None:
         """Decides what the group is given for each stream.  Raises Refusal."""
         terms = self._tenants.terms(request.tenant, request.asked.cache_salt)
-        first = resolve(self._limits, prompt_ids, bad_words, request.asked, terms, grammar)
+        first = resolve(
+            self._limits, prompt_ids, bad_words, request.asked, terms, grammar, self._draw_seed
+        )
         for choice, stream in request.streams.items():
-            stream.submit = for_choice(first, stream.request, choice)
+            stream.submit = for_choice(first, stream.request, choice, stream.times.arrived)
 
     def _submit_all(self, request: TokenRequest) -> None:
         for stream in list(request.streams.values()):

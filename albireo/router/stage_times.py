@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from albireo.trace.rows import NodeTimelines
+from albireo.trace.rows import NodeTimelines, Source
 from albireo.trace.stages import group_stages
 
 MAX_AGE_S = 1.0
@@ -35,6 +35,7 @@ class StageTimes:
         self._thread = ThreadPoolExecutor(1, "stage times")
         self._waiting: list[Callable[[], None]] = []
         self._until = 0.0
+        self._seen: list[list[tuple[str, int, int]]] = [[] for _ in range(num_groups)]
 
     def when_fresh(self, do: Callable[[], None]) -> None:
         """Calls `do` on the event loop once the trees are no older than a second."""
@@ -46,11 +47,25 @@ class StageTimes:
             self._thread.submit(self._compute).add_done_callback(self._tell_loop)
 
     def _compute(self) -> _Trees:
-        groups = len(self.trees)
+        groups = range(len(self.trees))
+        own: list[list[Source]] = [[] for _ in groups]
+        for source in self._timelines.sources():
+            if source.group in groups and not source.ended:
+                own[source.group].append(source)
+        steps = STEPS // len(own)
         return [
-            msgspec.to_builtins(group_stages(self._timelines.group(number), STEPS // groups))
-            for number in range(groups)
+            self.trees[number]
+            if self._nothing_new(number, sources)
+            else msgspec.to_builtins(group_stages(sources, steps))
+            for number, sources in enumerate(own)
         ]
+
+    def _nothing_new(self, group: int, sources: list[Source]) -> bool:
+        """Whether the group's device has done nothing since its tree was made."""
+        seen = [(each.name, each.incarnation, each.written) for each in sources if each.device]
+        same = seen == self._seen[group]
+        self._seen[group] = seen
+        return same
 
     def _tell_loop(self, computed: Future[_Trees]) -> None:
         if not self._loop.is_closed():

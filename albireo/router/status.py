@@ -13,10 +13,13 @@ import msgspec
 
 from albireo._version import __version__
 from albireo.ipc.config import ActorSpec
-from albireo.ipc.messages import ActorInfo
+from albireo.ipc.histogram import WHOLE_REQUEST_S, Histogram
+from albireo.ipc.messages import ActorInfo, SchedulerStats
 from albireo.ipc.protocol import PROTOCOL_VERSION
 
 from .groups import Group
+
+QUEUE_TIME = "request_queue_time_seconds"
 
 
 class RequestCounts(msgspec.Struct, kw_only=True):
@@ -66,8 +69,16 @@ def status_tree(
         "connections": connections,
         "requests": msgspec.structs.asdict(requests),
         "actors": [_actor(actor) for actor in actors],
-        "groups": [_group(group, engine.block_size, stages[group.number]) for group in groups],
+        "groups": [
+            _group(group, engine.block_size, stages[group.number], gpus)
+            for group, gpus in zip(groups, _gpus(spec), strict=True)
+        ],
     }
+
+
+def _gpus(spec: ActorSpec) -> list[list[str]]:
+    """UUIDs of each group's GPUs, by rank."""
+    return [list(gpus) for gpus in spec.group_gpus] or [[]] * spec.num_groups
 
 
 def _actor(actor: ActorInfo) -> dict[str, Any]:
@@ -77,7 +88,9 @@ def _actor(actor: ActorInfo) -> dict[str, Any]:
     return fields
 
 
-def _group(group: Group, block_size: int, stages: dict[str, Any] | None) -> dict[str, Any]:
+def _group(
+    group: Group, block_size: int, stages: dict[str, Any] | None, gpus: list[str]
+) -> dict[str, Any]:
     """State as the router has it; `scheduler` is null until its first report, `stages` until there
     are steps."""
     stats = group.stats
@@ -110,5 +123,13 @@ def _group(group: Group, block_size: int, stages: dict[str, Any] | None) -> dict
         },
         "stages": stages,
         "finished": group.latencies.finished,
-        "latencies": group.latencies.tree(),
+        "latencies": group.latencies.tree() | {QUEUE_TIME: _queue_times(stats)},
+        "gpus": gpus,
     }
+
+
+def _queue_times(stats: SchedulerStats | None) -> dict[str, Any]:
+    histogram = Histogram(WHOLE_REQUEST_S)
+    if stats is not None and stats.queue_counts:
+        histogram.counts, histogram.total = stats.queue_counts, stats.queue_sum_s
+    return histogram.tree()

@@ -6,7 +6,7 @@ functions raise Refusal, with the numbers.
 
 from __future__ import annotations
 
-import secrets
+from collections.abc import Callable
 
 import msgspec
 
@@ -132,11 +132,12 @@ def check_prompt_ids(limits: RequestLimits, prompt_ids: list[int]) -> None:
     _check_range(limits, prompt_ids, "prompt_ids")
 
 
-def for_choice(first: Submit, request: int, choice: int) -> Submit:
+def for_choice(first: Submit, request: int, choice: int, arrived_s: float) -> Submit:
     """What a group is given for the i-th answer: its own random stream, the prompt scored once."""
     return msgspec.structs.replace(
         first,
         request=request,
+        arrived_s=arrived_s,
         seed=_signed(first.seed + choice),
         prompt_logprobs=-1 if choice else first.prompt_logprobs,
     )
@@ -148,7 +149,8 @@ def resolve(
     bad_words: tuple[tuple[int, ...], ...],
     asked: Generate | Chat,
     terms: Terms,
-    grammar: str = "",
+    grammar: str,
+    draw_seed: Callable[[], int],
 ) -> Submit:
     """The message for a group, but for its number: see for_choice.
 
@@ -156,6 +158,7 @@ def resolve(
     bad_words: token ids of params.bad_words.  Raises Refusal for one with too many.
     terms: for whom it is.
     grammar: params.grammar, compiled.
+    draw_seed: 64 bits, for a request without a seed.
     """
     params = asked.params
     _check_bad_words(bad_words)
@@ -172,7 +175,7 @@ def resolve(
         top_k=params.top_k if params.top_k < limits.vocab_size else 0,
         top_p=params.top_p,
         min_p=params.min_p,
-        seed=_signed(secrets.randbits(64) if params.seed is None else params.seed),
+        seed=_signed(draw_seed() if params.seed is None else params.seed),
         stop=params.stop,
         stop_token_ids=stop_token_ids,
         include_stop=params.include_stop_str_in_output,

@@ -37,6 +37,7 @@ from albireo.ipc.stages import Stage
 from albireo.ipc.timeline import NO_STEP, Recorder
 
 from .limits import Limits
+from .queue_times import QueueTimes
 from .scheduler import Scheduler
 
 _STATS_INTERVAL_S = 1.0
@@ -79,6 +80,7 @@ class _Loop:
         self._step_timeout_s = engine.step_timeout_s
         self._step_began = 0.0  # when the oldest step in flight could begin, monotonic
         self._times = _StepTimes()
+        self._queue_times = QueueTimes()
         self._stats_due = 0.0
         self._idle = False
         self._idle_since_ns = time.monotonic_ns()
@@ -110,6 +112,8 @@ class _Loop:
                 return
             frame = self._plans.reserve(self._step_timeout_s)
             self._plans.publish(write_plan(frame, plan.step, 0, plan.sections))
+            if len(plan.sections.take):
+                self._queue_times.planned(plan.sections.take, time.monotonic())
             sequences = len(plan.sections.chunk) + len(plan.sections.decode)
             self._timeline.record(Stage.PLAN, plan.step, start_ns, time.monotonic_ns(), sequences)
             if first:
@@ -135,12 +139,16 @@ class _Loop:
             match message:
                 case Submit():
                     refused = self._scheduler.submit(message)
-                    if refused is not None:
+                    if refused is None:
+                        self._queue_times.submitted(message)
+                    else:
                         self._link.send(refused)
                 case Abort(request):
                     self._scheduler.abort(request)
+                    self._queue_times.gone(request)
                 case Reset():
                     self._scheduler.reset()
+                    self._queue_times.clear()
                 case Processed(step):
                     self._processed = step
                     self._step_began = time.monotonic()
@@ -208,6 +216,8 @@ class _Loop:
                 swapped_out_blocks=counters.swapped_out_blocks,
                 swapped_in_blocks=counters.swapped_in_blocks,
                 waiting_by_priority=scheduler.waiting_by_priority,
+                queue_counts=self._queue_times.histogram.counts,
+                queue_sum_s=self._queue_times.histogram.total,
             )
         )
 

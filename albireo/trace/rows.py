@@ -46,6 +46,11 @@ class Source:
         """Whether it is what the worker's device did, not the worker."""
         return self.track == DEVICE
 
+    @property
+    def written(self) -> int:
+        """Records so far."""
+        return self.reader.written(self.track)
+
     def newest(self, count: int = CAPACITY) -> Records:
         return self.reader.newest(self.track, count)
 

@@ -26,15 +26,21 @@ import numpy as np
 import numpy.typing as npt
 
 from albireo.ipc.stages import Stage, Task
-from albireo.ipc.timeline import Records
+from albireo.ipc.timeline import RECORD, Records
 
 from .rows import Source
 
 Int64Array = npt.NDArray[np.int64]
 
+_BLAMED = (Task.SCHEDULE, Task.INPUT, Task.OUTPUT)
+"""Whom idle time is blamed on, in this order."""
+_TASK_OF = np.zeros(1 << 16, np.uint8)
+for _stage in Stage:
+    _TASK_OF[_stage] = _stage.task
+_RAW = np.dtype(f"V{RECORD.itemsize}")
 _MIN_STEPS = 2
-_RECORDS_PER_STEP = 8
-"""More than any actor writes for a step."""
+_RECORDS_PER_STEP = 4
+"""What an actor writes at most for nearly every step; where it is more, fewer steps are seen."""
 
 
 class TaskStats(msgspec.Struct, frozen=True):
@@ -92,7 +98,9 @@ def group_stages(
     if device is None or not actors:
         return None
     begin, end = window_ns or (since, np.iinfo(np.int64).max)
-    return measure(device, np.concatenate(actors), last, begin, end)
+    # As bytes: fields would be copied one by one.
+    joined = np.concatenate([each.view(_RAW) for each in actors]).view(RECORD)
+    return measure(device, joined, last, begin, end)
 
 
 def measure(
@@ -102,11 +110,14 @@ def measure(
     steps = _Steps(device, last, begin_ns, end_ns)
     if len(steps.number) < _MIN_STEPS:
         return None
-    idle = _Cover(*_spans(actors, Stage.NO_WORK)).within(steps.before, steps.begin)
+    pauses = actors[actors["stage"] == Stage.NO_WORK]
+    idle = _Cover(pauses["start_ns"], pauses["end_ns"]).within(steps.before, steps.begin)
     steps.keep(idle == 0)
     if len(steps.number) < _MIN_STEPS:
         return None
-    exposed = _blame(actors, steps)
+    tasks = _TASK_OF[actors["stage"]]
+    by_task = {task: actors[tasks == task] for task in _BLAMED}
+    exposed = _blame(by_task, steps)
     gap, took = steps.begin - steps.before, steps.done - steps.before
     forward, sample = steps.forwarded - steps.begin, steps.done - steps.sampling
     unblamed = took.mean() - forward.mean() - sample.mean() - sum(exposed.values())
@@ -123,8 +134,8 @@ def measure(
         sample=_task(sample, sample.mean()),
         other_exposed_us=_us(max(0.0, unblamed)),
         **{
-            task.name.lower(): _task(_times(actors, task, steps), exposed[task])
-            for task in (Task.SCHEDULE, Task.INPUT, Task.OUTPUT)
+            task.name.lower(): _task(_times(by_task[task], steps), exposed[task])
+            for task in _BLAMED
         },
     )
 
@@ -136,8 +147,10 @@ class _Steps:
     def __init__(self, device: Records, last: int, begin_ns: int, end_ns: int) -> None:
         forward = device[device["stage"] == Stage.FORWARD]
         sample = device[device["stage"] == Stage.SAMPLE]
-        number, at, sampled = np.intersect1d(forward["step"], sample["step"], return_indices=True)
-        forward, sample = forward[at], sample[sampled]
+        if not np.array_equal(forward["step"], sample["step"]):
+            _, at, sampled = np.intersect1d(forward["step"], sample["step"], return_indices=True)
+            forward, sample = forward[at], sample[sampled]
+        number = forward["step"]
         inside = (forward["start_ns"] >= begin_ns) & (sample["end_ns"] <= end_ns)
         forward, sample, number = forward[inside], sample[inside], number[inside]
         recent = slice(max(1, len(number) - last), None)
@@ -150,6 +163,8 @@ class _Steps:
         self.begin: Int64Array = np.maximum(forward["start_ns"][recent], self.before)
 
     def keep(self, wanted: npt.NDArray[np.bool_]) -> None:
+        if wanted.all():
+            return
         for name in ("number", "before", "begin", "forwarded", "sampling", "done"):
             setattr(self, name, getattr(self, name)[wanted])
 
@@ -179,33 +194,21 @@ class _Cover:
         return self.until(end) - self.until(begin)
 
 
-def _blame(actors: Records, steps: _Steps) -> dict[Task, float]:
+def _blame(by_task: dict[Task, Records], steps: _Steps) -> dict[Task, float]:
     """Mean exposed ns a step of T1, T2, T5: what of the idle time each of them covers alone, or
     together with a later one of them."""
     exposed: dict[Task, float] = {}
-    so_far, stages = 0.0, []
-    for task in (Task.SCHEDULE, Task.INPUT, Task.OUTPUT):
-        stages += [stage for stage in Stage if stage.task is task]
-        covered = _Cover(*_spans(actors, *stages)).within(steps.before, steps.begin).mean()
+    so_far = 0.0
+    for number, task in enumerate(_BLAMED, 1):
+        found = [by_task[each] for each in _BLAMED[:number]]
+        start, end = (np.concatenate([each[at] for each in found]) for at in ("start_ns", "end_ns"))
+        covered = _Cover(start, end).within(steps.before, steps.begin).mean()
         exposed[task], so_far = float(covered) - so_far, float(covered)
     return exposed
 
 
-def _spans(records: Records, *stages: Stage) -> tuple[Int64Array, Int64Array]:
-    chosen = records[_is_one_of(records, stages)]
-    return chosen["start_ns"], chosen["end_ns"]
-
-
-def _is_one_of(records: Records, stages: Iterable[Stage]) -> npt.NDArray[np.bool_]:
-    found = np.zeros(len(records), np.bool_)
-    for stage in stages:
-        found |= records["stage"] == stage
-    return found
-
-
-def _times(actors: Records, task: Task, steps: _Steps) -> Int64Array:
-    """ns that the task took in each of the steps, [K], all actors added up."""
-    chosen = actors[_is_one_of(actors, [stage for stage in Stage if stage.task is task])]
+def _times(chosen: Records, steps: _Steps) -> Int64Array:
+    """ns that a task's records took in each of the steps, [K], all actors added up."""
     place = np.searchsorted(steps.number, chosen["step"])
     place[place == len(steps.number)] = 0
     chosen, place = _matching(chosen, place, steps)

@@ -14,6 +14,9 @@ from albireo.gateway.app import make_app
 from albireo.gateway.keys import ApiKeys
 from albireo.gateway.link import Ask
 from albireo.ipc.protocol import Logprobs, TokenLogprob
+from albireo.live.watch import AsyncWatch
+
+from ..live import trees
 
 MODEL = "played"
 Script = Callable[["PlayedLink", int, Ask, Callable[[Any], None]], Awaitable[None]]
@@ -75,6 +78,7 @@ class PlayedLink:
         self.asks: list[Ask] = []
         self.abandoned: list[int] = []
         self.tree: dict[str, Any] = status_tree()
+        self.watch = AsyncWatch(self.status)
         self._script = script
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -121,13 +125,27 @@ def post(
     headers: dict[str, str] | None = None,
 ) -> httpx2.Response:  # fmt: skip
     """One request straight to the application.  `body`: bytes as they are, or JSON."""
-    app = make_app(link or PlayedLink(), keys or ApiKeys(), ())  # type: ignore[arg-type]
     payload = body if isinstance(body, bytes) else msgspec.json.encode(body)
+    return _ask("POST", path, payload, link, keys, headers)
+
+
+def get(
+    path: str, link: PlayedLink | None = None, keys: ApiKeys | None = None,
+    headers: dict[str, str] | None = None,
+) -> httpx2.Response:  # fmt: skip
+    return _ask("GET", path, b"", link, keys, headers)
+
+
+def _ask(
+    method: str, path: str, payload: bytes, link: PlayedLink | None, keys: ApiKeys | None,
+    headers: dict[str, str] | None,
+) -> httpx2.Response:  # fmt: skip
+    app = make_app(link or PlayedLink(), keys or ApiKeys(), ())  # type: ignore[arg-type]
 
     async def ask() -> httpx2.Response:
         transport = httpx2.ASGITransport(app=app)
         async with httpx2.AsyncClient(transport=transport, base_url="http://played") as client:
-            return await client.post(path, content=payload, headers=headers)
+            return await client.request(method, path, content=payload, headers=headers)
 
     return asyncio.run(ask())
 
@@ -143,21 +161,9 @@ def chunks(response: httpx2.Response) -> list[dict[str, Any]]:
 
 def status_tree() -> dict[str, Any]:
     """A status tree with one group that has reported, and one that has not."""
-    scheduler = {
-        "running": 3, "waiting": 1, "kv_blocks_used": 5, "kv_blocks_total": 10,
-        "kv_tokens_total": 160, "kv_usage": 0.5, "preemptions": 2, "steps": 100,
-        "prompt_tokens": 40, "generated_tokens": 60, "requests_finished": 7,
-        "step_ms_mean": 10.0, "forward_ms_mean": 9.0,
-    }  # fmt: skip
-    return {
-        "node": "n",
-        "model": {"id": MODEL},
-        "draining": False,
-        "connections": 2,
-        "requests": {"in_flight": 4, "finished": 7, "cancelled": 1, "failed": 2, "failed_over": 1},
-        "actors": [{"name": "router", "restarts": 1}],
-        "groups": [
-            {"group": 0, "state": "ready", "scheduler": scheduler, "stages": None},
-            {"group": 1, "state": "restarting", "scheduler": None},
-        ],
-    }
+    model = trees.tree()["model"] | {"id": MODEL}
+    return trees.tree(
+        trees.group(tokens=5, stages=None),
+        trees.group(1, state="restarting", scheduler=None, stages=None),
+        model=model,
+    )

@@ -23,7 +23,9 @@ WAIT_S = 5.0
 class Serving:
     """Serves TCP on `port` and the Unix socket `path` until stop()."""
 
-    def __init__(self, link: PlayedLink, path: Path, origins: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, link: PlayedLink, path: Path, origins: tuple[str, ...] = (), interval: int = 1
+    ) -> None:
         self.link = link
         self.path = str(path)
         tcp = socket.socket()
@@ -33,6 +35,7 @@ class Serving:
         unix.bind(self.path)
         self._sockets = [tcp, unix]
         self._origins = origins
+        self._interval = interval
         self._loop: asyncio.AbstractEventLoop
         self._server: HttpServer
         self._started = threading.Event()
@@ -44,7 +47,12 @@ class Serving:
     def _run(self) -> None:
         async def serve() -> None:
             self._loop = asyncio.get_running_loop()
-            app = make_app(self.link, ApiKeys(), self._origins)  # type: ignore[arg-type]
+            app = make_app(
+                self.link,
+                ApiKeys(),
+                self._origins,
+                self._interval,  # type: ignore[arg-type]
+            )
             self._server = HttpServer(app, self._sockets)
             self._started.set()
             await self._server.serve()

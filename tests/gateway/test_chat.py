@@ -6,10 +6,13 @@ from typing import Any
 
 import pytest
 
-from .played import MODEL, PlayedLink, chunks, post
+from albireo.client import InvalidRequest
+
+from .played import MODEL, PlayedLink, chunks, failing, post
 
 PATH = "/v1/chat/completions"
 HELLO = [{"role": "user", "content": "hi"}]
+TOOL = {"type": "function", "function": {"name": "now"}}
 
 
 def ask(body: dict[str, Any], link: PlayedLink | None = None) -> dict[str, Any]:
@@ -128,3 +131,19 @@ def test_what_the_request_says_reaches_the_node() -> None:
     sent = link.asks[0]
     assert (sent.priority, sent.cache_salt, sent.tenant) == (-3, "s", "")
     assert (sent.params.seed, sent.params.stop) == (7, ("x",))
+
+
+@pytest.mark.parametrize(
+    ("extra", "param"),
+    [
+        ({"tools": [TOOL]}, "tools"),
+        ({"tools": [TOOL], "tool_choice": "none", "guided_regex": "a"}, "guided_regex"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+    ],
+)
+def test_a_grammar_that_is_refused_has_the_name_that_it_was_given(
+    extra: dict[str, Any], param: str
+) -> None:
+    link = PlayedLink(failing(InvalidRequest("too deep", param="grammar")))
+    answer = post(PATH, {"messages": HELLO} | extra, link)
+    assert answer.status_code == 400 and answer.json()["error"]["param"] == param

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from albireo.client import GroupFailed, QueueFull, TooLong
+from albireo.client import Delta, End, GroupFailed, InvalidRequest, QueueFull, TooLong
+from albireo.gateway.link import Ask
 
 from .played import MODEL, PlayedLink, chunks, failing, post
 
@@ -210,3 +212,34 @@ def test_one_prompt_of_several_that_fails_ends_them_all() -> None:
     link._script = script
     assert post(PATH, {"prompt": ["a", "b", "c"]}, link).status_code == 400
     assert link.abandoned == [0, 2]
+
+
+def test_of_a_prompt_of_one_token_nothing_is_known() -> None:
+    async def one_token(
+        link: PlayedLink, number: int, ask: Ask, on_reply: Callable[[Any], None]
+    ) -> None:
+        on_reply(Delta(number, 0, [1], "x", End("length", None, 1, 1)))
+
+    body = {"prompt": "a", "max_tokens": 1, "prompt_logprobs": 0}
+    answer = post("/v1/completions", body, PlayedLink(one_token)).json()
+    assert answer["choices"][0]["prompt_logprobs"] == [None]
+    body = {"messages": [{"role": "user", "content": "a"}], "prompt_logprobs": 0}
+    answer = post("/v1/chat/completions", body, PlayedLink(one_token)).json()
+    assert answer["prompt_logprobs"] == [None]
+
+
+@pytest.mark.parametrize(
+    ("extra", "param"),
+    [
+        ({"guided_choice": ["a", "b"]}, "guided_choice"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"structured_outputs": {"regex": "a+"}}, "structured_outputs"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_grammar_that_is_refused_has_the_name_that_it_was_given(
+    extra: dict[str, Any], param: str, stream: bool
+) -> None:
+    link = PlayedLink(failing(InvalidRequest("too deep", param="grammar")))
+    answer = post("/v1/completions", {"prompt": "a", "stream": stream} | extra, link)
+    assert answer.status_code == 400 and answer.json()["error"]["param"] == param

@@ -29,8 +29,11 @@ _STREAM = b'{"prompt": "a", "stream": true, "max_tokens": 3}'
 def serve(tmp_path: Path) -> Iterator[Serve]:
     running: list[Serving] = []
 
-    def start(link: PlayedLink | None = None, origins: tuple[str, ...] = ()) -> Serving:
-        running.append(Serving(link or PlayedLink(), tmp_path / f"s{len(running)}", origins))
+    def start(
+        link: PlayedLink | None = None, origins: tuple[str, ...] = (), interval: int = 1
+    ) -> Serving:
+        path = tmp_path / f"s{len(running)}"
+        running.append(Serving(link or PlayedLink(), path, origins, interval))
         return running[-1]
 
     yield start
@@ -297,3 +300,12 @@ def _unchunked(data: bytes) -> bytes:
         if length == 0:
             break
     return b"".join(body)
+
+
+def test_the_interval_holds_from_the_second_token_on(serve: Serve) -> None:
+    serving = serve(interval=4)
+    body = {"prompt": "a", "stream": True, "max_tokens": 10}
+    answer = httpx2.post(f"http://127.0.0.1:{serving.port}/v1/completions", json=body)
+    texts = [each["choices"][0]["text"] for each in chunks(answer)]
+    assert [len(each.split()) for each in texts] == [1, 4, 4, 1]
+    assert "".join(texts) == "".join(f" a{place}" for place in range(10))

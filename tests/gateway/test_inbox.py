@@ -95,3 +95,44 @@ def test_the_first_error_is_kept() -> None:
             await inbox.wait_for_all()
 
     asyncio.run(run())
+
+
+def test_an_interval_holds_tokens_but_the_first_and_the_last() -> None:
+    async def run() -> list[str]:
+        inbox = Inbox(1, 1)
+        inbox.interval = 3
+        written: list[str] = []
+
+        async def write() -> None:
+            while inbox.open:
+                await inbox.wait()
+                written.append("".join(each.text for each in inbox.take().values()))
+
+        writing = asyncio.ensure_future(write())
+        for place in range(9):
+            end = End("length", None, 1, 9) if place == 8 else None
+            inbox.put(0, Delta(1, place, [place], str(place), end))
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        await asyncio.wait_for(writing, 5)
+        return written
+
+    assert asyncio.run(run()) == ["0", "123", "456", "78"]
+
+
+def test_an_error_does_not_wait_for_an_interval() -> None:
+    async def run() -> None:
+        inbox = Inbox(1, 1)
+        inbox.interval = 100
+        for place in range(2):
+            inbox.put(0, Delta(1, place, [1], "x"))
+        inbox.take()
+        inbox.put(0, Delta(1, 2, [1], "y"))
+        waiting = asyncio.ensure_future(inbox.wait())
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        inbox.put(0, GroupFailed("gone"))
+        await asyncio.wait_for(waiting, 5)
+        assert [each.text for each in inbox.take().values()] == ["y"]
+
+    asyncio.run(run())

@@ -60,8 +60,14 @@ def test_help_lists_the_options() -> None:
     text = CliRunner().invoke(start, ["--help"]).output
     for name in ("--http", "--host", "--port", "--uds", "--gateways", "--api-key",
                  "--api-key-file", "--allowed-origins", "--tenant-weights",
-                 "--isolate-tenants", "--served-model-name"):  # fmt: skip
+                 "--isolate-tenants", "--served-model-name", "--stream-interval",
+                 "--seed", "--enable-chunked-prefill"):  # fmt: skip
         assert name in text
+
+
+def test_prompts_are_always_computed_in_chunks() -> None:
+    done = CliRunner().invoke(start, ["--no-enable-chunked-prefill"])
+    assert done.exit_code == 2 and "--max-num-batched-tokens" in done.output
 
 
 @pytest.mark.node

@@ -29,7 +29,7 @@ from albireo.node.launch import stop_node
 from .conftest import HttpNode, start_http_node
 
 POSTS = ["/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"]
-GETS = ["/v1/models", "/v1/models/{model}", "/version", "/metrics", "/health", "/ping"]
+GETS = ["/v1/models", "/v1/models/{model}", "/version", "/metrics", "/health", "/ping", "/top", "/"]
 EXAMPLES = 40
 _SETTINGS = settings(
     max_examples=EXAMPLES, deadline=None, derandomize=True, phases=[Phase.generate],

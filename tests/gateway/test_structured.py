@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import shutil
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import openai
 import pytest
 from pydantic import BaseModel, Field
@@ -162,6 +164,34 @@ def test_calls(client: openai.OpenAI, choice: Any) -> None:
             one.message.tool_calls[0].function.arguments
             == other.message.tool_calls[0].function.arguments
         )
+
+
+def test_the_async_client_has_all_of_it_over_the_unix_socket(node: HttpNode) -> None:
+    async def run() -> None:
+        transport = httpx2.AsyncHTTPTransport(uds=node.uds)
+        async with openai.AsyncOpenAI(
+            base_url="http://node/v1", api_key="-", max_retries=0,
+            http_client=httpx2.AsyncClient(transport=transport),
+        ) as client:  # fmt: skip
+            asked: Any = {"model": MODEL, "messages": HELLO, "max_tokens": 250, "seed": 3}
+            parsed, called, streamed = await asyncio.gather(
+                client.chat.completions.parse(**asked, response_format=Trip),
+                client.chat.completions.create(**asked, tools=TOOLS, tool_choice=NAMED),
+                text_of(client, asked | {"max_tokens": 20, "extra_body": {"ignore_eos": True}}),
+            )
+        assert isinstance(parsed.choices[0].message.parsed, Trip)
+        calls = called.choices[0].message.tool_calls
+        assert calls is not None and calls[0].type == "function"
+        check(calls[0].function.arguments)
+        assert streamed
+
+    asyncio.run(run())
+
+
+async def text_of(client: openai.AsyncOpenAI, asked: dict[str, Any]) -> str:
+    """A streamed answer."""
+    stream = await client.chat.completions.create(**asked, stream=True)
+    return "".join([each.choices[0].delta.content or "" async for each in stream])
 
 
 def test_a_conversation_with_calls_goes_on(client: openai.OpenAI) -> None:

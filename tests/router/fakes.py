@@ -124,10 +124,14 @@ class RouterThread:
         return self._thread.is_alive()
 
     def stop(self) -> None:
+        """May be called twice."""
+        if self._stop_fd < 0:
+            return
         os.eventfd_write(self._stop_fd, 1)
         self._thread.join(WAIT_S)
         assert not self._thread.is_alive()
         os.close(self._stop_fd)
+        self._stop_fd = -1
 
 
 class FakeSpoke:

@@ -127,3 +127,18 @@ def test_a_bad_word_of_too_many_tokens_is_refused(start: Start) -> None:
     tokenizer.send(Encoded(asked.key, [5], ((3,) * 17,)))
     error = client.expect_error("invalid_request", 1)
     assert error["param"] == "bad_words" and "17 tokens; 16" in error["message"]
+
+
+def test_a_node_with_a_seed_draws_the_same_ones_again(start: Start) -> None:
+    def drawn(**spec: Any) -> list[int]:
+        near = start(**spec)
+        group, client = near.group(), near.client()
+        found = ask(client, group, 2)
+        client.send(type="generate", id=2, prompt_ids=[5])
+        found.append(group.expect(Submit))
+        near.router.stop()
+        return [each.seed for each in found]
+
+    first, again, chance = drawn(seed=5), drawn(seed=5), drawn()
+    assert first == again and first[1] == first[0] + 1 and first[2] not in first[:2]
+    assert chance != first

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from albireo.router.latencies import GroupLatencies, Histogram, StreamTimes
+from albireo.ipc.histogram import Histogram
+from albireo.router.latencies import GroupLatencies, StreamTimes
 
 
 @given(st.lists(st.floats(0, 10), max_size=50))
