@@ -90,11 +90,26 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     api_key, api_key_file: clients must give one of these keys; neither = no key is asked for.
     allowed_origins: web pages that may ask; () = none (no CORS).
+    ssl_certfile, ssl_keyfile: PEM files; with them its TCP port speaks HTTPS.
     """
 
     api_key: str | None = None
     api_key_file: str | None = None
     allowed_origins: tuple[str, ...] = ()
+    ssl_certfile: str | None = None
+    ssl_keyfile: str | None = None
+
+
+class ListenConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What the router is told of its clients over TCP.
+
+    tls_cert, tls_key: PEM files.  api_key, api_key_file: as in GatewayConfig; one at least is set.
+    """
+
+    tls_cert: str
+    tls_key: str
+    api_key: str | None = None
+    api_key_file: str | None = None
 
 
 class ActorSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,7 +120,7 @@ class ActorSpec(msgspec.Struct, frozen=True, kw_only=True):
     group, rank: -1 where they have no meaning.
     engine: of the actor's group; for router and tokenizer, of group 0.
     gpus: of the actor's group, by rank, as CUDA_VISIBLE_DEVICES names them.
-    gateway: of the role "gateway" alone.
+    gateway: of the role "gateway" alone.  listen: of the router alone, where it serves TCP.
     """
 
     role: str
@@ -127,6 +142,7 @@ class ActorSpec(msgspec.Struct, frozen=True, kw_only=True):
     tokenizer_path: str = ""
     gpus: tuple[str, ...] = ()
     gateway: GatewayConfig | None = None
+    listen: ListenConfig | None = None
 
     def socket_path(self, link: str) -> str:
         """Path of the ZeroMQ socket of a link: "router" or "g<group>"."""

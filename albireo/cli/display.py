@@ -70,3 +70,5 @@ class StartDisplay:
         places = [facts[key] for key in ("http", "uds") if facts.get(key)]
         if places:
             self._console.print(f"  OpenAI API at {' and '.join(places)}", soft_wrap=True)
+        if facts.get("listen"):
+            self._console.print(f"  client library at {facts['listen']}", soft_wrap=True)

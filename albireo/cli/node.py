@@ -242,7 +242,36 @@ name_option = click.option(
     show_default=True,
     help="Processes that serve it.",
 )
-@click.option("--api-key", metavar="KEY", help="Key that HTTP clients must send.")
+@click.option(
+    "--ssl-certfile",
+    metavar="FILE",
+    type=click.Path(exists=True, dir_okay=False, resolve_path=True),
+    help="HTTPS: certificate, with its chain (PEM),",
+)
+@click.option(
+    "--ssl-keyfile",
+    metavar="FILE",
+    type=click.Path(exists=True, dir_okay=False, resolve_path=True),
+    help="and its key (PEM).",
+)
+@click.option(
+    "--listen",
+    metavar="HOST:PORT",
+    help="Serve the client library over TCP, with TLS and API keys; port 0 = any.",
+)
+@click.option(
+    "--tls-cert",
+    metavar="FILE",
+    type=click.Path(exists=True, dir_okay=False, resolve_path=True),
+    help="For --listen: certificate, with its chain (PEM),",
+)
+@click.option(
+    "--tls-key",
+    metavar="FILE",
+    type=click.Path(exists=True, dir_okay=False, resolve_path=True),
+    help="and its key (PEM).",
+)
+@click.option("--api-key", metavar="KEY", help="Key that clients over HTTP and TCP must send.")
 @click.option(
     "--api-key-file",
     metavar="FILE",

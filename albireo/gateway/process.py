@@ -16,10 +16,11 @@ from collections.abc import Mapping
 import uvloop
 
 from albireo.ipc.actor import Actor
+from albireo.ipc.keys import load_keys
 from albireo.ipc.paths import API_SOCKET
+from albireo.ipc.tls import server_context
 
 from .app import make_app
-from .keys import load_keys
 from .link import NodeLink
 from .server import HttpServer
 
@@ -39,6 +40,9 @@ async def _serve(actor: Actor, fds: Mapping[str, int]) -> None:
     config = actor.spec.gateway
     assert config is not None
     keys = load_keys(config.api_key, config.api_key_file)
+    tls = None
+    if config.ssl_certfile is not None and config.ssl_keyfile is not None:
+        tls = server_context(config.ssl_certfile, config.ssl_keyfile)
     sockets = [socket.socket(fileno=fds[name]) for name in ("http", "uds") if name in fds]
     for each in sockets:
         each.setblocking(False)
@@ -53,7 +57,7 @@ async def _serve(actor: Actor, fds: Mapping[str, int]) -> None:
         connecting.cancel()
         return
     link = connecting.result()
-    server = HttpServer(make_app(link, keys, config.allowed_origins), sockets)
+    server = HttpServer(make_app(link, keys, config.allowed_origins), sockets, tls)
     stopping.add_done_callback(lambda _: server.stop())
     actor.ready()
     await server.serve()

@@ -37,7 +37,9 @@ class NodeOptions(msgspec.Struct, frozen=True, kw_only=True):
     swap_space_gib: host memory of one group for the KV cache of preempted sequences.
     itl_target_ms: what a step with prefill in it should take at most; 0 = no target.
     http, uds: "HOST:PORT" and the path of a Unix socket on which `gateways` processes serve HTTP.
-    api_key, api_key_file, allowed_origins: as in ipc/config.GatewayConfig.
+    api_key, api_key_file, allowed_origins, ssl_certfile, ssl_keyfile: as in
+        ipc/config.GatewayConfig.
+    listen: "HOST:PORT" for clients of the library over TCP, with tls_cert and tls_key (PEM files).
 
     Ranges are checked where options are decoded or converted, not where they are constructed.
     """
@@ -81,6 +83,11 @@ class NodeOptions(msgspec.Struct, frozen=True, kw_only=True):
     api_key: str | None = None
     api_key_file: str | None = None
     allowed_origins: tuple[str, ...] = ()
+    ssl_certfile: str | None = None
+    ssl_keyfile: str | None = None
+    listen: str | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
 
     @property
     def num_gateways(self) -> int:

@@ -22,8 +22,8 @@ from typing import Any
 
 from albireo._version import __version__
 from albireo.client import AsyncClient
-from albireo.gateway.keys import KeyFileError, load_keys
 from albireo.ipc.config import ActorSpec
+from albireo.ipc.keys import KeyFileError
 from albireo.ipc.link import Spoke
 from albireo.ipc.messages import (
     Drain,
@@ -33,13 +33,15 @@ from albireo.ipc.messages import (
     TokenizerDown,
     ToSupervisor,
 )
+from albireo.ipc.open_files import raise_open_files
 
+from .access import ListenSocket, check_access
 from .blueprint import Blueprint, what_to_load
 from .children import ActorProcess, ForkServer, Janitor, StartError, Watched
 from .events import Event, NodeFailed, NodeNote, NodeReady, NodeStopped, PhaseBegun
 from .fork_protocol import Loaded
 from .group import Group, GroupTimes
-from .http_sockets import HttpSockets, is_local
+from .http_sockets import HttpSockets
 from .operations import Operations, serve_control
 from .options import NodeOptions, OptionError
 from .runtime_dir import RuntimeDir
@@ -76,6 +78,7 @@ class Supervisor:
         self._gateways = options.num_gateways
         self._hang_s = options.step_timeout_s
         self._http: HttpSockets
+        self._listener: ListenSocket | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._stop_asked = 0
         self._stop_event = asyncio.Event()
@@ -86,6 +89,7 @@ class Supervisor:
     async def run(self) -> int:
         """Starts the node, keeps it alive until it is asked to stop; the exit status."""
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        raise_open_files()  # for all its processes
         self._catch_signals()
         try:
             self._runtime = RuntimeDir.claim(self._options.name)
@@ -95,7 +99,7 @@ class Supervisor:
         self._janitor = Janitor(self._runtime.path)
         self._timelines = Timelines(self._runtime.path)
         try:
-            self._open_http()
+            self._open_sockets()
             await self._until_stopped(self._live())
         except (StartError, OptionError, KeyFileError) as error:
             self._failure = str(error)
@@ -103,6 +107,8 @@ class Supervisor:
             await self._end_everything()
             if hasattr(self, "_http"):
                 self._http.close()
+            if self._listener is not None:
+                self._listener.close()
             self._runtime.remove()
             self._janitor.release()
             await self._janitor.gone()
@@ -126,7 +132,7 @@ class Supervisor:
         self._link.send(Joined("supervisor", -1, 0, os.getpid()))
         self._spawn_task(self._keep_janitor())
         self._spawn_task(self._keep_fork_servers())
-        self._add_single("router", "router", {})
+        self._add_single("router", "router", self._listener.fds if self._listener else {})
         self._add_single("tokenizer", "tokenizer", {})
         for number in range(self._gateways):
             self._add_single("gateway", f"gateway{number}", self._http.fds(number))
@@ -327,16 +333,16 @@ class Supervisor:
         self._link.send(topology(self._actors(), self._groups, helpers, self._restarts))
 
     # ------------------------------------------------------------------ small things
-    def _open_http(self) -> None:
-        """Binds the gateways' sockets.  Raises OptionError, KeyFileError."""
+    def _open_sockets(self) -> None:
+        """Binds those of gateways and router.  Raises OptionError, KeyFileError."""
         options = self._options
-        keys = load_keys(options.api_key, options.api_key_file)
-        self._http = HttpSockets(options.http, options.uds, self._gateways)
-        if options.http is not None and not len(keys) and not is_local(options.http):
-            self._note(
-                f"--http {options.http} can be reached from other machines, and asks for no key: "
-                "anybody there can use the model (--api-key-file sets keys)"
-            )
+        warning = check_access(options)
+        https = options.ssl_certfile is not None
+        self._http = HttpSockets(options.http, options.uds, self._gateways, tls=https)
+        if options.listen is not None:
+            self._listener = ListenSocket(options.listen)
+        if warning is not None:
+            self._note(warning)
 
     def _catch_signals(self) -> None:
         loop = asyncio.get_running_loop()
@@ -390,4 +396,9 @@ class Supervisor:
         }
         if state != "ready":
             return facts
-        return facts | self._blueprint.facts() | {"http": self._http.address, "uds": self._http.uds}
+        places = {
+            "http": self._http.address,
+            "uds": self._http.uds,
+            "listen": self._listener.address if self._listener else None,
+        }
+        return facts | self._blueprint.facts() | places

@@ -1,12 +1,14 @@
 """Entry of the role "router": one process for the node, asyncio on uvloop.
 
-The fork server calls main() in the new process.
+The fork server calls main() in the new process.  The listening socket for clients over TCP, where
+there is one, comes as the descriptor "tcp".
 """
 
 from __future__ import annotations
 
 import asyncio
 import gc
+import socket
 from collections.abc import Mapping
 
 import uvloop
@@ -29,4 +31,5 @@ def main(actor: Actor, fds: Mapping[str, int]) -> None:
 
 async def _serve(actor: Actor, fds: Mapping[str, int]) -> None:
     asyncio.get_running_loop().add_reader(actor.ping_fd, actor.answer_ping)
-    await serve(actor.spec, actor.ready, actor.stop_fd, Recorder.of(fds))
+    tcp = socket.socket(fileno=fds["tcp"]) if "tcp" in fds else None
+    await serve(actor.spec, actor.ready, actor.stop_fd, Recorder.of(fds), tcp)

@@ -47,7 +47,7 @@ class TokenRequest:
 
     client_id: the client's number for it, on its connection.
     asked: what the client sent.
-    tenant: on whose behalf.
+    tenant: on whose behalf: as its API key says, else as it says itself.
     job: while its texts are with the tokenizer.
     streams: those of its answers that have not ended, by choice.
     """
@@ -58,7 +58,7 @@ class TokenRequest:
         self.session = session
         self.client_id = asked.id
         self.asked = asked
-        self.tenant = asked.tenant or session.connection
+        self.tenant = session.tenant or asked.tenant or session.connection
         self.job: TextJob | None = None
         self.streams: dict[int, Stream] = {}
 

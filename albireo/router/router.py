@@ -23,6 +23,7 @@ import msgspec
 from albireo._version import __version__
 from albireo.ipc.config import ActorSpec
 from albireo.ipc.messages import Abort, ActorInfo, Credit, Encoded, Output, TextFailed
+from albireo.ipc.open_files import raise_open_files
 from albireo.ipc.protocol import (
     MAX_FRAME_BYTES,
     PROTOCOL_VERSION,
@@ -42,6 +43,7 @@ from albireo.ipc.stages import Stage
 from albireo.ipc.timeline import NO_STEP, Recorder
 from albireo.trace.rows import NodeTimelines
 
+from .connections import Connections
 from .failover import Failover
 from .groups import Group, GroupTable
 from .requests import Refusal, RequestNumbers, Stream, TokenRequest
@@ -60,8 +62,6 @@ from .validate import (
     resolve,
 )
 
-MAX_CONNECTIONS = 900
-
 _CREDIT = Credit(1)
 
 
@@ -79,14 +79,14 @@ class Router:
         self._stages = StageTimes(NodeTimelines(Path(spec.runtime_dir)), spec.num_groups)
         self._send = send
         self._settling = False
-        self._connections = 0
+        self._connections = Connections(raise_open_files())
         self._loop = asyncio.get_running_loop()
         self._started_at = self._loop.time()
         self._limits = RequestLimits.of(spec)
         self._numbers = RequestNumbers(spec.incarnation)
         self._counts = RequestCounts()
         self._tenants = Tenants(spec.max_num_reqs_per_tenant)
-        self.sessions: set[Session] = set()
+        self.sessions = self._connections.sessions
         self.streams: dict[int, Stream] = {}
         self.groups = GroupTable(
             spec.num_groups,
@@ -123,21 +123,14 @@ class Router:
 
     # ------------------------------------------------------------------ sessions (Handler)
     def opened(self, session: Session) -> Refusal | None:
-        self.sessions.add(session)
-        self._connections += 1
-        session.connection = f"#{self._connections}"
-        if len(self.sessions) > MAX_CONNECTIONS:
-            return Refusal(
-                "unavailable",
-                f"{MAX_CONNECTIONS} clients are connected, which is the limit: use one "
-                "connection for many requests",
-                retry=True,
-            )
-        return None
+        return self._connections.opened(session)
+
+    def known(self, session: Session) -> Refusal | None:
+        return self._connections.known(session)
 
     def closed(self, session: Session) -> None:
         """Aborts everywhere what the client had in flight."""
-        self.sessions.discard(session)
+        self._connections.closed(session)
         for request in list(session.requests.values()):
             if isinstance(request, TokenRequest):
                 self._counts.cancelled += len(request.streams)

@@ -8,7 +8,7 @@ import pytest
 
 from albireo.ipc import protocol
 from albireo.ipc.messages import Abort, Credit, Decoded, DecodeIds, Submit
-from albireo.router import router as router_module
+from albireo.router import connections as connections_module
 from albireo.router import session as session_module
 from albireo.router.requests import NUMBERS_PER_ROUTER, RequestNumbers
 
@@ -34,7 +34,7 @@ def test_requests_in_flight_on_a_connection_are_limited(
 
 
 def test_connections_are_limited(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(router_module, "MAX_CONNECTIONS", 2)
+    monkeypatch.setattr(connections_module.Connections, "most", 2)
     near = start()
     first = near.client()
     near.client()
