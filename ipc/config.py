@@ -137,6 +137,7 @@ class ActorSpec(msgspec.Struct, frozen=True, kw_only=True):
     num_groups: int = 1
     max_num_queued_reqs: int = 0
     max_num_reqs_per_tenant: int = 0
+    max_num_tokens_per_tenant: int = 0
     max_failovers: int = 0
     chat_template: str | None = None
     tokenizer_path: str = ""

@@ -110,6 +110,13 @@ name_option = click.option(
     help="Most requests in flight of one client or API key; 0 = no limit.",
 )
 @click.option(
+    "--max-num-tokens-per-tenant",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Most tokens, of prompts and max_tokens, in flight of one; 0 = no limit.",
+)
+@click.option(
     "--max-failovers",
     type=click.IntRange(min=0),
     default=3,

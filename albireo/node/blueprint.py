@@ -73,6 +73,7 @@ class Blueprint:
             num_groups=len(self.engines),
             max_num_queued_reqs=self._options.max_num_queued_reqs,
             max_num_reqs_per_tenant=self._options.max_num_reqs_per_tenant,
+            max_num_tokens_per_tenant=self._options.max_num_tokens_per_tenant,
             max_failovers=self._options.max_failovers,
             gpus=tuple(gpu.uuid for gpu in self._gpus[group]) if role == "worker" else (),
             gateway=self._gateway() if role == "gateway" else None,

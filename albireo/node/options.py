@@ -58,6 +58,7 @@ class NodeOptions(msgspec.Struct, frozen=True, kw_only=True):
     max_num_batched_tokens: _AtLeast1 | None = None
     max_num_queued_reqs: _AtLeast0 = 1024
     max_num_reqs_per_tenant: _AtLeast0 = 0
+    max_num_tokens_per_tenant: _AtLeast0 = 0
     max_failovers: _AtLeast0 = 3
     block_size: Annotated[int, msgspec.Meta(ge=16, le=16)] = 16
     kv_cache_gib: _Positive | None = None

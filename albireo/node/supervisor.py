@@ -42,6 +42,7 @@ from .events import Event, NodeFailed, NodeNote, NodeReady, NodeStopped, PhaseBe
 from .fork_protocol import Loaded
 from .group import Group, GroupTimes
 from .http_sockets import HttpSockets
+from .log_file import keep_log_bounded
 from .operations import Operations, serve_control
 from .options import NodeOptions, OptionError
 from .runtime_dir import RuntimeDir
@@ -130,6 +131,7 @@ class Supervisor:
             str(self._runtime.path / "router.zmq"), "supervisor", ToSupervisor
         )
         self._link.send(Joined("supervisor", -1, 0, os.getpid()))
+        self._spawn_task(keep_log_bounded(self._options.name))
         self._spawn_task(self._keep_janitor())
         self._spawn_task(self._keep_fork_servers())
         self._add_single("router", "router", self._listener.fds if self._listener else {})

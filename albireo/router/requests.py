@@ -113,6 +113,12 @@ class Stream:
         return 0 if self.submit is None else len(self.submit.prompt_ids)
 
     @property
+    def all_tokens(self) -> int:
+        """Of the prompt, and most that it may get; 0 while they are not known."""
+        submit = self.submit
+        return 0 if submit is None else len(submit.prompt_ids) + submit.max_tokens
+
+    @property
     def left_tokens(self) -> int:
         """Prompt and new tokens that it may still need."""
         assert self.submit is not None

@@ -85,7 +85,7 @@ class Router:
         self._limits = RequestLimits.of(spec)
         self._numbers = RequestNumbers(spec.incarnation)
         self._counts = RequestCounts()
-        self._tenants = Tenants(spec.max_num_reqs_per_tenant)
+        self._tenants = Tenants(spec.max_num_reqs_per_tenant, spec.max_num_tokens_per_tenant)
         self.sessions = self._connections.sessions
         self.streams: dict[int, Stream] = {}
         self.groups = GroupTable(
@@ -237,6 +237,8 @@ class Router:
     ) -> None:
         """Decides what the group is given for each stream.  Raises Refusal."""
         first = resolve(self._limits, prompt_ids, bad_words, request.asked, request.tenant, grammar)
+        tokens = len(prompt_ids) + first.max_tokens
+        self._tenants.admit_tokens(request.tenant, tokens * len(request.streams))
         for choice, stream in request.streams.items():
             stream.submit = for_choice(first, stream.request, choice)
 
@@ -359,7 +361,7 @@ class Router:
         group.remove(stream)
         del self.streams[stream.request]
         request = stream.asker
-        self._tenants.end(request.tenant, 1)
+        self._tenants.end(request.tenant, 1, stream.all_tokens)
         del request.streams[stream.choice]
         if not request.streams:
             del request.session.requests[request.client_id]
@@ -426,7 +428,8 @@ class Router:
         if request.job is not None:
             self.texts.cancel(request.job)
             request.job = None
-        self._tenants.end(request.tenant, len(request.streams))
+        tokens = sum(stream.all_tokens for stream in request.streams.values())
+        self._tenants.end(request.tenant, len(request.streams), tokens)
         for stream in request.streams.values():
             del self.streams[stream.request]
             group = stream.group

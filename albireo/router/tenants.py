@@ -1,6 +1,6 @@
-"""How many answers each tenant has in flight, so that one of them cannot fill the node's queue.
+"""What each tenant has in flight, so that one of them cannot fill the node's queue.
 
-A tenant is whom a request names, or else its connection.
+A tenant is whom an API key or a request names, or else a connection.
 """
 
 from __future__ import annotations
@@ -11,11 +11,14 @@ from .requests import Refusal
 
 
 class Tenants:
-    """most: answers in flight of one tenant, running or queued; 0 = any number."""
+    """most, most_tokens: answers in flight of one tenant, running or queued, and the tokens of
+    their prompts and what they may get; 0 = any number."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, most_tokens: int = 0) -> None:
         self._most = most
+        self._most_tokens = most_tokens
         self._in_flight: Counter[str] = Counter()
+        self._tokens: Counter[str] = Counter()
 
     def __len__(self) -> int:
         return len(self._in_flight)
@@ -33,10 +36,33 @@ class Tenants:
                 retry=True,
             )
 
+    def admit_tokens(self, tenant: str, tokens: int) -> None:
+        """Counts so many tokens more.  Raises Refusal when they are too many."""
+        if not self._most_tokens:
+            return
+        now = self._tokens.get(tenant, 0)
+        if now + tokens > self._most_tokens:
+            alone = tokens > self._most_tokens
+            raise Refusal(
+                "too_long" if alone else "queue_full",
+                f"this request needs {tokens} tokens (prompts and max_tokens of all its answers), "
+                f"and {now} of this client's are in flight; {self._most_tokens} are the limit for "
+                "one (--max-num-tokens-per-tenant): "
+                + ("ask for less" if alone else "wait for some of its answers"),
+                param="max_tokens" if alone else None,
+                retry=not alone,
+            )
+        self._tokens[tenant] += tokens
+
     def begin(self, tenant: str, answers: int) -> None:
         self._in_flight[tenant] += answers
 
-    def end(self, tenant: str, answers: int) -> None:
+    def end(self, tenant: str, answers: int, tokens: int) -> None:
+        """tokens: those of these answers that were counted by admit_tokens."""
         self._in_flight[tenant] -= answers
         if self._in_flight[tenant] <= 0:
             del self._in_flight[tenant]
+        if self._most_tokens and tokens:
+            self._tokens[tenant] -= tokens
+            if self._tokens[tenant] <= 0:
+                del self._tokens[tenant]
