@@ -30,8 +30,9 @@ _GC_THRESHOLDS = (20_000, 20, 20)
 def main(actor: Actor, fds: Mapping[str, int]) -> None:
     """Serves until the supervisor asks the actor to stop."""
     gc.set_threshold(*_GC_THRESHOLDS)
-    # It would report every malformed request as a warning of ours.
-    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+    # They would warn of every malformed request, and of what is written to a client that has gone.
+    for name in ("uvicorn.error", "asyncio"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(actor, fds))
 

@@ -49,6 +49,10 @@ class Connection(HttpToolsProtocol):
         self._head_came()
         self._moves()
         super().connection_lost(exc)
+        # Both lead back here: without them all of it goes at once, and not with one of the
+        # garbage collector's full rounds, of which there are few.
+        self.cycle = None
+        self.scope = {}
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)

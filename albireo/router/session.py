@@ -191,6 +191,8 @@ class Session(asyncio.Protocol):
                 self._receive(payload)
 
     def eof_received(self) -> bool:
+        """Nothing more is written: with TLS it takes a while until the connection is lost."""
+        self._closing = True
         return False
 
     def connection_lost(self, error: Exception | None) -> None:
