@@ -22,7 +22,7 @@ from albireo.ipc.rings import plan_ring, result_ring
 from albireo.ipc.shared_memory import create as create_memory
 from albireo.workers.parallel.canary import canary_bytes
 
-from .children import ActorProcess, StartError, write_stacks
+from .children import STARVED, ActorProcess, StartError, write_stacks
 
 log = logging.getLogger(__name__)
 
@@ -131,6 +131,8 @@ class Group:
             ready_s = time.monotonic() - ready_at
         except StartError as error:
             self.reason = str(error)
+        except STARVED as error:
+            self.reason = f"the supervisor could not start it: {error}"
         log.error("group %d: %s", self.number, self.reason)
         self._died(self, self.reason, self._leave.is_set())
         if any(actor.blames for actor in self.actors):

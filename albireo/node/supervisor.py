@@ -37,7 +37,7 @@ from albireo.ipc.open_files import raise_open_files
 
 from .access import ListenSocket, check_access
 from .blueprint import Blueprint, what_to_load
-from .children import ActorProcess, ForkServer, Janitor, StartError, Watched
+from .children import STARVED, ActorProcess, ForkServer, Janitor, StartError, Watched
 from .events import Event, NodeFailed, NodeNote, NodeReady, NodeStopped, PhaseBegun
 from .fork_protocol import Loaded
 from .group import Group, GroupTimes
@@ -55,6 +55,7 @@ log = logging.getLogger(__name__)
 _PR_SET_CHILD_SUBREAPER = 36
 _STOP_GRACE_S = 2.0
 _LINK_POLL_S = 0.02
+_RETRY_S = 0.5
 _NODE = -1
 
 
@@ -272,7 +273,13 @@ class Supervisor:
         while True:
             how = await self._janitor.gone()
             self._janitor.release()
-            self._janitor = Janitor(self._runtime.path)
+            while True:
+                try:
+                    self._janitor = Janitor(self._runtime.path)
+                    break
+                except STARVED as error:
+                    log.error("there is no janitor: %s", error)
+                    await asyncio.sleep(_RETRY_S)
             self._count_restart("janitor")
             self._note(f"{how}; there is a new one")
 
@@ -287,14 +294,27 @@ class Supervisor:
                 role, how = "understudy", await self._understudy.gone()
             else:
                 role, how = "forkserver", await self._fork_server.gone()
-                if self._understudy.alive:
-                    self._fork_server = self._understudy
-                else:
-                    self._fork_server, _ = await ForkServer.start(self._load, lambda text: None)
+                await self._replace_fork_server()
             self._note(f"{how}; it is replaced, the groups serve on")
-            with contextlib.suppress(StartError):
-                self._understudy = await self._fork_server.fork_understudy()
+            while self._fork_server.alive and not self._understudy.alive:
+                try:
+                    self._understudy = await self._fork_server.fork_understudy()
+                except (StartError, *STARVED) as error:
+                    log.error("there is no understudy: %s", error)
+                    await asyncio.sleep(_RETRY_S)
             self._count_restart(role)
+
+    async def _replace_fork_server(self) -> None:
+        """By its understudy, or by a new one: that has to load the model."""
+        if self._understudy.alive:
+            self._fork_server = self._understudy
+            return
+        while not self._fork_server.alive:
+            try:
+                self._fork_server, _ = await ForkServer.start(self._load, lambda text: None)
+            except (StartError, *STARVED) as error:
+                log.error("there is no fork server: %s", error)
+                await asyncio.sleep(_RETRY_S)
 
     def _add_single(self, role: str, name: str, fds: dict[str, int]) -> None:
         self._singles[name] = Single(

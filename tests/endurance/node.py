@@ -1,4 +1,5 @@
-"""A node of the `sim` device with two groups, HTTP, TLS and a client's view of all three."""
+"""A node of the `sim` device with two groups and all its doors open, for `make storm` (storm.py)
+and `make soak` (soak.py): what very many clients have left behind is seen by watch.py."""
 
 from __future__ import annotations
 
