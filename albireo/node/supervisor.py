@@ -329,7 +329,7 @@ class Supervisor:
         self._count_restart(single.name)
 
     def _group_died(self, group: Group, reason: str, planned: bool) -> None:
-        self._link.send(GroupDown(group.number, group.incarnation, reason, planned))
+        self._link.send(GroupDown(group.number, group.incarnation, reason, planned, group.detected))
         self._note(f"group {group.number} is down: {reason}")
 
     async def _drain_group(self, group: int, timeout_s: float) -> None:

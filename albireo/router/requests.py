@@ -72,7 +72,8 @@ class Stream:
     token_ids: the new tokens handed on to the client so far.
     submit: what the group is given, once the prompt's ids are known.
     prefix: names of the prompt's pieces (affinity.py), once a group is chosen by them.
-    failovers: how many groups have died under it.
+    failovers: how many groups have died under it.  lost_at: when the last one did, by
+        time.monotonic(), until it has another; else 0.
     scored: prompt logprobs handed on so far.  repeated: of those that come, the first ones that
         the client has had already.
     """
@@ -83,6 +84,7 @@ class Stream:
         "client_id",
         "failovers",
         "group",
+        "lost_at",
         "prefix",
         "repeated",
         "request",
@@ -104,6 +106,7 @@ class Stream:
         self.token_ids: list[int] = []
         self.prefix: list[int] = []
         self.failovers = 0
+        self.lost_at = 0.0
         self.scored = self.repeated = 0
         self.times = StreamTimes(now)
 

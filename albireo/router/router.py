@@ -274,6 +274,8 @@ class Router:
         while (group := self.groups.choose(stream)) is not None:
             if self._tell(group, stream.message()):
                 group.add(stream)
+                if stream.lost_at:
+                    self._failover.readmitted(stream)
                 return True
         return False
 
@@ -305,6 +307,7 @@ class Router:
             draining=self.refusing is not None,
             connections=len(self.sessions),
             requests=counts,
+            readmissions_s=self._failover.readmissions_s,
             actors=self.actors,
             groups=self.groups,
             stages=self._stages.trees,
@@ -397,9 +400,11 @@ class Router:
         )
         self._settle_soon()
 
-    def fail_over(self, lost: list[Stream], why: str, planned: bool = False) -> None:
+    def fail_over(
+        self, lost: list[Stream], why: str, planned: bool = False, detected: float = 0.0
+    ) -> None:
         """A group has died with these; see Failover.lost."""
-        self._counts.failed_over += self._failover.lost(lost, why, planned)
+        self._counts.failed_over += self._failover.lost(lost, why, planned, detected)
         self.submit_waiting()
 
     def fail_all(self, refusal: Refusal) -> int:

@@ -6,7 +6,7 @@ together.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -42,6 +42,7 @@ def status_tree(
     draining: bool,
     connections: int,
     requests: RequestCounts,
+    readmissions_s: Collection[float],
     actors: Iterable[ActorInfo],
     groups: Iterable[Group],
     stages: Sequence[dict[str, Any] | None],
@@ -65,8 +66,20 @@ def status_tree(
         "draining": draining,
         "connections": connections,
         "requests": msgspec.structs.asdict(requests),
+        "readmission_ms": _readmission(readmissions_s),
         "actors": [_actor(actor) for actor in actors],
         "groups": [_group(group, engine.block_size, stages[group.number]) for group in groups],
+    }
+
+
+def _readmission(seconds: Collection[float]) -> dict[str, float]:
+    """Of the last streams whose group died."""
+    found = sorted(seconds) or [0.0]
+    return {
+        "count": len(seconds),
+        "p50": round(found[len(found) // 2] * 1e3, 3),
+        "p99": round(found[int(len(found) * 0.99)] * 1e3, 3),
+        "max": round(found[-1] * 1e3, 3),
     }
 
 

@@ -12,7 +12,7 @@ import sys
 import time
 
 from .plan import ANY_PHASE, PHASES, all_cells, in_order, pairwise
-from .run import Report, run
+from .run import Report, model_path, run
 
 
 def main() -> None:
@@ -31,7 +31,7 @@ def main() -> None:
     cells = pairwise(all_cells(), rng) if given.pairwise else in_order(all_cells(), rng)
     until = time.monotonic() + given.minutes * 60
     report = asyncio.run(
-        run(cells, _model(given.model), seed, until, lambda text: print(text, flush=True))
+        run(cells, model_path(given.model), seed, until, lambda text: print(text, flush=True))
     )
     done = {visit.cell for visit in report.visits if visit.why is None}
     empty = [cell for cell in cells if cell not in done]
@@ -44,14 +44,6 @@ def main() -> None:
         print(f"WRONG: {text}")
     print(f"{len(report.wrong)} violations, {len(empty)} empty cells, seed {seed}")
     sys.exit(1 if report.wrong or empty else 0)
-
-
-def _model(name: str) -> str:
-    if name != "demo":
-        return name
-    from albireo.node.demo_model import fetch_demo_model
-
-    return str(fetch_demo_model(print))
 
 
 def _figures(report: Report, cells: int) -> dict[str, object]:

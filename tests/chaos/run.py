@@ -18,6 +18,7 @@ import psutil
 
 from albireo.client import AlbireoError, AsyncClient
 from albireo.ipc.paths import node_dir
+from albireo.node.demo_model import fetch_demo_model
 from albireo.node.options import NodeOptions
 from albireo.node.owned import OwnedNode
 
@@ -60,6 +61,13 @@ def options(model: str) -> NodeOptions:
         kv_cache_gib=0.25, http="127.0.0.1:0", step_timeout_s=_STEP_TIMEOUT_S,
         max_failovers=1_000_000, max_group_restarts=1_000_000,
     )  # fmt: skip
+
+
+def model_path(name: str) -> str:
+    """Of what --model says; the demo model is fetched."""
+    if name != "demo":
+        return name
+    return str(fetch_demo_model(print))
 
 
 async def run(
@@ -113,7 +121,10 @@ async def _visit(node: str, cell: Cell, load: Load, pids: set[int]) -> Visit:
         await asyncio.sleep(0.2)
     else:
         assert victim is not None
-        await asyncio.to_thread(harm(victim, cell.fault))
+        lift = harm(victim, cell.fault)
+        if cell.role == "supervisor" and (worker := await _pid(node, "worker")) is not None:
+            harm(worker, "kill")
+        await asyncio.to_thread(lift)
         if cell.fault in ("kill", "stop"):
             while _alive(victim):
                 if time.monotonic() > visit.at + _WHOLE_S:
