@@ -33,8 +33,9 @@ def main() -> None:
     report = asyncio.run(
         run(cells, model_path(given.model), seed, until, lambda text: print(text, flush=True))
     )
-    done = {visit.cell for visit in report.visits if visit.why is None}
-    empty = [cell for cell in cells if cell not in done]
+    visited = {visit.cell for visit in report.visits if visit.why is None}
+    empty = [cell for cell in cells if cell not in visited]
+    failed = [visit for visit in report.visits if visit.why is not None]
     print(json.dumps(_figures(report, len(cells)), indent=2) if given.json else "")
     if not given.json:
         _show(report, len(cells))
@@ -42,8 +43,12 @@ def main() -> None:
         print(f"not visited: {'/'.join(cell)}")
     for text in report.wrong[:20]:
         print(f"WRONG: {text}")
-    print(f"{len(report.wrong)} violations, {len(empty)} empty cells, seed {seed}")
-    sys.exit(1 if report.wrong or empty else 0)
+    for visit in failed:
+        print(f"FAILED: {'/'.join(visit.cell)}: {visit.why}")
+    print(f"{len(report.wrong) + len(failed)} violations, {len(empty)} empty cells, seed {seed}")
+    # A selection is for a busy machine: it has to come as far as it can.
+    incomplete = len(empty) > (len(cells) // 2 if given.pairwise else 0)
+    sys.exit(1 if report.wrong or failed or incomplete else 0)
 
 
 def _figures(report: Report, cells: int) -> dict[str, object]:

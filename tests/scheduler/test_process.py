@@ -262,6 +262,16 @@ def test_a_step_without_a_result_is_fatal_and_named(harness: Harness) -> None:
     )
 
 
+@pytest.mark.parametrize("step_timeout_s", [0.3])
+def test_a_worker_that_is_still_starting_does_not_hang(harness: Harness) -> None:
+    """Streams of a dead group come before it is ready; how long that may take is not a step's."""
+    submit = submission(1, max_tokens=9)
+    harness.send(submit)
+    time.sleep(0.8)
+    assert harness.run_until_ended(1, 9) == expected_end(submit)[1]
+    assert harness.actor.fatal_message is None
+
+
 @pytest.mark.parametrize("step_timeout_s", [1.0])
 def test_an_idle_group_has_no_deadline(harness: Harness) -> None:
     time.sleep(1.2)
