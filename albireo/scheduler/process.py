@@ -77,8 +77,8 @@ class _Loop:
         ):  # fmt: skip
             self._poller.register(source, zmq.POLLIN)
         self._step_timeout_s = engine.step_timeout_s
-        # When the oldest step in flight could begin, monotonic.  The first one waits until the worker
-        # has started; whether that comes to an end, the supervisor sees.
+        # When the oldest step in flight could begin, monotonic.  The first one waits until the
+        # worker has started; whether that comes to an end, the supervisor sees.
         self._step_began = math.inf
         self._worker_works = False
         self._times = _StepTimes()

@@ -12,7 +12,7 @@ import sys
 import time
 
 from .plan import ANY_PHASE, PHASES, all_cells, in_order, pairwise
-from .run import Report, model_path, run
+from .run import Report, model_path, run, step_timeout_s
 
 
 def main() -> None:
@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     seed = secrets.randbelow(1 << 31) if given.seed is None else given.seed
-    print(f"seed {seed}", flush=True)
+    print(f"seed {seed}, step time-out {step_timeout_s():.1f} s", flush=True)
     rng = random.Random(seed)
     cells = pairwise(all_cells(), rng) if given.pairwise else in_order(all_cells(), rng)
     until = time.monotonic() + given.minutes * 60

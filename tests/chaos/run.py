@@ -30,9 +30,9 @@ from .plan import ANY_PHASE, Cell
 _STORIES = 15
 _WORKERS = 12
 _PHASE_S = 20.0
-_WHOLE_S = 40.0
+_WHOLE_S = 60.0
 _TRIES = 5
-_STEP_TIMEOUT_S = 2.0
+_STEP_TIMEOUT_S = 2.0  # where nobody else uses the machine; see step_timeout_s()
 _CONNECTION_ROLES = ("router", "gateway", "client")
 
 
@@ -54,13 +54,18 @@ class Report:
     pauses_ms: dict[str, list[float]] = field(default_factory=dict)
 
 
+def step_timeout_s() -> float:
+    """Longer where others use the machine, too: steps that are slow are no hangs."""
+    return _STEP_TIMEOUT_S * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
 def options(model: str) -> NodeOptions:
     """Two groups, a slot for every third request; hangs are found soon, nothing is given up."""
     return NodeOptions(
         name=f"chaos-{os.getpid()}", model=model, served_model_name="m", groups=(1, 1),
         device="cpu", dtype="float32", batch_invariant=True, max_num_seqs=3, threads=1,
         max_num_batched_tokens=64, max_model_len=512, enable_prefix_caching=False,
-        kv_cache_gib=0.25, http="127.0.0.1:0", step_timeout_s=_STEP_TIMEOUT_S,
+        kv_cache_gib=0.25, http="127.0.0.1:0", step_timeout_s=step_timeout_s(),
         max_failovers=1_000_000, max_group_restarts=1_000_000,
     )  # fmt: skip
 
@@ -239,7 +244,7 @@ def _check_lives(lives: list[Life], report: Report) -> None:
         if life.tokens != tokens or life.text != text:
             report.wrong.append(f"{name}: {life.tokens} {life.text!r} instead of {tokens} {text!r}")
             report.counts["streams changed"] += 1
-        if whole and (life.text != story.text or (not life.http and life.tokens != tokens)):
+        if life.ends and (life.text != story.text or (not life.http and life.tokens != tokens)):
             report.counts["tokens lost"] += 1
         if whole:
             report.counts["whole"] += 1
@@ -267,10 +272,10 @@ def _note_pause(life: Life, report: Report) -> None:
     if len(gaps) < 3 or life.lost is not None:
         return
     usual = statistics.median(b - a for a, b in gaps)
-    for visit in report.visits:
-        for a, b in gaps:
-            if a <= visit.at < b and b - a > 3 * usual:
-                report.pauses_ms.setdefault(visit.cell.fault, []).append((b - a) * 1e3)
+    for a, b in gaps:
+        visit = next((each for each in report.visits if a <= each.at < b), None)
+        if visit is not None and b - a > 3 * usual:
+            report.pauses_ms.setdefault(visit.cell.fault, []).append((b - a) * 1e3)
 
 
 def _check_nothing_left(name: str, pids: set[int], shared_memory: set[str], report: Report) -> None:
