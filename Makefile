@@ -5,7 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: venv demo test lint types unit parity structured gpu-test chaos pictures clean
+.PHONY: venv demo test lint types unit parity structured gpu-test chaos chaos-ci readmission storm \
+	soak fuzz pictures clean
 
 venv: $(STAMP)
 
@@ -44,9 +45,29 @@ structured: venv
 gpu-test:
 	$(if $(wildcard $(STAMP)),$(BIN)/python,$(PYTHON)) -m pytest -m gpu tests/gpu --durations=10
 
-# Kills, stops and starves every process of a node under load; CHAOS="--seed N" repeats a run.
+# Kills, stops and starves every process of a node under load: 10 minutes for all cells of the
+# matrix role x phase x fault, 3 for a selection with every pair; CHAOS="--seed N" repeats a run.
 chaos: venv
 	$(BIN)/python -m tests.chaos $(CHAOS)
+
+chaos-ci: venv
+	$(BIN)/python -m tests.chaos --pairwise --minutes 3 $(CHAOS)
+
+# How long streams wait for another group when theirs is killed; READMISSION="--kills 100".
+readmission: venv
+	$(BIN)/python -m tests.chaos.readmission $(READMISSION)
+
+# 20 times 1,000 clients that connect, ask and vanish; STORM="--seed N".
+storm: venv
+	$(BIN)/python -m tests.endurance.storm $(STORM)
+
+# A day's requests in 15 minutes, with flat memory and open files; SOAK="--minutes 15 --seed N".
+soak: venv
+	$(BIN)/python -m tests.endurance.soak $(SOAK)
+
+# 10 million random and mutated messages; FUZZ="--messages N --seed N".
+fuzz: venv
+	$(BIN)/python -m tests.fuzz $(FUZZ)
 
 # The pictures of the docs, with a headless Chromium and the demo model.
 pictures: venv

@@ -91,25 +91,42 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
     api_key, api_key_file: clients must give one of these keys; neither = no key is asked for.
     allowed_origins: web pages that may ask; () = none (no CORS).
     stream_interval: tokens of an answer's event, but its first.
+    ssl_certfile, ssl_keyfile: PEM files; with them its TCP port speaks HTTPS.
     """
 
     api_key: str | None = None
     api_key_file: str | None = None
     allowed_origins: tuple[str, ...] = ()
     stream_interval: int = 1
+    ssl_certfile: str | None = None
+    ssl_keyfile: str | None = None
 
 
 class TenantConfig(msgspec.Struct, frozen=True, kw_only=True):
     """How the node treats those who share it: clients by the tenant they name, API keys by theirs.
 
     max_num_reqs: answers in flight of one, running or queued; 0 = any number.
+    max_num_tokens: of their prompts and what they may get; 0 = any number.
     weights: of the turns of some; all others have 1.
     isolated: no tenant finds another one's prompts in the prefix cache.
     """
 
     max_num_reqs: int = 0
+    max_num_tokens: int = 0
     weights: dict[str, float] = {}
     isolated: bool = False
+
+
+class ListenConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What the router is told of its clients over TCP.
+
+    tls_cert, tls_key: PEM files.  api_key, api_key_file: as in GatewayConfig; one at least is set.
+    """
+
+    tls_cert: str
+    tls_key: str
+    api_key: str | None = None
+    api_key_file: str | None = None
 
 
 class ActorSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -122,7 +139,7 @@ class ActorSpec(msgspec.Struct, frozen=True, kw_only=True):
     gpus: of the actor's group, by rank, as CUDA_VISIBLE_DEVICES names them.
     group_gpus: for the router, those of each group.
     seed: for the router, what the seeds of requests without one are drawn from; None = chance.
-    gateway: of the role "gateway" alone.
+    gateway: of the role "gateway" alone.  listen: of the router alone, where it serves TCP.
     """
 
     role: str
@@ -146,6 +163,7 @@ class ActorSpec(msgspec.Struct, frozen=True, kw_only=True):
     group_gpus: tuple[tuple[str, ...], ...] = ()
     seed: int | None = None
     gateway: GatewayConfig | None = None
+    listen: ListenConfig | None = None
 
     def socket_path(self, link: str) -> str:
         """Path of the ZeroMQ socket of a link: "router" or "g<group>"."""

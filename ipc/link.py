@@ -11,6 +11,7 @@ the actor and its incarnation, so a restarted actor is a new peer.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import Any, Generic, TypeVar
 
@@ -19,6 +20,8 @@ import zmq
 
 _HIGH_WATER = 100_000
 _MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+
+_log = logging.getLogger(__name__)
 
 Received = TypeVar("Received")
 
@@ -71,20 +74,35 @@ class Hub(_Link[Received]):
         try:
             self._socket.send_multipart((peer, self._encoder.encode(message)), zmq.NOBLOCK)
         except zmq.Again:
-            raise PeerStuck(f"{peer.decode()} has {_HIGH_WATER} messages unread") from None
+            raise PeerStuck(
+                f"{peer.decode(errors='replace')} has {_HIGH_WATER} messages unread"
+            ) from None
         except zmq.ZMQError as error:
             if error.errno == zmq.EHOSTUNREACH:
-                raise PeerGone(f"{peer.decode()} is not connected") from None
+                raise PeerGone(f"{_name(peer)} is not connected") from None
             raise
 
     def drain(self) -> Iterator[tuple[bytes, Received]]:
-        """All messages that have arrived, with the identity of their sender; never blocks."""
+        """All messages that have arrived, with the identity of their sender; never blocks.
+
+        Whoever may open the socket can send here: what is no message is logged and dropped.
+        """
         while True:
             try:
-                peer, payload = self._socket.recv_multipart(zmq.NOBLOCK)
+                parts = self._socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return
-            yield peer, self._decoder.decode(payload)
+            try:
+                peer, payload = parts
+                message = self._decoder.decode(payload)
+            except (ValueError, RecursionError) as error:
+                _log.warning("%r sent what is no message: %s", parts[0][:40], str(error)[:200])
+                continue
+            yield peer, message
+
+
+def _name(peer: bytes) -> str:
+    return peer.decode(errors="replace")
 
 
 class Spoke(_Link[Received]):

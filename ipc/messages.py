@@ -250,12 +250,14 @@ class GroupDown(_Message, frozen=True):
     """A group has died: its requests go on elsewhere; `reason` is for the user.
 
     planned: it was ended on request, which says nothing about what it served.
+    detected: when it was found out, by time.monotonic(), which is the same in all processes.
     """
 
     group: int
     incarnation: int
     reason: str
     planned: bool = False
+    detected: float = 0.0
 
 
 class TokenizerDown(_Message, frozen=True):

@@ -25,8 +25,11 @@ class _Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True, tag="hello", tag_field="type"):
+    """api_key: asked for over TCP alone."""
+
     protocol: int
     client: str = ""
+    api_key: str = ""
 
 
 class Generate(_Request, frozen=True, tag="generate", tag_field="type"):
@@ -200,8 +203,8 @@ class Error(msgspec.Struct, frozen=True, kw_only=True, tag="error", tag_field="t
     the connection.
 
     code: "invalid_request" (of `param`, when one is to blame), "too_long",
-        "too_large", "protocol", "queue_full", "unavailable", "group_failed",
-        "internal".
+        "too_large", "protocol", "unauthenticated", "queue_full", "unavailable",
+        "group_failed", "internal".
     retry: the same request may succeed later.
     """
 

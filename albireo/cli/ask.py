@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import click
@@ -19,6 +20,13 @@ def sampling_options(function: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(
         [
             name_option,
+            click.option("--connect", metavar="tls://HOST:PORT",
+                         help="A node over TCP, instead of one of this machine."),
+            click.option("--api-key-file", metavar="FILE",
+                         type=click.Path(exists=True, dir_okay=False),
+                         help="Has the key for it, alone."),
+            click.option("--ca", metavar="FILE", type=click.Path(exists=True),
+                         help="Whom to trust there, instead of the system's authorities (PEM)."),
             click.option("--max-tokens", type=int, help="Most tokens to generate."),
             click.option("--temperature", type=float, default=1.0, show_default=True,
                          help="0 = always the best token."),
@@ -39,24 +47,24 @@ def sampling_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.command()
 @click.argument("prompt", required=False)
 @sampling_options
-def generate(prompt: str | None, name: str, **sampling: Any) -> None:
+def generate(prompt: str | None, **given: Any) -> None:
     """Continue PROMPT (or standard input)."""
     if prompt is None:
         prompt = sys.stdin.read()
-    with _connected(name) as client:
+    with _connected(given) as client:
         click.echo(prompt, nl=False)
-        _show(client.stream(prompt, SamplingParams(**sampling)))
+        _show(client.stream(prompt, SamplingParams(**given)))
 
 
 @click.command()
 @click.option("--message", "-m", help="Ask this and leave, instead of a conversation.")
 @click.option("--system", help="System message.")
 @sampling_options
-def chat(message: str | None, system: str | None, name: str, **sampling: Any) -> None:
+def chat(message: str | None, system: str | None, **given: Any) -> None:
     """Talk with the model; an empty line or Ctrl-D ends it."""
-    params = SamplingParams(**sampling)
     messages = [{"role": "system", "content": system}] if system else []
-    with _connected(name) as client:
+    with _connected(given) as client:
+        params = SamplingParams(**given)
         while True:
             text = message if message is not None else _ask()
             if not text:
@@ -69,12 +77,15 @@ def chat(message: str | None, system: str | None, name: str, **sampling: Any) ->
 
 
 @contextlib.contextmanager
-def _connected(name: str) -> Iterator[Client]:
-    """A client whose errors become the command's."""
+def _connected(given: dict[str, Any]) -> Iterator[Client]:
+    """A client, of what `given` says, and says no more then; its errors become the command's."""
+    name, where, ca = given.pop("name"), given.pop("connect"), given.pop("ca")
+    key_file = given.pop("api_key_file")
     try:
-        with Client.connect(node=name) as client:
+        key = Path(key_file).read_text().strip() if key_file else ""
+        with Client.connect(where, node=name, api_key=key, ca=ca) as client:
             yield client
-    except AlbireoError as error:
+    except (AlbireoError, OSError) as error:
         raise click.ClickException(str(error)) from None
 
 

@@ -74,3 +74,5 @@ class StartDisplay:
             self._console.print(
                 f"  a page with the node and a chat at {facts['http']}/", soft_wrap=True
             )
+        if facts.get("listen"):
+            self._console.print(f"  client library at {facts['listen']}", soft_wrap=True)

@@ -37,4 +37,6 @@ def logs(name: str, lines: int, follow: bool) -> None:
             if text:
                 click.echo(text, nl=False)
             else:
+                if path.stat().st_size < file.tell():
+                    file.seek(0)  # it was emptied, see node/log_file.py
                 time.sleep(0.1)

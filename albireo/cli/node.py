@@ -130,6 +130,13 @@ def _chunks_are_always(context: click.Context, parameter: click.Parameter, value
     help="Share cached prefixes only within one client or API key, so that none can probe another.",
 )
 @click.option(
+    "--max-num-tokens-per-tenant",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Most tokens, of prompts and max_tokens, in flight of one; 0 = no limit.",
+)
+@click.option(
     "--max-failovers",
     type=click.IntRange(min=0),
     default=3,
@@ -270,7 +277,36 @@ def _chunks_are_always(context: click.Context, parameter: click.Parameter, value
     show_default=True,
     help="Processes that serve it.",
 )
-@click.option("--api-key", metavar="KEY", help="Key that HTTP clients must send.")
+@click.option(
+    "--ssl-certfile",
+    metavar="FILE",
+    type=click.Path(exists=True, dir_okay=False, resolve_path=True),
+    help="HTTPS: certificate, with its chain (PEM),",
+)
+@click.option(
+    "--ssl-keyfile",
+    metavar="FILE",
+    type=click.Path(exists=True, dir_okay=False, resolve_path=True),
+    help="and its key (PEM).",
+)
+@click.option(
+    "--listen",
+    metavar="HOST:PORT",
+    help="Serve the client library over TCP, with TLS and API keys; port 0 = any.",
+)
+@click.option(
+    "--tls-cert",
+    metavar="FILE",
+    type=click.Path(exists=True, dir_okay=False, resolve_path=True),
+    help="For --listen: certificate, with its chain (PEM),",
+)
+@click.option(
+    "--tls-key",
+    metavar="FILE",
+    type=click.Path(exists=True, dir_okay=False, resolve_path=True),
+    help="and its key (PEM).",
+)
+@click.option("--api-key", metavar="KEY", help="Key that clients over HTTP and TCP must send.")
 @click.option(
     "--api-key-file",
     metavar="FILE",

@@ -1,4 +1,4 @@
-"""The client library: generate, chat and the rest over a node's Unix socket.
+"""The client library: generate, chat and the rest over a node's Unix socket, or TLS.
 
     from albireo import Client, SamplingParams
 
@@ -28,6 +28,7 @@ from .asynchronous import AsyncClient, AsyncDeltaStream
 from .blocking import Client, DeltaStream
 from .errors import (
     AlbireoError,
+    AuthenticationError,
     ConnectionLost,
     GroupFailed,
     InternalError,
@@ -47,6 +48,7 @@ __all__ = [
     "AlbireoError",
     "AsyncClient",
     "AsyncDeltaStream",
+    "AuthenticationError",
     "ChatMessage",
     "Choice",
     "Client",

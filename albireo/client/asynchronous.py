@@ -31,7 +31,7 @@ from albireo.ipc.protocol import (
 )
 from albireo.ipc.tools import Tools
 
-from .endpoint import ANSWER_TIMEOUT_S, CONNECT_TIMEOUT_S, connect_error, socket_path
+from .endpoint import ANSWER_TIMEOUT_S, CONNECT_TIMEOUT_S, Endpoint
 from .errors import AlbireoError, ConnectionLost, NodeNotRunning, TimedOut
 from .replies import Handler, Replies, Reply, as_error
 from .requests import (
@@ -155,31 +155,39 @@ class AsyncClient:
 
     @classmethod
     async def connect(
-        cls, path: str | None = None, *, node: str = DEFAULT_NODE, client_name: str = ""
+        cls,
+        path: str | None = None,
+        *,
+        node: str = DEFAULT_NODE,
+        client_name: str = "",
+        api_key: str = "",
+        ca: str | None = None,
     ) -> Self:
-        """Connects to the socket at `path`, or to the node of that name.
+        """Connects to the socket at `path`, to "tls://HOST:PORT", or to the node of that name.
 
-        Raises NodeNotRunning, ProtocolMismatch, or another AlbireoError.
+        api_key: that a node asks for over TCP.  ca: PEM file of whom to trust there, instead of
+            the system's authorities.
+        Raises NodeNotRunning, AuthenticationError, ProtocolMismatch, or another AlbireoError.
         """
-        where = socket_path(path, node)
+        where = Endpoint.of(path, node, ca)
         replies = Replies()
-        loop = asyncio.get_running_loop()
-        greeted = loop.create_future()
+        greeted = asyncio.get_running_loop().create_future()
         wire = _Wire(replies, greeted)
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                transport, _ = await loop.create_unix_connection(lambda: wire, where)
-                transport.write(hello(client_name))
+                transport = await where.open_async(lambda: wire)
+                transport.write(hello(client_name, api_key))
                 await greeted
         except TimeoutError:
             wire.abort()
             raise NodeNotRunning(
-                f"the node at {where} did not answer within {CONNECT_TIMEOUT_S:g} s", retry=True
+                f"the node at {where.shown} did not answer within {CONNECT_TIMEOUT_S:g} s",
+                retry=True,
             ) from None
         except AlbireoError:
             raise
         except OSError as error:
-            raise connect_error(where, None if path else node, error) from None
+            raise where.error(error) from None
         return cls(transport, replies, wire.closed)
 
     async def generate(

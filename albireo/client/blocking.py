@@ -37,7 +37,7 @@ from albireo.ipc.protocol import (
 )
 from albireo.ipc.tools import Tools
 
-from .endpoint import ANSWER_TIMEOUT_S, CONNECT_TIMEOUT_S, connect_error, socket_path
+from .endpoint import ANSWER_TIMEOUT_S, CONNECT_TIMEOUT_S, Connection, Endpoint
 from .errors import AlbireoError, ConnectionLost, NodeNotRunning, TimedOut
 from .replies import Handler, Replies, Reply, as_error
 from .requests import (
@@ -136,7 +136,7 @@ class Client:
     welcome: what the node said of itself: model, context length, version.
     """
 
-    def __init__(self, connection: socket.socket, replies: Replies) -> None:
+    def __init__(self, connection: Connection, replies: Replies) -> None:
         assert replies.welcome is not None
         self.welcome: Welcome = replies.welcome
         self._connection = connection
@@ -151,30 +151,37 @@ class Client:
 
     @classmethod
     def connect(
-        cls, path: str | None = None, *, node: str = DEFAULT_NODE, client_name: str = ""
+        cls,
+        path: str | None = None,
+        *,
+        node: str = DEFAULT_NODE,
+        client_name: str = "",
+        api_key: str = "",
+        ca: str | None = None,
     ) -> Self:
-        """Connects to the socket at `path`, or to the node of that name.
+        """Connects to the socket at `path`, to "tls://HOST:PORT", or to the node of that name.
 
-        Raises NodeNotRunning, ProtocolMismatch, or another AlbireoError.
+        api_key: that a node asks for over TCP.  ca: PEM file of whom to trust there, instead of
+            the system's authorities.
+        Raises NodeNotRunning, AuthenticationError, ProtocolMismatch, or another AlbireoError.
         """
-        where = socket_path(path, node)
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        where = Endpoint.of(path, node, ca)
+        connection = None
         try:
-            connection.settimeout(CONNECT_TIMEOUT_S)
-            connection.connect(where)
-            replies = _greet(connection, client_name)
+            connection = where.open(CONNECT_TIMEOUT_S)
+            replies = _greet(connection, hello(client_name, api_key))
             connection.settimeout(None)
-        except TimeoutError:
-            connection.close()
-            raise NodeNotRunning(
-                f"the node at {where} did not answer within {CONNECT_TIMEOUT_S:g} s", retry=True
-            ) from None
-        except AlbireoError:
-            connection.close()
+        except BaseException as error:
+            if connection is not None:
+                connection.close()
+            if isinstance(error, TimeoutError):
+                raise NodeNotRunning(
+                    f"the node at {where.shown} did not answer within {CONNECT_TIMEOUT_S:g} s",
+                    retry=True,
+                ) from None
+            if isinstance(error, OSError) and not isinstance(error, AlbireoError):
+                raise where.error(error) from None
             raise
-        except OSError as error:
-            connection.close()
-            raise connect_error(where, None if path else node, error) from None
         return cls(connection, replies)
 
     def generate(
@@ -382,7 +389,7 @@ class _Writer:
     middle of a write of the same thread, can leave its Cancel without a deadlock.
     """
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._frames: deque[bytes] = deque()
         self._busy = threading.Lock()
@@ -400,11 +407,11 @@ class _Writer:
                 self._busy.release()
 
 
-def _greet(connection: socket.socket, client_name: str) -> Replies:
+def _greet(connection: Connection, hello: bytes) -> Replies:
     """Says hello and waits for the Welcome."""
     replies = Replies()
     deadline = time.monotonic() + CONNECT_TIMEOUT_S
-    connection.sendall(hello(client_name))
+    connection.sendall(hello)
     while replies.welcome is None:
         connection.settimeout(max(0.001, deadline - time.monotonic()))
         data = connection.recv(_READ_BYTES)
@@ -416,7 +423,7 @@ def _greet(connection: socket.socket, client_name: str) -> Replies:
     return replies
 
 
-def _read(connection: socket.socket, replies: Replies) -> None:
+def _read(connection: Connection, replies: Replies) -> None:
     """The reader thread: until the connection ends, from either side."""
     with connection:
         try:

@@ -38,6 +38,10 @@ class ProtocolMismatch(AlbireoError):
     """Client library and node are of releases that do not understand each other."""
 
 
+class AuthenticationError(AlbireoError):
+    """The node asks for an API key, and this is none of its keys."""
+
+
 class QueueFull(AlbireoError):
     """The node has as many requests as it takes."""
 
@@ -71,6 +75,7 @@ _BY_CODE: dict[str, type[AlbireoError]] = {
     "too_long": TooLong,
     "too_large": TooLarge,
     "protocol": ProtocolMismatch,
+    "unauthenticated": AuthenticationError,
     "queue_full": QueueFull,
     "unavailable": Unavailable,
     "group_failed": GroupFailed,

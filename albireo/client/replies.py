@@ -32,7 +32,7 @@ Answer = Tokens | Text | ModelList | NodeStatus
 Reply = Delta | Answer | AlbireoError
 Handler = Callable[[Reply], None]
 
-_LAST_CODES = frozenset({"protocol", "too_large", "unavailable"})
+_LAST_CODES = frozenset({"protocol", "too_large", "unauthenticated", "unavailable"})
 """Codes of an Error without an id, after which the node closes the connection."""
 
 _decode = msgspec.msgpack.Decoder(RouterMessage).decode

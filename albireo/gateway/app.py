@@ -12,12 +12,12 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from albireo.client import AlbireoError
+from albireo.ipc.keys import ApiKeys
 
 from .chat import chat_completions
 from .completions import completions
 from .errors import HttpError, http_error, internal
 from .http import AsgiReceive, AsgiSend, ClientGone, Request, Scope
-from .keys import ApiKeys
 from .link import NodeLink
 from .openapi import openapi
 from .page import page, top
@@ -98,7 +98,7 @@ class Gateway:
         """Names the tenant.  Raises HttpError (401) without a key of ours."""
         if not len(self._keys) or request.path in _OPEN:
             return
-        name = self._keys.name_of(request.header(b"authorization"))
+        name = self._keys.name_of_bearer(request.header(b"authorization"))
         if name is None:
             raise HttpError(
                 401,

@@ -16,10 +16,11 @@ from collections.abc import Mapping
 import uvloop
 
 from albireo.ipc.actor import Actor
+from albireo.ipc.keys import load_keys
 from albireo.ipc.paths import API_SOCKET
+from albireo.ipc.tls import server_context
 
 from .app import make_app
-from .keys import load_keys
 from .link import NodeLink
 from .server import HttpServer
 
@@ -29,8 +30,9 @@ _GC_THRESHOLDS = (20_000, 20, 20)
 def main(actor: Actor, fds: Mapping[str, int]) -> None:
     """Serves until the supervisor asks the actor to stop."""
     gc.set_threshold(*_GC_THRESHOLDS)
-    # It would report every malformed request as a warning of ours.
-    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+    # They would warn of every malformed request, and of what is written to a client that has gone.
+    for name in ("uvicorn.error", "asyncio"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(actor, fds))
 
@@ -39,6 +41,9 @@ async def _serve(actor: Actor, fds: Mapping[str, int]) -> None:
     config = actor.spec.gateway
     assert config is not None
     keys = load_keys(config.api_key, config.api_key_file)
+    tls = None
+    if config.ssl_certfile is not None and config.ssl_keyfile is not None:
+        tls = server_context(config.ssl_certfile, config.ssl_keyfile)
     sockets = [socket.socket(fileno=fds[name]) for name in ("http", "uds") if name in fds]
     for each in sockets:
         each.setblocking(False)
@@ -54,7 +59,7 @@ async def _serve(actor: Actor, fds: Mapping[str, int]) -> None:
         return
     link = connecting.result()
     server = HttpServer(
-        make_app(link, keys, config.allowed_origins, config.stream_interval), sockets
+        make_app(link, keys, config.allowed_origins, config.stream_interval), sockets, tls
     )
     stopping.add_done_callback(lambda _: server.stop())
     actor.ready()

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import resource
 import socket
+import ssl
 from collections.abc import Iterator
 from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from albireo.ipc.open_files import raise_open_files
+from albireo.ipc.tls_door import TlsDoor
 
 from .http import CHUNKS
 
@@ -46,6 +49,10 @@ class Connection(HttpToolsProtocol):
         self._head_came()
         self._moves()
         super().connection_lost(exc)
+        # Both lead back here: without them all of it goes at once, and not with one of the
+        # garbage collector's full rounds, of which there are few.
+        self.cycle = None
+        self.scope = {}
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -106,10 +113,13 @@ class _Server(uvicorn.Server):
             return Connection(self.config, self.server_state, self.lifespan.state, loop)
 
         self.servers: list[Any] = []
+        tls = self.config.ssl
         for each in sockets or []:
-            listen = (
-                loop.create_unix_server if each.family == socket.AF_UNIX else loop.create_server
-            )
+            unix = each.family == socket.AF_UNIX
+            if tls is not None and not unix:
+                self.servers.append(TlsDoor(each, tls, connection))
+                continue
+            listen = loop.create_unix_server if unix else loop.create_server
             self.servers.append(await listen(connection, sock=each, backlog=_BACKLOG))
         self.started = True
 
@@ -119,9 +129,14 @@ class _Server(uvicorn.Server):
 
 
 class HttpServer:
-    """`await serve()` until stop() is called; requests in flight then have GRACE_S."""
+    """`await serve()` until stop() is called; requests in flight then have GRACE_S.
 
-    def __init__(self, app: Any, sockets: list[socket.socket]) -> None:
+    tls: TCP sockets speak HTTPS; Unix sockets never do.
+    """
+
+    def __init__(
+        self, app: Any, sockets: list[socket.socket], tls: ssl.SSLContext | None = None
+    ) -> None:
         config = uvicorn.Config(
             app,
             http=Connection,
@@ -138,6 +153,8 @@ class HttpServer:
             limit_concurrency=_most_connections(),
         )
         self._sockets = sockets
+        config.load()
+        config.ssl = tls
         self._server = _Server(config)
 
     async def serve(self) -> None:
@@ -148,10 +165,5 @@ class HttpServer:
 
 
 def _most_connections() -> int:
-    """Raises the limit of open files to what the system allows; a connection needs one."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-            soft = hard
-    return max(16, soft - _SPARE_FDS)
+    """A connection needs an open file."""
+    return max(16, raise_open_files() - _SPARE_FDS)

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from albireo.ipc.config import ActorSpec, EngineConfig, GatewayConfig, TenantConfig
+from albireo.ipc.config import (
+    ActorSpec,
+    EngineConfig,
+    GatewayConfig,
+    ListenConfig,
+    TenantConfig,
+)
 
 from .core_plan import CorePlan, make_core_plan
 from .fork_protocol import Load, Loaded
@@ -74,6 +80,7 @@ class Blueprint:
             max_num_queued_reqs=self._options.max_num_queued_reqs,
             tenants=TenantConfig(
                 max_num_reqs=self._options.max_num_reqs_per_tenant,
+                max_num_tokens=self._options.max_num_tokens_per_tenant,
                 weights=self._options.tenant_weights,
                 isolated=self._options.isolate_tenants,
             ),
@@ -83,14 +90,30 @@ class Blueprint:
             if role == "router"
             else (),
             seed=self._options.seed if role == "router" else None,
-            gateway=GatewayConfig(
-                api_key=self._options.api_key,
-                api_key_file=self._options.api_key_file,
-                allowed_origins=self._options.allowed_origins,
-                stream_interval=self._options.stream_interval,
-            )
-            if role == "gateway"
-            else None,
+            gateway=self._gateway() if role == "gateway" else None,
+            listen=self._listen() if role == "router" else None,
+        )
+
+    def _gateway(self) -> GatewayConfig:
+        return GatewayConfig(
+            api_key=self._options.api_key,
+            api_key_file=self._options.api_key_file,
+            allowed_origins=self._options.allowed_origins,
+            stream_interval=self._options.stream_interval,
+            ssl_certfile=self._options.ssl_certfile,
+            ssl_keyfile=self._options.ssl_keyfile,
+        )
+
+    def _listen(self) -> ListenConfig | None:
+        options = self._options
+        if options.listen is None:
+            return None
+        assert options.tls_cert is not None and options.tls_key is not None
+        return ListenConfig(
+            tls_cert=options.tls_cert,
+            tls_key=options.tls_key,
+            api_key=options.api_key,
+            api_key_file=options.api_key_file,
         )
 
     def facts(self) -> dict[str, object]:

@@ -40,6 +40,11 @@ _FORK_TIMEOUT_S = 10.0
 _STACKS_S = 0.02  # for one process to write them, so that they do not mix
 
 
+STARVED = (OSError, MemoryError)
+"""What starting a process raises where the supervisor has no open files, memory or shared memory
+left.  That passes, and is no reason for the node to end."""
+
+
 class StartError(RuntimeError):
     """A process could not start; the text is for the user."""
 
@@ -228,14 +233,24 @@ class ForkServer(Watched):
         """
         ours, theirs = seqpacket_pair()
         named = {"control": theirs.fileno(), **fds}
-        pid = await self._ask(Fork(spec, tuple(named)), list(named.values()), theirs, spec.name)
-        return ActorProcess(spec, pid, ours)
+        with contextlib.ExitStack() as undo:
+            undo.callback(ours.close)
+            pid = await self._ask(Fork(spec, tuple(named)), list(named.values()), theirs, spec.name)
+            undo.callback(_end_unwatched, pid)
+            actor = ActorProcess(spec, pid, ours)
+            undo.pop_all()
+        return actor
 
     async def fork_understudy(self) -> ForkServer:
         """A second fork server with the same in memory.  Raises StartError as fork() does."""
         ours, theirs = seqpacket_pair()
-        pid = await self._ask(ForkUnderstudy(), [theirs.fileno()], theirs, "the understudy")
-        return ForkServer("the understudy", pid, ours)
+        with contextlib.ExitStack() as undo:
+            undo.callback(ours.close)
+            pid = await self._ask(ForkUnderstudy(), [theirs.fileno()], theirs, "the understudy")
+            undo.callback(_end_unwatched, pid)
+            server = ForkServer("the understudy", pid, ours)
+            undo.pop_all()
+        return server
 
     async def _ask(
         self, order: Fork | ForkUnderstudy, fds: list[int], theirs: socket.socket, name: str
@@ -244,6 +259,7 @@ class ForkServer(Watched):
         async with self._turn:
             loop = asyncio.get_running_loop()
             with theirs:
+                payload = b""
                 try:
                     socket.send_fds(self._control, [encode(order)], fds)
                     async with asyncio.timeout(_FORK_TIMEOUT_S):
@@ -251,10 +267,11 @@ class ForkServer(Watched):
                 except TimeoutError:
                     log.error("%s has not answered for %g s: it hangs", self.name, _FORK_TIMEOUT_S)
                     await write_stacks([self])
+                except STARVED as error:
+                    log.error("%s could not be asked: %s", self.name, error)
+                if not payload:
+                    # An answer that is still to come would be taken for that to the next order.
                     self.kill()
-                    payload = b""
-                except OSError:
-                    payload = b""
         if not payload:
             raise StartError(f"{name} could not be forked: the fork server has died")
         forked = from_fork_server.decode(payload)
@@ -267,18 +284,32 @@ class Janitor(Watched):
     """The running janitor (janitor.py); it waits as long as this object's pipe end is open."""
 
     def __init__(self, runtime_dir: Path) -> None:
-        read_end, self._pipe = os.pipe2(os.O_CLOEXEC)
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "albireo.node.janitor", str(runtime_dir)],
-            stdin=read_end,
-            start_new_session=True,
-        )
-        os.close(read_end)
-        super().__init__("the janitor", self._process.pid)
+        with contextlib.ExitStack() as undo:
+            read_end, self._pipe = os.pipe2(os.O_CLOEXEC)
+            undo.callback(os.close, self._pipe)
+            try:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-P", "-m", "albireo.node.janitor", str(runtime_dir)],
+                    stdin=read_end,
+                    start_new_session=True,
+                )
+            finally:
+                os.close(read_end)
+            self._process.returncode = 0  # its end is waited for as that of any child here
+            undo.callback(_end_unwatched, self._process.pid)
+            super().__init__("the janitor", self._process.pid)
+            undo.pop_all()
 
     def release(self) -> None:
         """Lets it see the end of file: it looks after the runtime directory, and leaves."""
         os.close(self._pipe)
+
+
+def _end_unwatched(pid: int) -> None:
+    """Of a child that cannot be watched."""
+    with contextlib.suppress(ProcessLookupError, ChildProcessError):
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
 
 
 async def write_stacks(processes: Sequence[Watched]) -> None:

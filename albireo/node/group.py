@@ -22,7 +22,7 @@ from albireo.ipc.rings import plan_ring, result_ring
 from albireo.ipc.shared_memory import create as create_memory
 from albireo.workers.parallel.canary import canary_bytes
 
-from .children import ActorProcess, StartError, write_stacks
+from .children import STARVED, ActorProcess, StartError, write_stacks
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +48,7 @@ class Group:
     make_spec(role, name, incarnation, group, rank) gives an actor's spec;
     `start` forks it; `changed` is called at every change of state, and `died`
     with the reason when a group has died, or was ended on request (`planned`).
+    detected: when its last death was found out, by time.monotonic().
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Group:
         self.state = "starting"
         self.incarnation = 0
         self.reason = ""
+        self.detected = 0.0
         self.actors: list[ActorProcess] = []
         self._comm_bytes = comm_bytes
         self._times = times
@@ -127,10 +129,14 @@ class Group:
             await self._bring_up()
             ready_at = time.monotonic()
             self._set_state("ready")
+            self.detected = 0.0
             self.reason = await self._end()
             ready_s = time.monotonic() - ready_at
         except StartError as error:
             self.reason = str(error)
+        except STARVED as error:
+            self.reason = f"the supervisor could not start it: {error}"
+        self.detected = self.detected or time.monotonic()
         log.error("group %d: %s", self.number, self.reason)
         self._died(self, self.reason, self._leave.is_set())
         if any(actor.blames for actor in self.actors):
@@ -189,6 +195,7 @@ class Group:
             )
             if self._leave.is_set():
                 return "it was ended on request"
+            self.detected = time.monotonic()
             # A process often takes its peers along; its own last words are the ones to show.
             await asyncio.sleep(0.01)
             hung = [actor for task, actor in silent.items() if task.done() and actor.alive]

@@ -22,11 +22,14 @@ from .options import OptionError
 class HttpSockets:
     """Bound and not yet listening.  Raises OptionError where that cannot be.
 
-    address: "http://HOST:PORT" with the port that was bound; None without TCP.
+    address: "http://HOST:PORT" (https with `tls`) with the port that was bound; None without TCP.
     uds: path of the Unix socket, which close() removes; None without.
     """
 
-    def __init__(self, http: str | None, uds: str | None, gateways: int) -> None:
+    def __init__(
+        self, http: str | None, uds: str | None, gateways: int, *, tls: bool = False
+    ) -> None:
+        self._scheme = "https" if tls else "http"
         self.address: str | None = None
         self.uds: str | None = None
         self._tcp: list[socket.socket] = []
@@ -78,15 +81,15 @@ class HttpSockets:
         except OSError as error:
             raise OptionError(f"--http {http}: {error.strerror or error}") from None
         shown = f"[{host}]" if ":" in host else host or "0.0.0.0"
-        self.address = f"http://{shown}:{port}"
+        self.address = f"{self._scheme}://{shown}:{port}"
 
 
-def parse_address(text: str) -> tuple[str, int]:
+def parse_address(text: str, option: str = "--http") -> tuple[str, int]:
     """ "HOST:PORT", ":PORT" (all interfaces) or "[IPV6]:PORT".  Raises OptionError."""
     host, colon, port = text.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     if not colon or not port.isdecimal() or int(port) > 65535:
-        raise OptionError(f"--http {text!r}: expected HOST:PORT such as 127.0.0.1:8000")
+        raise OptionError(f"{option} {text!r}: expected HOST:PORT such as 127.0.0.1:8000")
     return host, int(port)
 
 

@@ -25,10 +25,10 @@ from albireo.ipc.paths import log_path
 
 from .demo_model import DISPLAY_NAME, FetchError, fetch_demo_model
 from .events import Event, NodeFailed, NodeReady, NodeStopped, PhaseBegun
+from .log_file import open_log
 from .options import NodeOptions, OptionError
 from .runtime_dir import is_running, read_facts
 
-_MAX_LOG_BYTES = 32 << 20
 _event_decoder = msgspec.json.Decoder(Event)
 
 Say = Callable[[Event], None]
@@ -128,11 +128,7 @@ def _resolve_model(options: NodeOptions, say: Say) -> tuple[str, str]:
 
 def _log_to_file(options: NodeOptions) -> None:
     """Sends logging, and the standard error of all processes, to the node's log."""
-    path = Path(log_path(options.name))
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if not is_running(options.name) and path.exists() and path.stat().st_size > _MAX_LOG_BYTES:
-        path.replace(path.with_suffix(".log.1"))
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    fd = open_log(options.name)
     sys.stderr.flush()
     # The console keeps a descriptor of its own for the display; see cli/display.py.
     os.dup2(fd, 2)
@@ -190,7 +186,8 @@ def _main() -> None:
 
     status = run_foreground(options, say)
     if owned and status == 0:
-        Path(log_path(options.name)).unlink(missing_ok=True)
+        for suffix in (".log", ".log.1"):
+            Path(log_path(options.name)).with_suffix(suffix).unlink(missing_ok=True)
     sys.exit(status)
 
 

@@ -20,6 +20,7 @@ from .group import Group
 from .options import OptionError
 
 _MAX_ORDER_BYTES = 1 << 16
+_ORDER_TIMEOUT_S = 10.0
 _POLL_S = 0.02
 ACTIONS = ("restart", "drain", "start")
 
@@ -146,10 +147,10 @@ async def serve_control(runtime_dir: Path, operations: Operations) -> None:
             writer.write(msgspec.json.encode(answer) + b"\n")
 
         try:
-            order = _order_decoder.decode(await reader.readline())
+            order = await _read_order(reader)
             await operations.carry_out(order, lambda text: tell(Note(text)))
             tell(Done())
-        except (OperationError, msgspec.DecodeError, ValueError) as error:
+        except OperationError as error:
             tell(Failed(str(error)))
         writer.close()
 
@@ -159,6 +160,18 @@ async def serve_control(runtime_dir: Path, operations: Operations) -> None:
     os.chmod(path, 0o600)
     async with server:
         await server.serve_forever()
+
+
+async def _read_order(reader: asyncio.StreamReader) -> Order:
+    """Raises OperationError for what is none, or does not come."""
+    try:
+        async with asyncio.timeout(_ORDER_TIMEOUT_S):
+            line = await reader.readline()
+        return _order_decoder.decode(line)
+    except TimeoutError:
+        raise OperationError(f"no order came within {_ORDER_TIMEOUT_S:g} s") from None
+    except (ValueError, RecursionError, OSError) as error:
+        raise OperationError(f"that is no order: {str(error)[:200]}") from None
 
 
 def give_order(name: str, order: Order) -> Iterator[str]:

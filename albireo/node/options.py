@@ -41,8 +41,10 @@ class NodeOptions(msgspec.Struct, frozen=True, kw_only=True):
     swap_space_gib: host memory of one group for the KV cache of preempted sequences.
     itl_target_ms: what a step with prefill in it should take at most; 0 = no target.
     http, uds: "HOST:PORT" and the path of a Unix socket on which `gateways` processes serve HTTP.
-    api_key, api_key_file, allowed_origins, stream_interval: as in ipc/config.GatewayConfig.
+    api_key, api_key_file, allowed_origins, stream_interval, ssl_certfile, ssl_keyfile: as in
+        ipc/config.GatewayConfig.
     seed: what the seeds of requests without one are drawn from; None = chance.
+    listen: "HOST:PORT" for clients of the library over TCP, with tls_cert and tls_key (PEM files).
 
     Ranges are checked where options are decoded or converted, not where they are constructed.
     """
@@ -63,6 +65,7 @@ class NodeOptions(msgspec.Struct, frozen=True, kw_only=True):
     max_num_reqs_per_tenant: _AtLeast0 = 0
     tenant_weights: dict[str, _Weight] = {}
     isolate_tenants: bool = False
+    max_num_tokens_per_tenant: _AtLeast0 = 0
     max_failovers: _AtLeast0 = 3
     block_size: Annotated[int, msgspec.Meta(ge=16, le=16)] = 16
     kv_cache_gib: _Positive | None = None
@@ -90,6 +93,11 @@ class NodeOptions(msgspec.Struct, frozen=True, kw_only=True):
     allowed_origins: tuple[str, ...] = ()
     stream_interval: _AtLeast1 = 1
     seed: int | None = None
+    ssl_certfile: str | None = None
+    ssl_keyfile: str | None = None
+    listen: str | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
 
     @property
     def num_gateways(self) -> int:

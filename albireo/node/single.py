@@ -6,12 +6,15 @@ Forked again, at once, whenever it has died or hangs.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 
 from albireo.ipc.config import ActorSpec
 
-from .children import ActorProcess, StartError, write_stacks
+from .children import STARVED, ActorProcess, StartError, write_stacks
 from .group import Starter
+
+log = logging.getLogger(__name__)
 
 _RETRY_S = 0.2
 
@@ -54,7 +57,14 @@ class Single:
         incarnation = 0
         while True:
             spec = self._make_spec(self.role, self.name, incarnation)
-            self.actor = actor = await self._start(spec, self._fds)
+            try:
+                self.actor = actor = await self._start(spec, self._fds)
+            except (StartError, *STARVED) as error:
+                if incarnation == 0:
+                    raise
+                log.error("%s: %s", self.name, error)
+                await asyncio.sleep(_RETRY_S)
+                continue
             try:
                 await actor.wait_ready(self._start_s)
             except StartError:

@@ -22,8 +22,8 @@ from typing import Any
 
 from albireo._version import __version__
 from albireo.client import AsyncClient
-from albireo.gateway.keys import KeyFileError, load_keys
 from albireo.ipc.config import ActorSpec
+from albireo.ipc.keys import KeyFileError
 from albireo.ipc.link import Spoke
 from albireo.ipc.messages import (
     Drain,
@@ -33,13 +33,16 @@ from albireo.ipc.messages import (
     TokenizerDown,
     ToSupervisor,
 )
+from albireo.ipc.open_files import raise_open_files
 
+from .access import ListenSocket, check_access
 from .blueprint import Blueprint, what_to_load
-from .children import ActorProcess, ForkServer, Janitor, StartError, Watched
+from .children import STARVED, ActorProcess, ForkServer, Janitor, StartError, Watched
 from .events import Event, NodeFailed, NodeNote, NodeReady, NodeStopped, PhaseBegun
 from .fork_protocol import Loaded
 from .group import Group, GroupTimes
-from .http_sockets import HttpSockets, is_local
+from .http_sockets import HttpSockets
+from .log_file import keep_log_bounded
 from .operations import Operations, serve_control
 from .options import NodeOptions, OptionError
 from .runtime_dir import RuntimeDir
@@ -52,6 +55,7 @@ log = logging.getLogger(__name__)
 _PR_SET_CHILD_SUBREAPER = 36
 _STOP_GRACE_S = 2.0
 _LINK_POLL_S = 0.02
+_RETRY_S = 0.5
 _NODE = -1
 
 
@@ -76,6 +80,7 @@ class Supervisor:
         self._gateways = options.num_gateways
         self._hang_s = options.step_timeout_s
         self._http: HttpSockets
+        self._listener: ListenSocket | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._stop_asked = 0
         self._stop_event = asyncio.Event()
@@ -86,6 +91,7 @@ class Supervisor:
     async def run(self) -> int:
         """Starts the node, keeps it alive until it is asked to stop; the exit status."""
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        raise_open_files()  # for all its processes
         self._catch_signals()
         try:
             self._runtime = RuntimeDir.claim(self._options.name)
@@ -95,7 +101,7 @@ class Supervisor:
         self._janitor = Janitor(self._runtime.path)
         self._timelines = Timelines(self._runtime.path)
         try:
-            self._open_http()
+            self._open_sockets()
             await self._until_stopped(self._live())
         except (StartError, OptionError, KeyFileError) as error:
             self._failure = str(error)
@@ -103,6 +109,8 @@ class Supervisor:
             await self._end_everything()
             if hasattr(self, "_http"):
                 self._http.close()
+            if self._listener is not None:
+                self._listener.close()
             self._runtime.remove()
             self._janitor.release()
             await self._janitor.gone()
@@ -124,9 +132,10 @@ class Supervisor:
             str(self._runtime.path / "router.zmq"), "supervisor", ToSupervisor
         )
         self._link.send(Joined("supervisor", -1, 0, os.getpid()))
+        self._spawn_task(keep_log_bounded(self._options.name))
         self._spawn_task(self._keep_janitor())
         self._spawn_task(self._keep_fork_servers())
-        self._add_single("router", "router", {})
+        self._add_single("router", "router", self._listener.fds if self._listener else {})
         self._add_single("tokenizer", "tokenizer", {})
         for number in range(self._gateways):
             self._add_single("gateway", f"gateway{number}", self._http.fds(number))
@@ -264,7 +273,13 @@ class Supervisor:
         while True:
             how = await self._janitor.gone()
             self._janitor.release()
-            self._janitor = Janitor(self._runtime.path)
+            while True:
+                try:
+                    self._janitor = Janitor(self._runtime.path)
+                    break
+                except STARVED as error:
+                    log.error("there is no janitor: %s", error)
+                    await asyncio.sleep(_RETRY_S)
             self._count_restart("janitor")
             self._note(f"{how}; there is a new one")
 
@@ -279,14 +294,27 @@ class Supervisor:
                 role, how = "understudy", await self._understudy.gone()
             else:
                 role, how = "forkserver", await self._fork_server.gone()
-                if self._understudy.alive:
-                    self._fork_server = self._understudy
-                else:
-                    self._fork_server, _ = await ForkServer.start(self._load, lambda text: None)
+                await self._replace_fork_server()
             self._note(f"{how}; it is replaced, the groups serve on")
-            with contextlib.suppress(StartError):
-                self._understudy = await self._fork_server.fork_understudy()
+            while self._fork_server.alive and not self._understudy.alive:
+                try:
+                    self._understudy = await self._fork_server.fork_understudy()
+                except (StartError, *STARVED) as error:
+                    log.error("there is no understudy: %s", error)
+                    await asyncio.sleep(_RETRY_S)
             self._count_restart(role)
+
+    async def _replace_fork_server(self) -> None:
+        """By its understudy, or by a new one: that has to load the model."""
+        if self._understudy.alive:
+            self._fork_server = self._understudy
+            return
+        while not self._fork_server.alive:
+            try:
+                self._fork_server, _ = await ForkServer.start(self._load, lambda text: None)
+            except (StartError, *STARVED) as error:
+                log.error("there is no fork server: %s", error)
+                await asyncio.sleep(_RETRY_S)
 
     def _add_single(self, role: str, name: str, fds: dict[str, int]) -> None:
         self._singles[name] = Single(
@@ -301,7 +329,7 @@ class Supervisor:
         self._count_restart(single.name)
 
     def _group_died(self, group: Group, reason: str, planned: bool) -> None:
-        self._link.send(GroupDown(group.number, group.incarnation, reason, planned))
+        self._link.send(GroupDown(group.number, group.incarnation, reason, planned, group.detected))
         self._note(f"group {group.number} is down: {reason}")
 
     async def _drain_group(self, group: int, timeout_s: float) -> None:
@@ -327,16 +355,16 @@ class Supervisor:
         self._link.send(topology(self._actors(), self._groups, helpers, self._restarts))
 
     # ------------------------------------------------------------------ small things
-    def _open_http(self) -> None:
-        """Binds the gateways' sockets.  Raises OptionError, KeyFileError."""
+    def _open_sockets(self) -> None:
+        """Binds those of gateways and router.  Raises OptionError, KeyFileError."""
         options = self._options
-        keys = load_keys(options.api_key, options.api_key_file)
-        self._http = HttpSockets(options.http, options.uds, self._gateways)
-        if options.http is not None and not len(keys) and not is_local(options.http):
-            self._note(
-                f"--http {options.http} can be reached from other machines, and asks for no key: "
-                "anybody there can use the model (--api-key-file sets keys)"
-            )
+        warning = check_access(options)
+        https = options.ssl_certfile is not None
+        self._http = HttpSockets(options.http, options.uds, self._gateways, tls=https)
+        if options.listen is not None:
+            self._listener = ListenSocket(options.listen)
+        if warning is not None:
+            self._note(warning)
 
     def _catch_signals(self) -> None:
         loop = asyncio.get_running_loop()
@@ -390,4 +418,9 @@ class Supervisor:
         }
         if state != "ready":
             return facts
-        return facts | self._blueprint.facts() | {"http": self._http.address, "uds": self._http.uds}
+        places = {
+            "http": self._http.address,
+            "uds": self._http.uds,
+            "listen": self._listener.address if self._listener else None,
+        }
+        return facts | self._blueprint.facts() | places

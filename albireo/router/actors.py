@@ -157,13 +157,20 @@ class ActorMessages:
         lost = self._groups.down(down.group, down.incarnation)
         if self._unreset.get(down.group, -1) <= down.incarnation:
             self._unreset.pop(down.group, None)
-        self._lost(lost, down.group, down.reason, down.planned)
+        self._lost(lost, down.group, down.reason, down.planned, down.detected)
         self._router.submit_waiting()
 
-    def _lost(self, lost: list[Stream], group: int, reason: str, planned: bool = False) -> None:
+    def _lost(
+        self,
+        lost: list[Stream],
+        group: int,
+        reason: str,
+        planned: bool = False,
+        detected: float = 0.0,
+    ) -> None:
         if lost:
             why = f"group {group}, which served this request, failed: {reason}"
-            self._router.fail_over(lost, why, planned)
+            self._router.fail_over(lost, why, planned, detected or time.monotonic())
 
     def _tokenizer_down(self, peer: bytes, down: TokenizerDown) -> None:
         self._texts.down(down.incarnation)

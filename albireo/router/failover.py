@@ -8,12 +8,15 @@ besides is not charged.  After TRIAL_TOKENS tokens its trial is over.
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from collections.abc import Callable
 
 from .groups import GroupTable
 from .requests import Refusal, RequestNumbers, Stream, TokenRequest
 
 TRIAL_TOKENS = 32
+MOST_READMISSIONS = 1024
 
 
 class Failover:
@@ -38,16 +41,21 @@ class Failover:
         self._waiting: dict[int, Stream] = {}
         self._trial: Stream | None = None
         self._trial_until = 0
+        self.readmissions_s: deque[float] = deque(maxlen=MOST_READMISSIONS)
+        """How long the last streams waited, from their group's death to the next one."""
 
     @property
     def waiting(self) -> int:
         """Streams that wait for their trial."""
         return len(self._waiting)
 
-    def lost(self, lost: list[Stream], why: str, planned: bool = False) -> int:
+    def lost(
+        self, lost: list[Stream], why: str, planned: bool = False, detected: float = 0.0
+    ) -> int:
         """A group has died with these; returns how many go on, ahead of all that wait.
 
         planned: it was ended on request, which says nothing about them.
+        detected: when its death was found out, by time.monotonic().
         """
         culprit = self._trial if not planned and self._trial in lost else None
         if culprit is not None:
@@ -64,12 +72,18 @@ class Failover:
                 continue  # It has ended, perhaps with another one of its request.
             del self._streams[stream.request]
             stream.fail_over(self._numbers.take(self._streams), innocent)
+            stream.lost_at = detected
             self._streams[stream.request] = stream
             suspect = self._most and stream.failovers >= self._most
             (suspects if suspect else again)[stream.request] = stream
         self._groups.waiting = again | self._groups.waiting
         self._waiting |= suspects
         return len(again) + len(suspects)
+
+    def readmitted(self, stream: Stream) -> None:
+        """It has been given to a group again."""
+        self.readmissions_s.append(time.monotonic() - stream.lost_at)
+        stream.lost_at = 0.0
 
     def forget(self, stream: Stream) -> None:
         """A stream without a group has ended."""

@@ -1,12 +1,15 @@
 """Entry of the role "router": one process for the node, asyncio on uvloop.
 
-The fork server calls main() in the new process.
+The fork server calls main() in the new process.  The listening socket for clients over TCP, where
+there is one, comes as the descriptor "tcp".
 """
 
 from __future__ import annotations
 
 import asyncio
 import gc
+import logging
+import socket
 from collections.abc import Mapping
 
 import uvloop
@@ -23,10 +26,13 @@ def main(actor: Actor, fds: Mapping[str, int]) -> None:
     """Runs the router until the supervisor asks it to stop."""
     # The young generation is large enough for the pieces of a step, which die with it.
     gc.set_threshold(*_GC_THRESHOLDS)
+    # It would warn of what is written to a client that has just gone.
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(actor, fds))
 
 
 async def _serve(actor: Actor, fds: Mapping[str, int]) -> None:
     asyncio.get_running_loop().add_reader(actor.ping_fd, actor.answer_ping)
-    await serve(actor.spec, actor.ready, actor.stop_fd, Recorder.of(fds))
+    tcp = socket.socket(fileno=fds["tcp"]) if "tcp" in fds else None
+    await serve(actor.spec, actor.ready, actor.stop_fd, Recorder.of(fds), tcp)

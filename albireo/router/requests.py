@@ -47,7 +47,7 @@ class TokenRequest:
 
     client_id: the client's number for it, on its connection.
     asked: what the client sent.
-    tenant: on whose behalf.
+    tenant: on whose behalf: as its API key says, else as it says itself.
     job: while its texts are with the tokenizer.
     streams: those of its answers that have not ended, by choice.
     """
@@ -58,7 +58,7 @@ class TokenRequest:
         self.session = session
         self.client_id = asked.id
         self.asked = asked
-        self.tenant = asked.tenant or session.connection
+        self.tenant = session.tenant or asked.tenant or session.connection
         self.job: TextJob | None = None
         self.streams: dict[int, Stream] = {}
 
@@ -72,7 +72,8 @@ class Stream:
     token_ids: the new tokens handed on to the client so far.
     submit: what the group is given, once the prompt's ids are known.
     prefix: names of the prompt's pieces (affinity.py), once a group is chosen by them.
-    failovers: how many groups have died under it.
+    failovers: how many groups have died under it.  lost_at: when the last one did, by
+        time.monotonic(), until it has another; else 0.
     scored: prompt logprobs handed on so far.  repeated: of those that come, the first ones that
         the client has had already.
     """
@@ -83,6 +84,7 @@ class Stream:
         "client_id",
         "failovers",
         "group",
+        "lost_at",
         "prefix",
         "repeated",
         "request",
@@ -104,6 +106,7 @@ class Stream:
         self.token_ids: list[int] = []
         self.prefix: list[int] = []
         self.failovers = 0
+        self.lost_at = 0.0
         self.scored = self.repeated = 0
         self.times = StreamTimes(now)
 
@@ -111,6 +114,12 @@ class Stream:
     def prompt_tokens(self) -> int:
         """Tokens of the prompt; 0 while they are not known."""
         return 0 if self.submit is None else len(self.submit.prompt_ids)
+
+    @property
+    def all_tokens(self) -> int:
+        """Of the prompt, and most that it may get; 0 while they are not known."""
+        submit = self.submit
+        return 0 if submit is None else len(submit.prompt_ids) + submit.max_tokens
 
     @property
     def left_tokens(self) -> int:

@@ -24,6 +24,7 @@ import msgspec
 from albireo._version import __version__
 from albireo.ipc.config import ActorSpec
 from albireo.ipc.messages import Abort, ActorInfo, Credit, Encoded, Output, TextFailed
+from albireo.ipc.open_files import raise_open_files
 from albireo.ipc.protocol import (
     MAX_FRAME_BYTES,
     PROTOCOL_VERSION,
@@ -43,6 +44,7 @@ from albireo.ipc.stages import Stage
 from albireo.ipc.timeline import NO_STEP, Recorder
 from albireo.trace.rows import NodeTimelines
 
+from .connections import Connections
 from .failover import Failover
 from .groups import Group, GroupTable
 from .requests import Refusal, RequestNumbers, Stream, TokenRequest
@@ -61,8 +63,6 @@ from .validate import (
     resolve,
 )
 
-MAX_CONNECTIONS = 900
-
 _CREDIT = Credit(1)
 
 
@@ -80,8 +80,7 @@ class Router:
         self._stages = StageTimes(NodeTimelines(Path(spec.runtime_dir)), spec.num_groups)
         self._send = send
         self._settling = False
-        self._connections = 0
-        self._incarnation = spec.incarnation
+        self._connections = Connections(raise_open_files(), spec.incarnation)
         self._loop = asyncio.get_running_loop()
         self._started_at = self._loop.time()
         self._limits = RequestLimits.of(spec)
@@ -90,7 +89,7 @@ class Router:
         self._draw_seed: Callable[[], int] = functools.partial(chance.getrandbits, 64)
         self._counts = RequestCounts()
         self._tenants = Tenants(spec.tenants)
-        self.sessions: set[Session] = set()
+        self.sessions = self._connections.sessions
         self.streams: dict[int, Stream] = {}
         self.groups = GroupTable(
             spec.num_groups,
@@ -127,21 +126,14 @@ class Router:
 
     # ------------------------------------------------------------------ sessions (Handler)
     def opened(self, session: Session) -> Refusal | None:
-        self.sessions.add(session)
-        self._connections += 1
-        session.connection = f"#{self._incarnation}.{self._connections}"
-        if len(self.sessions) > MAX_CONNECTIONS:
-            return Refusal(
-                "unavailable",
-                f"{MAX_CONNECTIONS} clients are connected, which is the limit: use one "
-                "connection for many requests",
-                retry=True,
-            )
-        return None
+        return self._connections.opened(session)
+
+    def known(self, session: Session) -> Refusal | None:
+        return self._connections.known(session)
 
     def closed(self, session: Session) -> None:
         """Aborts everywhere what the client had in flight."""
-        self.sessions.discard(session)
+        self._connections.closed(session)
         for request in list(session.requests.values()):
             if isinstance(request, TokenRequest):
                 self._counts.cancelled += len(request.streams)
@@ -251,6 +243,8 @@ class Router:
         first = resolve(
             self._limits, prompt_ids, bad_words, request.asked, terms, grammar, self._draw_seed
         )
+        tokens = len(prompt_ids) + first.max_tokens
+        self._tenants.admit_tokens(request.tenant, tokens * len(request.streams))
         for choice, stream in request.streams.items():
             stream.submit = for_choice(first, stream.request, choice, stream.times.arrived)
 
@@ -286,6 +280,8 @@ class Router:
         while (group := self.groups.choose(stream)) is not None:
             if self._tell(group, stream.message()):
                 group.add(stream)
+                if stream.lost_at:
+                    self._failover.readmitted(stream)
                 return True
         return False
 
@@ -317,6 +313,7 @@ class Router:
             draining=self.refusing is not None,
             connections=len(self.sessions),
             requests=counts,
+            readmissions_s=self._failover.readmissions_s,
             actors=self.actors,
             groups=self.groups,
             stages=self._stages.trees,
@@ -373,7 +370,7 @@ class Router:
         group.remove(stream)
         del self.streams[stream.request]
         request = stream.asker
-        self._tenants.end(request.tenant, 1)
+        self._tenants.end(request.tenant, 1, stream.all_tokens)
         del request.streams[stream.choice]
         if not request.streams:
             del request.session.requests[request.client_id]
@@ -409,9 +406,11 @@ class Router:
         )
         self._settle_soon()
 
-    def fail_over(self, lost: list[Stream], why: str, planned: bool = False) -> None:
+    def fail_over(
+        self, lost: list[Stream], why: str, planned: bool = False, detected: float = 0.0
+    ) -> None:
         """A group has died with these; see Failover.lost."""
-        self._counts.failed_over += self._failover.lost(lost, why, planned)
+        self._counts.failed_over += self._failover.lost(lost, why, planned, detected)
         self.submit_waiting()
 
     def fail_all(self, refusal: Refusal) -> int:
@@ -440,7 +439,8 @@ class Router:
         if request.job is not None:
             self.texts.cancel(request.job)
             request.job = None
-        self._tenants.end(request.tenant, len(request.streams))
+        tokens = sum(stream.all_tokens for stream in request.streams.values())
+        self._tenants.end(request.tenant, len(request.streams), tokens)
         for stream in request.streams.values():
             del self.streams[stream.request]
             group = stream.group

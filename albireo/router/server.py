@@ -1,6 +1,7 @@
-"""The router's two doors: the clients' Unix socket and the actors' Hub.
+"""The router's doors: the clients' sockets and the actors' Hub.
 
 api.sock     Unix stream, 0600: a Session for each connection
+TCP          with TLS and API keys, where it is asked for: the same (tls_door.py)
 router.zmq   ZeroMQ: supervisor, tokenizer, detokenizers
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import socket
 import time
@@ -15,8 +17,11 @@ from collections.abc import Callable
 
 from albireo.ipc.config import ActorSpec
 from albireo.ipc.framing import FrameEncoder
+from albireo.ipc.keys import KeyFileError, load_keys
 from albireo.ipc.paths import API_SOCKET, require_socket_path
 from albireo.ipc.timeline import Recorder
+from albireo.ipc.tls import TlsError, server_context
+from albireo.ipc.tls_door import TlsDoor
 
 from .actors import ActorMessages
 from .hub import AsyncHub
@@ -27,13 +32,19 @@ from .session import Session
 _BACKLOG = 1024
 _FAREWELL_S = 0.3
 
+_log = logging.getLogger(__name__)
+
 
 async def serve(
-    spec: ActorSpec, ready: Callable[[], None], stop_fd: int, timeline: Recorder | None = None
+    spec: ActorSpec,
+    ready: Callable[[], None],
+    stop_fd: int,
+    timeline: Recorder | None = None,
+    tcp: socket.socket | None = None,
 ) -> None:
     """Serves until `stop_fd` becomes readable; then everybody gets a last word.
 
-    `ready` is called when clients can connect.
+    `ready` is called when clients can connect.  tcp: bound, for the clients of spec.listen.
     """
     loop = asyncio.get_running_loop()
     stopped = asyncio.Event()
@@ -47,17 +58,36 @@ async def serve(
     listener = await loop.create_unix_server(
         lambda: Session(router, encoder), sock=_bind(path), backlog=_BACKLOG
     )
+    door = None if tcp is None else _open_tcp(spec, tcp, router, encoder)
     try:
         ready()
         await stopped.wait()
     finally:
         loop.remove_reader(stop_fd)
         listener.close()
+        if door is not None:
+            door.close()
+            await door.wait_closed()
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
         await _say_farewell(router)
         actors.close()
         hub.close()
+
+
+def _open_tcp(
+    spec: ActorSpec, tcp: socket.socket, router: Router, encoder: FrameEncoder
+) -> TlsDoor | None:
+    """The supervisor has read these files before; those on this machine are served without."""
+    config = spec.listen
+    assert config is not None
+    try:
+        keys = load_keys(config.api_key, config.api_key_file)
+        context = server_context(config.tls_cert, config.tls_key)
+    except (KeyFileError, TlsError) as error:
+        _log.error("clients over TCP are not served: %s", error)
+        return None
+    return TlsDoor(tcp, context, lambda: Session(router, encoder, keys))
 
 
 def _bind(path: str) -> socket.socket:

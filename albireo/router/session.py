@@ -7,7 +7,8 @@ frames are known.
 A client that reads slowly pauses its transport.  From then on its new tokens
 are merged, request by request, so what is held is bounded by the text itself,
 and written when it reads again.  Other answers wait too, and when they exceed
-a limit nothing more is read from the client.
+a limit nothing more is read from the client.  One over TCP that takes nothing for
+STALL_TIMEOUT_S is gone.
 
 An id is in use from its request until its last answer is with the transport.
 """
@@ -22,6 +23,7 @@ from typing import Any, Protocol, cast
 import msgspec
 
 from albireo.ipc.framing import FrameEncoder, FrameSplitter, FrameTooLarge
+from albireo.ipc.keys import ApiKeys
 from albireo.ipc.protocol import (
     MAX_FRAME_BYTES,
     PROTOCOL_VERSION,
@@ -39,6 +41,7 @@ from .requests import Refusal, TextRequest, TokenRequest
 
 MAX_IN_FLIGHT = 4096
 HELLO_TIMEOUT_S = 10.0
+STALL_TIMEOUT_S = 120.0
 WRITE_BUFFER_BYTES = 256 * 1024
 MAX_HELD_ANSWER_BYTES = 1024 * 1024
 MERGED_FRAME_BYTES = 128 * 1024
@@ -74,6 +77,9 @@ class Handler(Protocol):
 
     def opened(self, session: Session) -> Refusal | None:
         """A client has connected; it is sent away with the Refusal."""
+
+    def known(self, session: Session) -> Refusal | None:
+        """Its tenant is known; it is sent away with the Refusal."""
 
     def closed(self, session: Session) -> None:
         """The client is gone: nothing can be sent any more."""
@@ -133,14 +139,21 @@ class Session(asyncio.Protocol):
     encoder: may be shared by all sessions of a loop.
     requests: in flight on this connection, by the client's id.
     client: its name of itself.  connection: the router's name for the connection.
+    keys: one of them must be in its hello, and names the tenant of all its requests; None = it is
+        a process of this user, and `tenant` is "".
     outbox: Deltas of the batch that the router is working on; see flush().
     """
 
-    def __init__(self, handler: Handler, encoder: FrameEncoder) -> None:
+    def __init__(
+        self, handler: Handler, encoder: FrameEncoder, keys: ApiKeys | None = None
+    ) -> None:
         self.requests: dict[int, TokenRequest | TextRequest] = {}
         self.outbox: list[Delta] = []
         self.client = ""
         self.connection = ""
+        self.tenant = ""
+        self.remote = keys is not None
+        self._keys = keys
         self._handler = handler
         self._encoder = encoder
         self._splitter = FrameSplitter()
@@ -152,6 +165,7 @@ class Session(asyncio.Protocol):
         self._held_answers: list[bytes] = []
         self._held_answer_bytes = 0
         self._hello_timer: asyncio.TimerHandle | None = None
+        self._stall_timer: asyncio.TimerHandle | None = None
 
     # ------------------------------------------------------------------ asyncio.Protocol
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -177,22 +191,34 @@ class Session(asyncio.Protocol):
                 self._receive(payload)
 
     def eof_received(self) -> bool:
+        """Nothing more is written: with TLS it takes a while until the connection is lost."""
+        self._closing = True
         return False
 
     def connection_lost(self, error: Exception | None) -> None:
         self._closing = True
         if self._hello_timer is not None:
             self._hello_timer.cancel()
+        self._moves()
         self._held.clear()
         self._held_answers.clear()
         self._handler.closed(self)
 
     def pause_writing(self) -> None:
         self._paused = True
+        if self.remote and self._stall_timer is None:
+            loop = asyncio.get_running_loop()
+            self._stall_timer = loop.call_later(STALL_TIMEOUT_S, self._transport.abort)
 
     def resume_writing(self) -> None:
         self._paused = False
+        self._moves()
         self._write_held()
+
+    def _moves(self) -> None:
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+            self._stall_timer = None
 
     # ------------------------------------------------------------------ for the router
     def send(self, message: msgspec.Struct, request_id: int) -> None:
@@ -281,24 +307,45 @@ class Session(asyncio.Protocol):
             head = _decode_hello_head(payload)
             if head.type != "hello":
                 raise ValueError(f"it is {head.type[:MAX_QUOTED_CHARS]!r}")
-            if head.protocol == PROTOCOL_VERSION:
-                self.client = _decode_hello(payload).client[:80]
+            if head.protocol != PROTOCOL_VERSION:
+                self._end(
+                    "protocol",
+                    f"the client speaks protocol version {head.protocol}, this node version "
+                    f"{PROTOCOL_VERSION}: use a client library and a node of the same release",
+                )
+                return
+            hello = _decode_hello(payload)
         except _UNDECODABLE as error:
             self._end(
                 "protocol", f"the first message must be hello: {str(error)[:MAX_QUOTED_CHARS]}"
             )
             return
-        if head.protocol != PROTOCOL_VERSION:
-            self._end(
-                "protocol",
-                f"the client speaks protocol version {head.protocol}, this node version "
-                f"{PROTOCOL_VERSION}: use a client library and a node of the same release",
-            )
+        self.client = hello.client[:80]
+        if self._keys is not None and not self._know(hello.api_key):
             return
         self._greeted = True
         if self._hello_timer is not None:
             self._hello_timer.cancel()
         self._write_answer(self._encoder.encode(self._handler.welcome()))
+
+    def _know(self, key: str) -> bool:
+        """Whether the key is one of ours; a client without one is sent away."""
+        assert self._keys is not None
+        name = self._keys.name_of(key)
+        if name is None:
+            self._end(
+                "unauthenticated",
+                "the API key is none of this node's"
+                if key
+                else "this node asks clients over TCP for an API key: give one in hello "
+                "(connect(..., api_key=KEY))",
+            )
+            return False
+        self.tenant = name
+        refusal = self._handler.known(self)
+        if refusal is not None:
+            self._end(refusal.code, refusal.message, retry=refusal.retry)
+        return refusal is None
 
     def _no_hello(self) -> None:
         self._end("protocol", f"no hello came within {HELLO_TIMEOUT_S:g} s")

@@ -6,7 +6,7 @@ together.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -45,6 +45,7 @@ def status_tree(
     draining: bool,
     connections: int,
     requests: RequestCounts,
+    readmissions_s: Collection[float],
     actors: Iterable[ActorInfo],
     groups: Iterable[Group],
     stages: Sequence[dict[str, Any] | None],
@@ -68,6 +69,7 @@ def status_tree(
         "draining": draining,
         "connections": connections,
         "requests": msgspec.structs.asdict(requests),
+        "readmission_ms": _readmission(readmissions_s),
         "actors": [_actor(actor) for actor in actors],
         "groups": [
             _group(group, engine.block_size, stages[group.number], gpus)
@@ -79,6 +81,17 @@ def status_tree(
 def _gpus(spec: ActorSpec) -> list[list[str]]:
     """UUIDs of each group's GPUs, by rank."""
     return [list(gpus) for gpus in spec.group_gpus] or [[]] * spec.num_groups
+
+
+def _readmission(seconds: Collection[float]) -> dict[str, float]:
+    """Of the last streams whose group died."""
+    found = sorted(seconds) or [0.0]
+    return {
+        "count": len(seconds),
+        "p50": round(found[len(found) // 2] * 1e3, 3),
+        "p99": round(found[int(len(found) * 0.99)] * 1e3, 3),
+        "max": round(found[-1] * 1e3, 3),
+    }
 
 
 def _actor(actor: ActorInfo) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Tenants: what each may have in flight, what its turns weigh, and whose prefixes it shares.
 
-A tenant is whom a request names (a gateway names the API key), or else its connection.
+A tenant is whom an API key or a request names, or else a connection.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ class Terms(NamedTuple):
 
 
 class Tenants:
-    """The rules of `config`, and how many answers of each tenant are in flight."""
+    """The rules of `config`, and how many answers and tokens of each tenant are in flight."""
 
     def __init__(self, config: TenantConfig) -> None:
         self._config = config
         self._in_flight: Counter[str] = Counter()
+        self._tokens: Counter[str] = Counter()
 
     def __len__(self) -> int:
         return len(self._in_flight)
@@ -52,10 +53,33 @@ class Tenants:
                 retry=True,
             )
 
+    def admit_tokens(self, tenant: str, tokens: int) -> None:
+        """Counts so many tokens more.  Raises Refusal when they are too many."""
+        most, now = self._config.max_num_tokens, self._tokens.get(tenant, 0)
+        if not most:
+            return
+        if now + tokens > most:
+            alone = tokens > most
+            raise Refusal(
+                "too_long" if alone else "queue_full",
+                f"this request needs {tokens} tokens (prompts and max_tokens of all its answers), "
+                f"and {now} of this client's are in flight; {most} are the limit for one "
+                "(--max-num-tokens-per-tenant): "
+                + ("ask for less" if alone else "wait for some of its answers"),
+                param="max_tokens" if alone else None,
+                retry=not alone,
+            )
+        self._tokens[tenant] += tokens
+
     def begin(self, tenant: str, answers: int) -> None:
         self._in_flight[tenant] += answers
 
-    def end(self, tenant: str, answers: int) -> None:
+    def end(self, tenant: str, answers: int, tokens: int) -> None:
+        """tokens: those of these answers that were counted by admit_tokens."""
         self._in_flight[tenant] -= answers
         if self._in_flight[tenant] <= 0:
             del self._in_flight[tenant]
+        if self._config.max_num_tokens and tokens:
+            self._tokens[tenant] -= tokens
+            if self._tokens[tenant] <= 0:
+                del self._tokens[tenant]

@@ -78,7 +78,10 @@ class _Loop:
         ):  # fmt: skip
             self._poller.register(source, zmq.POLLIN)
         self._step_timeout_s = engine.step_timeout_s
-        self._step_began = 0.0  # when the oldest step in flight could begin, monotonic
+        # When the oldest step in flight could begin, monotonic.  The first one waits until the
+        # worker has started; whether that comes to an end, the supervisor sees.
+        self._step_began = math.inf
+        self._worker_works = False
         self._times = _StepTimes()
         self._queue_times = QueueTimes()
         self._stats_due = 0.0
@@ -116,7 +119,7 @@ class _Loop:
                 self._queue_times.planned(plan.sections.take, time.monotonic())
             sequences = len(plan.sections.chunk) + len(plan.sections.decode)
             self._timeline.record(Stage.PLAN, plan.step, start_ns, time.monotonic_ns(), sequences)
-            if first:
+            if first and self._worker_works:
                 self._step_began = time.monotonic()
 
     def _take_results(self) -> None:
@@ -129,6 +132,7 @@ class _Loop:
             self._scheduler.apply(result.step, result.rows, result.step_us)
             rows = len(result.rows)
             self._results.release()
+            self._worker_works = True
             self._step_began = time.monotonic()
             self._timeline.record(Stage.APPLY, result.step, start_ns, time.monotonic_ns(), rows)
 

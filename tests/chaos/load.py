@@ -15,7 +15,7 @@ from albireo.client import AlbireoError, AsyncClient
 
 _SHORT, _LONG = 8, 300
 _RECONNECT_S = 0.05
-_GIVE_UP_S = 60.0
+_GIVE_UP_S = 120.0
 
 
 @dataclass(frozen=True)

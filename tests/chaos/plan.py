@@ -10,12 +10,15 @@ SERVING = ("router", "gateway", "tokenizer", "scheduler", "detokenizer", "worker
 PHASES = ("queued", "prefill", "stream", "ending")
 """Of a request: it waits (a short prompt without a token), its long prompt is being computed, its
 tokens come, all but the last one have come."""
-FAULTS = ("kill", "stop", "memory", "files")
+STARVING = ("memory", "files", "shm")
+"""No more address space, open files, shared memory (and disk) for a while."""
+FAULTS = ("kill", "stop", *STARVING)
 ANY_PHASE = "any"
 
 
 class Cell(NamedTuple):
-    """role "client": a connection with requests in flight is closed."""
+    """role "client": a connection with requests in flight is closed.  "supervisor": it starves
+    while a worker is killed."""
 
     role: str
     phase: str
@@ -29,6 +32,7 @@ def all_cells() -> list[Cell]:
     stopped understudy or janitor is noticed by nobody, which is not promised.
     """
     cells = [Cell(*each) for each in itertools.product(SERVING, PHASES, FAULTS)]
+    cells += [Cell("supervisor", *each) for each in itertools.product(PHASES, STARVING)]
     cells += [Cell("client", phase, "disconnect") for phase in PHASES]
     cells += [Cell("forkserver", ANY_PHASE, fault) for fault in ("kill", "stop")]
     return cells + [Cell(role, ANY_PHASE, "kill") for role in ("understudy", "janitor")]

@@ -11,8 +11,9 @@ import pytest
 
 from albireo.ipc import protocol
 from albireo.ipc.params import SamplingParams
+from albireo.ipc.tls import HANDSHAKE_TIMEOUT_S
 from albireo.router import session, texts, validate
-from albireo.router.router import MAX_CONNECTIONS
+from albireo.router.connections import MAX_CONNECTIONS
 
 DOC = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
 MESSAGES = [*get_args(protocol.ClientMessage), *get_args(protocol.RouterMessage)]
@@ -83,7 +84,7 @@ def test_arrays_are_in_the_doc_in_their_order() -> None:
 
 def test_error_codes_are_in_the_doc() -> None:
     codes = set(re.findall(r'"(\w+)"', (protocol.Error.__doc__ or "").split("code:")[1]))
-    assert codes == set(rows(section("Errors"))) and len(codes) == 8
+    assert codes == set(rows(section("Errors"))) and len(codes) == 9
 
 
 def test_limits_are_those_of_the_code() -> None:
@@ -92,6 +93,8 @@ def test_limits_are_those_of_the_code() -> None:
     assert f"{session.MAX_IN_FLIGHT} requests" in text and f"{MAX_CONNECTIONS} clients" in text
     assert f"{validate.MAX_DETOKENIZE_IDS:,} ids" in text
     assert texts.MAX_BYTES == 64 << 20 and session.MAX_HELD_ANSWER_BYTES == 1 << 20
+    assert f"handshake has {HANDSHAKE_TIMEOUT_S:.0f} s" in text
+    assert f"for {session.STALL_TIMEOUT_S:.0f} s is cut off" in text
     assert f"within {session.HELLO_TIMEOUT_S:.0f} s" in section("Errors")
     assert f"version {protocol.PROTOCOL_VERSION}" in DOC.splitlines()[0]
 

@@ -11,8 +11,8 @@ import msgspec
 
 from albireo.client import AlbireoError, Delta, End, Welcome
 from albireo.gateway.app import make_app
-from albireo.gateway.keys import ApiKeys
 from albireo.gateway.link import Ask
+from albireo.ipc.keys import ApiKeys
 from albireo.ipc.protocol import Logprobs, TokenLogprob
 from albireo.live.watch import AsyncWatch
 

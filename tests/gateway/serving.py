@@ -12,8 +12,8 @@ from pathlib import Path
 import uvloop
 
 from albireo.gateway.app import make_app
-from albireo.gateway.keys import ApiKeys
 from albireo.gateway.server import HttpServer
+from albireo.ipc.keys import ApiKeys
 
 from .played import PlayedLink
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from albireo.gateway.keys import ApiKeys, KeyFileError, load_keys
+from albireo.ipc.keys import ApiKeys, KeyFileError, load_keys
 
 from .played import PlayedLink, post
 
@@ -16,19 +16,20 @@ def test_a_file_has_keys_with_names_and_without(tmp_path: Path) -> None:
     path = tmp_path / "keys"
     path.write_text("# clients\n\nalice: key-of-alice\nkey-without-name\n  bob:key:with:colons \n")
     keys = load_keys("single-key", str(path))
-    assert keys.name_of("Bearer key-of-alice") == "alice"
-    assert keys.name_of("Bearer single-key") == "default"
-    assert keys.name_of("Bearer key-without-name") == "key4"
-    assert keys.name_of("Bearer wrong-key") is None
-    assert keys.name_of("Basic key-of-alice") is None
-    assert keys.name_of("") is None
+    assert keys.name_of_bearer("Bearer key-of-alice") == "alice"
+    assert keys.name_of_bearer("Bearer single-key") == "default"
+    assert keys.name_of_bearer("Bearer key-without-name") == "key4"
+    assert keys.name_of_bearer("Bearer wrong-key") is None
+    assert keys.name_of_bearer("Basic key-of-alice") is None
+    assert keys.name_of_bearer("") is None and keys.name_of("") is None
+    assert keys.name_of("key-of-alice") == "alice" and keys.name_of("key-of-alic") is None
     assert len(keys) == 4
 
 
 def test_the_first_colon_ends_the_name(tmp_path: Path) -> None:
     path = tmp_path / "keys"
     path.write_text("bob:key:with:colons")
-    assert load_keys(None, str(path)).name_of("Bearer key:with:colons") == "bob"
+    assert load_keys(None, str(path)).name_of_bearer("Bearer key:with:colons") == "bob"
 
 
 @pytest.mark.parametrize(
@@ -61,8 +62,8 @@ def test_every_key_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch)
 
     keys = ApiKeys([("a", "x" * 8), ("b", "y" * 90)])
     monkeypatch.setattr(hmac, "compare_digest", counting)
-    keys.name_of("Bearer " + "x" * 8)
-    keys.name_of("Bearer z")
+    keys.name_of_bearer("Bearer " + "x" * 8)
+    keys.name_of_bearer("Bearer z")
     assert compared == [32] * 4
 
 

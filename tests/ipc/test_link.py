@@ -177,3 +177,23 @@ def test_a_frame_above_the_limit_is_refused_by_its_prefix(announced: int, fits: 
         assert splitter.feed(prefix[:3]) == []
         with pytest.raises(FrameTooLarge, match=f"{announced} bytes is announced; the limit is"):
             splitter.feed(prefix[3:])
+
+
+def test_a_hub_drops_what_is_no_message(tmp_path: Path) -> None:
+    path = str(tmp_path / "h")
+    hub: Hub[Joined] = Hub(path, Joined)
+    stranger = zmq.Context.instance().socket(zmq.DEALER)
+    stranger.setsockopt(zmq.IDENTITY, b"\xff\xfe")
+    stranger.connect(f"ipc://{path}")
+    deep = b"\x91" * 5000
+    for parts in ([b"\xc1"], [b"a", b"b", b"c"], [b""], [deep], [b"\x93\x01"]):
+        stranger.send_multipart(parts)
+    good = Joined("tokenizer", -1, 0, 1)
+    stranger.send(msgspec.msgpack.encode(good))
+    found: list[object] = []
+    while not found:
+        assert hub.socket.poll(5000)
+        found += [message for _, message in hub.drain()]
+    assert found == [good]
+    stranger.close()
+    hub.close()

@@ -42,6 +42,7 @@ from albireo.ipc.messages import (
     ToTokenizer,
 )
 from albireo.ipc.protocol import End
+from albireo.node.access import ListenSocket
 from albireo.router.server import serve
 
 WAIT_S = 5.0
@@ -99,7 +100,7 @@ def make_spec(runtime_dir: Path, **changes: Any) -> ActorSpec:
 
 
 class RouterThread:
-    """A router that serves in a thread of this process."""
+    """A router that serves in a thread of this process; port: of TCP, where spec.listen says so."""
 
     def __init__(self, spec: ActorSpec) -> None:
         self.spec = spec
@@ -107,6 +108,8 @@ class RouterThread:
         self._stop_fd = os.eventfd(0, os.EFD_NONBLOCK)
         self._ready = threading.Event()
         self.error: BaseException | None = None
+        self._tcp = None if spec.listen is None else ListenSocket("127.0.0.1:0")
+        self.port = 0 if self._tcp is None else int(self._tcp.address.rpartition(":")[2])
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
         assert self._ready.wait(WAIT_S), self.error
@@ -114,7 +117,10 @@ class RouterThread:
     def _run(self) -> None:
         try:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                runner.run(serve(self.spec, self._ready.set, self._stop_fd))
+                tcp = None
+                if self._tcp is not None:
+                    tcp = socket.socket(fileno=os.dup(self._tcp.fds["tcp"]))
+                runner.run(serve(self.spec, self._ready.set, self._stop_fd, tcp=tcp))
         except BaseException as error:
             self.error = error
             raise
@@ -132,6 +138,8 @@ class RouterThread:
         assert not self._thread.is_alive()
         os.close(self._stop_fd)
         self._stop_fd = -1
+        if self._tcp is not None:
+            self._tcp.close()
 
 
 class FakeSpoke:

@@ -8,8 +8,8 @@ import pytest
 
 from albireo.ipc import protocol
 from albireo.ipc.config import TenantConfig
-from albireo.ipc.messages import Abort, Credit, Decoded, DecodeIds, Submit
-from albireo.router import router as router_module
+from albireo.ipc.messages import Abort, Credit, Decoded, DecodeIds, Encoded, EncodeText, Submit
+from albireo.router import connections as connections_module
 from albireo.router import session as session_module
 from albireo.router.requests import NUMBERS_PER_ROUTER, RequestNumbers
 
@@ -35,7 +35,7 @@ def test_requests_in_flight_on_a_connection_are_limited(
 
 
 def test_connections_are_limited(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(router_module, "MAX_CONNECTIONS", 2)
+    monkeypatch.setattr(connections_module.Connections, "most", 2)
     near = start()
     first = near.client()
     near.client()
@@ -120,3 +120,41 @@ def test_a_request_has_the_weight_of_its_tenant(start: Start) -> None:
     found = [group.expect(Submit) for _ in range(4)]
     assert [each.weight for each in found] == [4.0, 1.0, 0.5, 1.0]
     assert [each.cache_salt for each in found] == [""] * 4
+
+
+def test_a_tenant_has_a_limit_of_tokens(start: Start) -> None:
+    near = start(tenants=TenantConfig(max_num_tokens=100))
+    group = near.group()
+    tokenizer = near.tokenizer()
+    one, other = near.client(), near.client()
+
+    def ask(client: RawClient, number: int, max_tokens: int, **more: object) -> None:
+        params = {"max_tokens": max_tokens, **more}
+        client.send(type="generate", id=number, prompt_ids=[5] * 10, params=params)
+
+    ask(one, 1, 40)
+    first = group.expect(Submit).request
+    ask(one, 2, 20, n=2)
+    error = one.expect_error("queue_full", 2)
+    assert error["retry"] and "60 tokens" in error["message"] and "50 of this" in error["message"]
+    ask(one, 3, 91)
+    error = one.expect_error("too_long", 3)
+    assert not error["retry"] and error["param"] == "max_tokens"
+    # A text is counted when its tokens are known.
+    one.send(type="generate", id=4, prompt="text", params={"max_tokens": 40})
+    tokenizer.send(Encoded(tokenizer.expect(EncodeText).key, [5] * 11))
+    assert "51 tokens" in one.expect_error("queue_full", 4)["message"]
+    ask(other, 1, 90)
+    assert group.expect(Submit)
+    # Room comes back with ends of every kind.
+    ask(one, 5, 40)
+    assert group.expect(Submit)
+    group.output(piece(first, 0, [1], "", "stop"))
+    assert one.receive()["items"]
+    one.send(type="cancel", id=5)
+    assert one.receive()["items"]
+    assert group.expect(Credit) and group.expect(Abort)
+    ask(one, 6, 15, n=4)
+    assert all(group.expect(Submit) for _ in range(4))
+    one.close()
+    assert all(group.expect(Abort) for _ in range(4))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -199,3 +200,15 @@ def test_prompt_logprobs_are_not_repeated(start: Start) -> None:
     node.kill(1)
     third = node.near.group(0, incarnation=1).expect(Submit)
     assert third.prompt_logprobs == -1 and third.resumed == 1
+
+
+def test_how_long_streams_wait_for_another_group_is_told(start: Start) -> None:
+    node = _Node(start)
+    node.ask()
+    before = time.monotonic()
+    node.supervisor.send(GroupDown(0, 0, "its worker was killed", detected=before - 2.0))
+    node.groups[1].expect(Submit)
+    node.client.send(type="status", id=2)
+    told = node.client.receive()["status"]["readmission_ms"]
+    assert told["count"] == 1
+    assert 2000 <= told["p50"] == told["p99"] == told["max"] < (time.monotonic() - before + 2) * 1e3

@@ -223,6 +223,7 @@ def test_requests_become_plans_and_results_end_them(harness: Harness) -> None:
         step_ms_mean=stats.step_ms_mean,
         forward_ms_mean=stats.forward_ms_mean,
         prefix_queried_tokens=5,
+        queue_counts=[0] * len(stats.queue_counts),
     )
     assert (stats.step_ms_mean, stats.forward_ms_mean) == (2.0, 1.5)
 
@@ -260,6 +261,16 @@ def test_a_step_without_a_result_is_fatal_and_named(harness: Harness) -> None:
     assert re.match(
         r"step 3 has no result after [\d.]+ s \(the limit is 0\.3 s\)", harness.actor.fatal_message
     )
+
+
+@pytest.mark.parametrize("step_timeout_s", [0.3])
+def test_a_worker_that_is_still_starting_does_not_hang(harness: Harness) -> None:
+    """Streams of a dead group come before it is ready; how long that may take is not a step's."""
+    submit = submission(1, max_tokens=9)
+    harness.send(submit)
+    time.sleep(0.8)
+    assert harness.run_until_ended(1, 9) == expected_end(submit)[1]
+    assert harness.actor.fatal_message is None
 
 
 @pytest.mark.parametrize("step_timeout_s", [1.0])

@@ -1,4 +1,4 @@
-"""API keys: who may ask, and under which name.
+"""API keys: who may ask over HTTP or TCP, and under which name.
 
 A file has one key a line, or `name:key`; empty lines and lines that begin with #
 are skipped.  A key's name is the tenant of its requests, for fairness among
@@ -32,14 +32,19 @@ class ApiKeys:
     def __len__(self) -> int:
         return len(self._keys)
 
-    def name_of(self, authorization: str) -> str | None:
-        """The name of the key in an Authorization header; None where it is none of ours."""
-        scheme, _, key = authorization.partition(" ")
-        given = _digest(key.strip())
+    def name_of(self, key: str) -> str | None:
+        """The name of a key; None where it is none of ours."""
+        given = _digest(key)
         found = None
         for name, known in self._keys:
             if hmac.compare_digest(given, known):
                 found = name
+        return found
+
+    def name_of_bearer(self, authorization: str) -> str | None:
+        """The name of the key in an HTTP Authorization header; None where it is none of ours."""
+        scheme, _, key = authorization.partition(" ")
+        found = self.name_of(key.strip())
         return found if scheme.lower() == "bearer" else None
 
 

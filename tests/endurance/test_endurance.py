@@ -1,0 +1,52 @@
+"""A small storm, and a check that growth is seen where there is some."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from . import storm as storm_module
+from .storm import storm
+from .watch import Series, Watch, slope
+
+
+@pytest.mark.node
+def test_of_a_small_storm_nothing_is_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(storm_module, "_SPREAD_S", 0.5)
+    monkeypatch.setattr(storm_module, "MOST_BYTES", 1 << 40)  # so few clients say nothing of it
+    assert storm(clients=100, rounds=1, warm_up=1, seed=3) == []
+    said = capsys.readouterr().out
+    for way in ("http", "socket", "tls"):
+        assert f"{way}: had its answer" in said and f"{way}: vanished while tokens came" in said
+
+
+def watched(uss: list[int], fds: list[int]) -> Watch:
+    watch = Watch({})
+    times = [float(number) for number in range(len(uss))]
+    watch.series["router"] = Series(1, times, uss, fds)
+    return watch
+
+
+def test_growth_is_seen_through_noise_and_steps_are_not_growth() -> None:
+    rng = random.Random(1)
+    noise = [rng.randrange(500_000) for _ in range(100)]
+    flat = [20_000_000 + each for each in noise]
+    leak = [each + 60_000 * number for number, each in enumerate(flat)]
+    step = [each + (2_000_000 if number > 90 else 0) for number, each in enumerate(flat)]
+    assert watched(flat, [9] * 100).faults(4 << 20, 0) == []
+    assert watched(step, [9] * 100).faults(1 << 20, 0) == []
+    assert 5.5 < watched(leak, [9] * 100).series["router"].growth_bytes / 2**20 < 6.0
+    (fault,) = watched(leak, [9] * 100).faults(4 << 20, 0)
+    assert "router has grown" in fault
+    assert slope([0.0, 1.0, 2.0], [5, 7, 9]) == 2.0
+
+
+def test_files_that_stay_open_are_seen() -> None:
+    assert watched([1] * 4, [9, 12, 10, 9]).faults(1, 0)
+    assert watched([1] * 4, [9, 9, 9, 11]).faults(1, 0) == [
+        "router had 9 open files, and has 11"
+    ]  # fmt: skip
+    assert watched([1] * 4, [9, 9, 9, 9]).faults(1, 0) == []
