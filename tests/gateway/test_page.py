@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from albireo.client import AlbireoError, Client, Unavailable
-from albireo.gateway.keys import ApiKeys
+from albireo.ipc.keys import ApiKeys
 from albireo.gateway.page import _page
 from tools.browser import Browser, find_browser
 
