@@ -229,7 +229,7 @@ class Simulation:
             running = self._running.pop(heapq.heappop(self._ends)[1])
             self._in_flight -= 1
             stream = running.stream
-            self._tenants.end(stream.asker.tenant, 1)
+            self._tenants.end(stream.asker.tenant, 1, 0)
             group = stream.group
             assert isinstance(group, Group) and stream.submit is not None
             stream.token_ids = cast("list[int]", _TOKENS * stream.submit.max_tokens)
