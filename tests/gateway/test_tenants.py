@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 
-from albireo.client import Client
+from albireo.client import Client, DeltaStream, QueueFull
 
 from .serving import wait_for
 
@@ -99,18 +98,26 @@ def test_a_key_has_a_limit_of_its_own_and_the_node_one_for_all(
         api_key_file=keys, max_num_reqs_per_tenant=2,
     )  # fmt: skip
     http = Http(uds)
-    with Client.connect(node=name) as client, ThreadPoolExecutor(4) as pool:
-        answers = []
+    with Client.connect(node=name) as client:
+        streams: list[DeltaStream] = []
 
         def all_are_there() -> bool:
-            return bool(client.status()["requests"]["in_flight"] == len(answers))
+            return bool(client.status()["requests"]["in_flight"] == len(streams))
 
-        for key in ("alice", "bob"):
-            answers += [pool.submit(http.ask, key, [5], 100) for _ in range(2)]
+        for key in ("alice", "bob"):  # On the socket a key's name is the tenant, too.
+            streams += [
+                client.stream([5], max_tokens=400, ignore_eos=True, tenant=key) for _ in range(2)
+            ]
             wait_for(all_are_there)
+            about = "--max-num-reqs-per-tenant" if key == "alice" else "--max-num-queued-reqs"
             refused = http.ask(key, [5], 1)
             assert refused.status_code == 503 and int(refused.headers["retry-after"]) >= 1
-            about = "--max-num-reqs-per-tenant" if key == "alice" else "--max-num-queued-reqs"
             assert about in refused.json()["error"]["message"]
-        assert [each.result().status_code for each in answers] == [200] * 4
+            with pytest.raises(QueueFull, match=about) as caught:
+                client.generate([5], tenant=key)
+            assert caught.value.retry
+        for stream in streams:
+            stream.close()
+        streams.clear()
+        wait_for(all_are_there)
         assert http.ask("alice", [5], 1).status_code == 200
