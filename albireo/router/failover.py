@@ -57,7 +57,9 @@ class Failover:
         planned: it was ended on request, which says nothing about them.
         detected: when its death was found out, by time.monotonic().
         """
-        culprit = self._trial if not planned and self._trial in lost else None
+        culprit = None
+        if self._trial in lost:
+            culprit, self._trial = None if planned else self._trial, None
         if culprit is not None:
             self._fail(culprit.asker, Refusal("group_failed", self._verdict(why)))
         innocent = planned or culprit is not None

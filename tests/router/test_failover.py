@@ -156,6 +156,23 @@ def test_a_planned_end_is_not_charged(start: Start) -> None:
     assert node.client.receive()["items"][0][4][0] == "stop"
 
 
+def test_a_trial_that_is_ended_on_request_is_made_again(start: Start) -> None:
+    node = _Node(start, groups=1)
+    for number in (1, 2):
+        node.client.send(type="generate", id=number, prompt_ids=[number], params={"max_tokens": 99})
+        node.groups[0].expect(Submit)
+    for incarnation in (1, 2):
+        node.kill(0, incarnation - 1)
+        group = node.near.group(0, incarnation=incarnation)
+        group.expect(Submit)
+    node.supervisor.send(GroupDown(0, 2, "on request", planned=True))
+    group = node.near.group(0, incarnation=3)
+    again = group.expect(Submit)
+    group.output(piece(again.request, 0, list(range(TRIAL_TOKENS)), "x"))
+    assert group.expect(Credit)
+    assert {again.prompt_ids[0], group.expect(Submit).prompt_ids[0]} == {1, 2}
+
+
 def test_a_stream_can_be_cancelled_wherever_it_is(start: Start) -> None:
     node = _Node(start)
     node.ask()
