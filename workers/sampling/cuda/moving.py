@@ -139,23 +139,23 @@ class WholeRows:
 
     def sample_shares(self, rows: Rows, out: torch.Tensor, full: bool, filtered: bool) -> None:
         """Every rank samples the rows rank, rank + size, ..."""
-        mine = self._mine[: len(range(self._rank, rows.count, self._size))]
+        mine = self._mine[: len(range(self._rank, rows.length, self._size))]
         self._sample(rows, self._all, self._many, mine, out, full, filtered)
 
     def sample_undecided(self, rows: Rows, out: torch.Tensor) -> None:
         """The same of the rows that are UNDECIDED in out."""
-        share = triton.cdiv(rows.count, self._size)
+        share = triton.cdiv(rows.length, self._size)
         mine = self._my_undecided[:share]
         list_undecided[(1,)](
-            out, rows.count, self._undecided, mine, self._count, self.undecided, self._rank,
+            out, rows.length, self._undecided, mine, self._count, self.undecided, self._rank,
             share, SIZE=self._size, BLOCK=_BLOCK,
         )  # fmt: skip
         self._sample(rows, self._undecided, self._count, mine, out, True, True)
 
     def sample_all(self, rows: Rows, out: torch.Tensor, full: bool, filtered: bool) -> None:
         """Every rank samples every row, as many at once as there is room for."""
-        for start in range(0, rows.count, self._share):
-            which = self._all[start : min(start + self._share, rows.count)]
+        for start in range(0, rows.length, self._share):
+            which = self._all[start : min(start + self._share, rows.length)]
             self._push(rows, which, self._many, to_all=True)
             self._peers.meet(self._many)
             self._kernels.sample(
@@ -174,7 +174,7 @@ class WholeRows:
         filtered: bool,
     ) -> None:
         """mine: the step's rows for this rank, of the `count` ones of the list."""
-        self._push(rows, listed[: rows.count], count, to_all=False)
+        self._push(rows, listed[: rows.length], count, to_all=False)
         self._peers.meet(count)
         tokens = self._tokens[: len(mine)]
         if len(mine):
@@ -183,7 +183,7 @@ class WholeRows:
                 tokens, mine, len(mine), self._token_peers, SIZE=self._size, BLOCK=_BLOCK
             )
         self._peers.meet(count)
-        take_over[(1,)](self._given, listed, count, rows.count, out, BLOCK=_BLOCK)
+        take_over[(1,)](self._given, listed, count, rows.length, out, BLOCK=_BLOCK)
 
     def _push(self, rows: Rows, listed: torch.Tensor, count: torch.Tensor, to_all: bool) -> None:
         push[(len(listed), triton.cdiv(self._width, _PUSH_BLOCK))](
@@ -199,4 +199,4 @@ class WholeRows:
         nbytes = length * rows.logits.element_size()
         logits = self._peers.mine[:nbytes].view(rows.logits.dtype)
         strides = (self._width, self._share * self._width)
-        return rows._replace(logits=logits, count=len(which), strides=strides, which=which)
+        return rows._replace(logits=logits, length=len(which), strides=strides, which=which)

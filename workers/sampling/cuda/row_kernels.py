@@ -45,12 +45,12 @@ class SlotParameters(Protocol):
 class Rows(NamedTuple):
     """What a step samples.  Piece s of row r of the logits is at s * strides[1] + r * strides[0].
 
-    slots, positions: int32, of the step's rows; tables: by slot.  which: int32 [count], the
+    slots, positions: int32, of the step's rows; tables: by slot.  which: int32 [length], the
     step's rows that the logits have, -1 for none; None: all of them.
     """
 
     logits: torch.Tensor
-    count: int
+    length: int
     strides: tuple[int, int]
     slots: torch.Tensor
     positions: torch.Tensor
@@ -103,7 +103,7 @@ class RowKernels:
         return (rows, triton.cdiv(self.tiles, per_program)), per_program
 
     def sample(self, rows: Rows, out: torch.Tensor, full: bool, filtered: bool) -> None:
-        """out: the rows' tokens, int32 [rows.count]; see CudaSampler.sample for full, filtered."""
+        """out: the rows' tokens, int32 [rows.length]; see CudaSampler.sample for full, filtered."""
         filtered = full and filtered
         self.scan(rows, draws=full and not filtered)
         if filtered:
@@ -114,7 +114,7 @@ class RowKernels:
     def scan(self, rows: Rows, draws: bool, mixed: bool = False) -> None:
         """draws: no `draw` follows.  mixed: but not for filtered rows."""
         tables = rows.tables
-        scan[(rows.count, triton.cdiv(self.tiles, _TILES_PER_SCAN))](
+        scan[(rows.length, triton.cdiv(self.tiles, _TILES_PER_SCAN))](
             rows.logits, self.tile_max, self._tile_score, rows.slots, rows.positions,
             tables.temperature, *rows.filters, tables.seed, rows.listing, self._first_id,
             self._width, *rows.strides, self.tiles, TILE=TILE, LINE=LINE,
@@ -125,7 +125,7 @@ class RowKernels:
 
     def _filter(self, rows: Rows) -> None:
         """After scan: the thresholds."""
-        tables, which, count = rows.tables, rows.listing, rows.count
+        tables, which, count = rows.tables, rows.listing, rows.length
         state = (self.floats, self.ints, self._longs)
         bins = (self._hist_count, self._hist_mass)
         shape = (self._width, *rows.strides)
@@ -157,7 +157,7 @@ class RowKernels:
 
     def _draw(self, rows: Rows) -> None:
         """After _filter."""
-        grid, per_program = self.grid(rows.count)
+        grid, per_program = self.grid(rows.length)
         draw[grid](
             rows.logits, self.tile_max, self._tile_score, self.floats, rows.slots,
             rows.positions, rows.tables.temperature, rows.tables.seed, rows.listing,
@@ -172,7 +172,7 @@ class RowKernels:
 
         mixed: filtered rows have no winner, only their best logit.
         """
-        winner[(rows.count,)](
+        winner[(rows.length,)](
             rows.logits, self.tile_max, self._tile_score, self.floats, rows.slots,
             rows.positions, rows.tables.temperature, *rows.filters, rows.tables.seed, out,
             rows.listing, self._first_id, self._width, *rows.strides, self.tiles, TILE=TILE,

@@ -63,7 +63,7 @@ class ShardSampler:
     def sample(self, rows: Rows, out: torch.Tensor, full: bool, filtered: bool) -> None:
         """out: tokens, -1, or UNDECIDED, which only filtered rows can be."""
         mixed = full and filtered
-        count, size = rows.count, self._communicator.size
+        count, size = rows.length, self._communicator.size
         self._kernels.scan(rows, draws=full, mixed=mixed)
         self._kernels.winner(rows, self._winners[:count], not full, filtered=False, mixed=mixed)
         winners = self._all_winners[: size * count * WINNER_WORDS].view(size, count, -1)
@@ -86,7 +86,7 @@ class ShardSampler:
 
     def _pack(self, rows: Rows, winners: torch.Tensor) -> None:
         """The filtered rows' messages."""
-        kernels, tables, count = self._kernels, rows.tables, rows.count
+        kernels, tables, count = self._kernels, rows.tables, rows.length
         size = self._communicator.size
         state = (kernels.floats, kernels.ints, self._masses)
         listed = (self._listed_logits, self._listed_tokens)
