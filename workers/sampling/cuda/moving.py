@@ -17,6 +17,7 @@ import torch
 import triton
 import triton.language as tl
 
+from ...kernels.cuda.overlap import come_up, wait
 from .candidates import UNDECIDED
 from .row_kernels import RowKernels, Rows
 
@@ -33,12 +34,15 @@ _ALIGNMENT = 16
 def push(
     logits, peers, listed, count, row_stride, width, rank, share,
     SIZE: tl.constexpr, TO_ALL: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Program (j, c): piece c of this rank's shard of row j of the list, to who samples it.
 
     A rank's memory is [SIZE, share, width]: shards, by where they come from.  ALIGNED: a
     shard is a multiple of 16 bytes.
     """
+    come_up(OVERLAP)
+    wait(OVERLAP)
     j = tl.program_id(0)
     if j < tl.load(count):
         row = tl.load(listed + j).to(tl.int64)
@@ -60,12 +64,15 @@ def push(
 
 @triton.jit(do_not_specialize=["rows", "rank", "share"])
 def list_undecided(
-    tokens, rows, listed, mine, count, total, rank, share, SIZE: tl.constexpr, BLOCK: tl.constexpr
-):
+    tokens, rows, listed, mine, count, total, rank, share,
+    SIZE: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
     """One program.  listed: rows without a decision; mine [share]: those for this rank, then -1.
 
     total: int64 [1], of all steps.
     """
+    come_up(OVERLAP)
+    wait(OVERLAP)
     found = tl.full([], 0, tl.int32)
     for first in range(0, share, BLOCK):
         i = first + tl.arange(0, BLOCK)
@@ -83,8 +90,12 @@ def list_undecided(
 
 
 @triton.jit(do_not_specialize=["rows"])
-def hand_out(tokens, which, rows, peers, SIZE: tl.constexpr, BLOCK: tl.constexpr):
+def hand_out(
+    tokens, which, rows, peers, SIZE: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr
+):
     """One program: tokens [rows] to every rank's, at the step's rows that they are of."""
+    come_up(OVERLAP)
+    wait(OVERLAP)
     for first in range(0, rows, BLOCK):
         i = first + tl.arange(0, BLOCK)
         at = tl.load(which + i, mask=i < rows, other=-1)
@@ -95,8 +106,10 @@ def hand_out(tokens, which, rows, peers, SIZE: tl.constexpr, BLOCK: tl.constexpr
 
 
 @triton.jit(do_not_specialize=["rows"])
-def take_over(given, listed, count, rows, out, BLOCK: tl.constexpr):
+def take_over(given, listed, count, rows, out, BLOCK: tl.constexpr, OVERLAP: tl.constexpr):
     """One program: out of the listed rows, of which there are `count` and at most `rows`."""
+    come_up(OVERLAP)
+    wait(OVERLAP)
     there = tl.minimum(tl.load(count), rows)
     for first in range(0, there, BLOCK):
         j = first + tl.arange(0, BLOCK)
@@ -148,7 +161,7 @@ class WholeRows:
         mine = self._my_undecided[:share]
         list_undecided[(1,)](
             out, rows.length, self._undecided, mine, self._count, self.undecided, self._rank,
-            share, SIZE=self._size, BLOCK=_BLOCK,
+            share, SIZE=self._size, BLOCK=_BLOCK, **self._kernels.overlap,
         )  # fmt: skip
         self._sample(rows, self._undecided, self._count, mine, out, True, True)
 
@@ -180,17 +193,20 @@ class WholeRows:
         if len(mine):
             self._kernels.sample(self._received(rows, mine), tokens, full, filtered)
             hand_out[(1,)](
-                tokens, mine, len(mine), self._token_peers, SIZE=self._size, BLOCK=_BLOCK
-            )
+                tokens, mine, len(mine), self._token_peers, SIZE=self._size, BLOCK=_BLOCK,
+                **self._kernels.overlap,
+            )  # fmt: skip
         self._peers.meet(count)
-        take_over[(1,)](self._given, listed, count, rows.length, out, BLOCK=_BLOCK)
+        take_over[(1,)](
+            self._given, listed, count, rows.length, out, BLOCK=_BLOCK, **self._kernels.overlap
+        )
 
     def _push(self, rows: Rows, listed: torch.Tensor, count: torch.Tensor, to_all: bool) -> None:
         push[(len(listed), triton.cdiv(self._width, _PUSH_BLOCK))](
             rows.logits, self._peers.addresses, listed, count, rows.strides[0], self._width,
             self._rank, self._share, SIZE=self._size, TO_ALL=to_all,
             ALIGNED=self._width * rows.logits.element_size() % _ALIGNMENT == 0,
-            BLOCK=_PUSH_BLOCK, num_warps=8,
+            BLOCK=_PUSH_BLOCK, num_warps=8, **self._kernels.overlap,
         )  # fmt: skip
 
     def _received(self, rows: Rows, which: torch.Tensor) -> Rows:

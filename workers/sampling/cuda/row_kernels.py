@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 import torch
 import triton
 
+from ...kernels.cuda.overlap import overlapped
 from .arithmetic import LINE, TILE
 from .bound import bound
 from .draw import draw, winner
@@ -80,6 +81,7 @@ class RowKernels:
         self.tiles = segments * triton.cdiv(width, TILE)
         self.tiles_power = triton.next_power_of_2(self.tiles)
         self._grouped = width % 4 == 0 and first_id % 4 == 0
+        self.overlap = overlapped(device)
 
         def scratch(columns: int, dtype: torch.dtype) -> torch.Tensor:
             return torch.zeros((max_rows, columns), dtype=dtype, device=device)
@@ -120,7 +122,7 @@ class RowKernels:
             self._width, *rows.strides, self.tiles, TILE=TILE, LINE=LINE,
             TILES_PER_PROGRAM=_TILES_PER_SCAN, SEGMENTED=self._segments > 1,
             GROUPED=self._grouped, DRAWS=draws, MIXED=mixed, LISTED=rows.which is not None,
-            num_warps=8,
+            num_warps=8, **self.overlap,
         )  # fmt: skip
 
     def _filter(self, rows: Rows) -> None:
@@ -131,7 +133,7 @@ class RowKernels:
         shape = (self._width, *rows.strides)
         grid, per_program = self.grid(count)
         tiled = {"TILE": TILE, "TILES_PER_PROGRAM": per_program, "BUCKETS": _BUCKETS}
-        listed = {"LISTED": rows.which is not None}
+        listed = {"LISTED": rows.which is not None, **self.overlap}
         bound[(count,)](
             self.tile_max, rows.slots, tables.temperature, tables.top_k, tables.top_p,
             *state, *bins, which, self._width * self._segments, self.tiles,
@@ -147,7 +149,7 @@ class RowKernels:
         )  # fmt: skip
         collect[grid](
             rows.logits, self.tile_max, self.floats, self.ints, self._candidates,
-            *shape, self.tiles, ROOM=_ROOM, **tiled,
+            *shape, self.tiles, ROOM=_ROOM, **tiled, **self.overlap,
         )  # fmt: skip
         finish[(count,)](
             rows.logits, rows.slots, tables.temperature, tables.top_p, tables.min_p, *state,
@@ -163,6 +165,7 @@ class RowKernels:
             rows.positions, rows.tables.temperature, rows.tables.seed, rows.listing,
             self._first_id, self._width, *rows.strides, self.tiles, TILE=TILE, LINE=LINE,
             TILES_PER_PROGRAM=per_program, GROUPED=self._grouped, LISTED=rows.which is not None,
+            **self.overlap,
         )  # fmt: skip
 
     def winner(
@@ -177,5 +180,5 @@ class RowKernels:
             rows.positions, rows.tables.temperature, *rows.filters, rows.tables.seed, out,
             rows.listing, self._first_id, self._width, *rows.strides, self.tiles, TILE=TILE,
             TILES=self.tiles_power, GROUPED=self._grouped, GREEDY=greedy, FILTERED=filtered,
-            MIXED=mixed, WHOLE=out.dim() == 1, LISTED=rows.which is not None,
+            MIXED=mixed, WHOLE=out.dim() == 1, LISTED=rows.which is not None, **self.overlap,
         )  # fmt: skip
