@@ -124,6 +124,7 @@ class _Snapshot:
         if not found:
             return
         mean = self._gauge("stage_time_mean_seconds", "Mean time of a task in a step.", "stage")
+        late = self._gauge("stage_time_p99_seconds", "P99 of it.", "stage")
         exposed = self._gauge(
             "stage_exposed_mean_seconds", "Mean time the device waited for a task.", "stage"
         )
@@ -131,8 +132,10 @@ class _Snapshot:
             for task in _STAGE_TASKS:
                 labels = (*self._labels(group), task)
                 mean.add_metric(labels, stages[task]["mean_us"] / 1e6)
+                late.add_metric(labels, stages[task]["p99_us"] / 1e6)
                 exposed.add_metric(labels, stages[task]["exposed_us"] / 1e6)
         yield mean
+        yield late
         yield exposed
         for name, field, scale, text in (
             ("device_idle_mean_seconds", "idle_us_mean", 1e-6, "Mean idle time in a step."),
