@@ -34,8 +34,15 @@ from .bench_parts import show_table
     show_default=True,
     help="Of the logits.",
 )
+@click.option(
+    "--demo-logits",
+    is_flag=True,
+    help="Also the rows that leave `vocab` on logits of the demo model, on the CPU.",
+)
 @click.option("--json", "as_json", is_flag=True, help="The result as JSON.")
-def sampling(vocab: int, batch: str, groups: str, device: str, dtype: str, as_json: bool) -> None:
+def sampling(
+    vocab: int, batch: str, groups: str, device: str, dtype: str, demo_logits: bool, as_json: bool
+) -> None:
     """The time from a step's logits to its tokens, by kind of request and, on several GPUs, mode.
 
     `full` has the three penalties, of sequences of 384 tokens.  Left by vocab: rows that
@@ -52,6 +59,10 @@ def sampling(vocab: int, batch: str, groups: str, device: str, dtype: str, as_js
         if min(batches) < 1:
             raise BenchError(f"--batch {batch}: sizes are at least 1")
         result = bench_sampling(device, vocab, batches, ranks[0], dtype)
+        if demo_logits:
+            from albireo.bench.demo_logits import demo_left
+
+            result["demo_logits"] = demo_left(max(2, ranks[0]))
     except (BenchError, OptionError, ValueError) as error:
         raise click.ClickException(str(error)) from None
     if as_json:
@@ -62,6 +73,10 @@ def sampling(vocab: int, batch: str, groups: str, device: str, dtype: str, as_js
     if ranks[0] > 1 and result["device"] == "cuda":
         columns = (*columns, "mode", "left by vocab")
     show_table(columns, [_cells(row) for row in result["results"]])
+    if demo_logits:
+        demo = result["demo_logits"]
+        left = ", ".join(f"{kind} {share:.2%}" for kind, share in demo["left"].items())
+        click.echo(f"of {demo['rows']} rows of the demo model, {demo['ranks']} ranks: {left}")
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:

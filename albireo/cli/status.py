@@ -74,21 +74,28 @@ def _groups(groups: list[dict[str, Any]]) -> Table:
 
 
 def _stages(groups: list[dict[str, Any]]) -> Table:
-    """Of the last steps: time, idle time of the device, and each task's exposed time, in us."""
+    """Of the last steps, in us: the step, the device's idle time in it, and what each task takes
+    and what the device waits for it; and the serial fraction."""
     table = Table(box=None, header_style="dim", pad_edge=False)
-    columns = ["group", "serial", "step", "P99", "idle", "P99", "T1", "T2", "T3", "T4", "T5"]
-    for column in columns:
-        table.add_column(column, justify="left" if column == "group" else "right")
+    for column in ("group", "serial", "us", "step", "idle", "T1", "T2", "T3", "T4", "T5"):
+        table.add_column(column, justify="left" if column in ("group", "us") else "right")
     for group in groups:
         stages = group["stages"]
-        cells = ["-"] * 10
-        if stages is not None:
-            times = [stages[name] for name in ("step_us_mean", "step_us_p99", "idle_us_mean",
-                                               "idle_us_p99")]  # fmt: skip
-            tasks = ("schedule", "input", "forward", "sample", "output")
-            times += [stages[task]["exposed_us"] for task in tasks]
-            cells = [f"{stages['serial_fraction']:.2%}", *(f"{time:,.1f}" for time in times)]
-        table.add_row(str(group["group"]), *cells)
+        if stages is None:
+            table.add_row(str(group["group"]), *"-" * 9)
+            continue
+        tasks = [stages[task] for task in ("schedule", "input", "forward", "sample", "output")]
+        serial = f"{stages['serial_fraction']:.2%}"
+        for label, whole, field in (
+            ("mean", ["step_us_mean", "idle_us_mean"], "mean_us"),
+            ("P99", ["step_us_p99", "idle_us_p99"], "p99_us"),
+            ("exposed", [], "exposed_us"),
+        ):
+            times = [stages[name] for name in whole] or [None, None]
+            times += [task[field] for task in tasks]
+            head = (str(group["group"]), serial) if label == "mean" else ("", "")
+            cells = ("" if time is None else f"{time:,.1f}" for time in times)
+            table.add_row(*head, label, *cells)
     return table
 
 

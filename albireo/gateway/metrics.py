@@ -119,6 +119,7 @@ def _stages(out: Exposition, groups: _Groups) -> None:
         )
 
     out.gauge("stage_time_mean_seconds", "Mean time of a task in a step.", tasks("mean_us"))
+    out.gauge("stage_time_p99_seconds", "P99 of it.", tasks("p99_us"))
     out.gauge(
         "stage_exposed_mean_seconds", "Mean time the device waited for a task.",
         tasks("exposed_us"),

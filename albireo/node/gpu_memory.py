@@ -26,7 +26,7 @@ _GIB = 1 << 30
 _CONTEXT_BYTES = 768 << 20
 _COMMUNICATOR_BYTES = 512 << 20
 _GRAPH_BYTES = 512 << 20
-_LOGITS_COPIES = 3
+_LOGITS_COPIES = 4
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from albireo.client import AlbireoError, Client, Unavailable
-from albireo.ipc.keys import ApiKeys
 from albireo.gateway.page import _page
+from albireo.ipc.keys import ApiKeys
 from tools.browser import Browser, find_browser
 
 from .conftest import KEYS, MODEL, HttpNode

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -11,7 +12,7 @@ import torch
 from albireo.ipc.messages import Submit
 from albireo.ipc.plan import PlanView, plan_bytes, write_plan
 from albireo.scheduler.limits import Limits
-from albireo.scheduler.scheduler import Scheduler
+from albireo.scheduler.scheduler import Ended, Scheduler
 from albireo.workers.engine.engine import Engine
 from albireo.workers.kernels.cpu.kernels import CpuKernels
 from albireo.workers.models.load import load_model
@@ -40,16 +41,29 @@ def submissions() -> list[Submit]:
     return made
 
 
-def answers(engine: Any, limits: Any) -> tuple[dict[int, list[int]], Scheduler]:
-    """Tokens of each request, from a scheduler and an engine alone."""
+GiveUp = Callable[[Scheduler, list[Ended], dict[int, int]], list[int]]
+
+
+def answers(
+    engine: Any,
+    limits: Any,
+    made: list[Submit] | None = None,
+    give_up: GiveUp = lambda scheduler, ended, running: [],
+) -> tuple[dict[int, list[int]], Scheduler]:
+    """Tokens of each request, from a scheduler and an engine alone.
+
+    give_up: of requests that go on behind a result, and have so many tokens then, those that
+    are aborted.
+    """
     kernels = CpuKernels(torch.float32, True)
     (model,) = load_model("", CONFIG, torch.float32, "dummy", 1, kernels, lambda line: None)
     worker = Engine(model, kernels, engine, SingleRank())
     scheduler = Scheduler(limits)
     tokens: dict[int, list[int]] = {}
-    for submit in submissions():
+    for submit in made or submissions():
         assert scheduler.submit(submit) is None
         tokens[submit.request] = []
+    going_on = set(tokens)
     frame = memoryview(
         bytearray(
             plan_bytes(
@@ -65,12 +79,17 @@ def answers(engine: Any, limits: Any) -> tuple[dict[int, list[int]], Scheduler]:
             view = PlanView(memoryview(bytes(frame[:length])))
             results.append((plan.step, worker.step(view, False).rows.copy()))
         step, rows = results.pop(0)
-        ended = {end.request for end in scheduler.apply(step, rows)}
+        ended = scheduler.apply(step, rows)
         for request, count, token in rows.tolist():
-            if len(tokens[request]) < 24:
+            # Else it is the surplus row of a request that has ended: nobody sees it.
+            if request in going_on:
                 assert count == 1
                 tokens[request].append(token)
-        assert all(len(tokens[request]) == 24 for request in ended)
+        going_on -= {end.request for end in ended}
+        running = {row[0]: len(tokens[row[0]]) for row in rows.tolist() if row[0] in going_on}
+        for request in give_up(scheduler, ended, running):
+            assert scheduler.abort(request)
+            going_on.discard(request)
     scheduler.check_idle()
     return tokens, scheduler
 
@@ -79,6 +98,7 @@ def answers(engine: Any, limits: Any) -> tuple[dict[int, list[int]], Scheduler]:
 def at_ease() -> dict[int, list[int]]:
     tokens, scheduler = answers(EASE, Limits.of(EASE))
     assert scheduler.counters.preemptions == 0
+    assert all(len(of_one) == 24 for of_one in tokens.values())
     return tokens
 
 
@@ -97,3 +117,50 @@ def test_a_tenth_of_the_cache_gives_the_same_tokens(
     assert scheduler.counters.preemptions > 0
     assert (scheduler.counters.prefix_hit_tokens > 0) == prefix_caching
     assert (scheduler.counters.swapped_out_blocks > 0) == (num_swap_blocks > 0)
+
+
+@pytest.mark.parametrize("lookahead", [0, 1])
+def test_a_stop_an_abort_and_a_preemption_at_one_step_change_no_token(
+    at_ease: dict[int, list[int]], lookahead: int
+) -> None:
+    """With steps ahead as without: what stops late, or is given up, is no token more or less."""
+    pressed = msgspec.structs.replace(
+        EASE, num_blocks=10, max_num_seqs=6, max_num_batched_tokens=64, lookahead=lookahead
+    )
+    preemptions = [0]
+    moments: list[tuple[int, int, int]] = []
+
+    def look(scheduler: Scheduler, ended: list[Ended], running: dict[int, int]) -> list[int]:
+        """Notes two that run on when another has just had to leave: one has a token it had not."""
+        before, preemptions[0] = preemptions[0], scheduler.counters.preemptions
+        if preemptions[0] > before and len(running) > 1:
+            for one, count in running.items():
+                if at_ease[one].index(at_ease[one][count - 1]) == count - 1:
+                    moments.append((one, count, next(other for other in running if other != one)))
+        return []
+
+    assert answers(pressed, Limits.of(pressed), give_up=look)[0] == at_ease
+    stopped, count, aborted = moments[0]
+    stop = at_ease[stopped][count - 1]
+    made = [
+        msgspec.structs.replace(submit, stop_token_ids=(stop,))
+        if submit.request == stopped
+        else submit
+        for submit in submissions()
+    ]
+    met = []
+
+    def meet(scheduler: Scheduler, ended: list[Ended], running: dict[int, int]) -> list[int]:
+        before, preemptions[0] = preemptions[0], scheduler.counters.preemptions
+        if (stopped, "stop") not in [(end.request, end.reason) for end in ended]:
+            return []
+        met.append(preemptions[0] > before)
+        return [aborted]
+
+    preemptions[0] = 0
+    tokens, _ = answers(pressed, Limits.of(pressed), made, meet)
+    assert met == [True]
+    assert tokens.pop(stopped) == at_ease[stopped][:count]
+    given_up = tokens.pop(aborted)
+    assert 0 < len(given_up) < 24 and given_up == at_ease[aborted][: len(given_up)]
+    assert tokens.items() <= at_ease.items()

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -14,9 +18,15 @@ import triton  # noqa: E402
 import triton.language as tl  # noqa: E402
 
 from albireo.workers.sampling.cuda import arithmetic, row_kernels, shards  # noqa: E402
+from albireo.workers.sampling.cuda.sampler import MODES, VOCAB, CudaSampler  # noqa: E402
 from albireo.workers.sampling.philox import token_words  # noqa: E402
 
-from .cuda_sampling_checks import adversarial_rows, check_equal, random_params  # noqa: E402
+from .cuda_sampling_checks import (  # noqa: E402
+    InTurn,
+    adversarial_rows,
+    check_equal,
+    random_params,
+)
 from .sampling_reference import Filters, params_of  # noqa: E402
 
 # The interpreter's NumPy says what a GPU does silently.
@@ -167,3 +177,33 @@ def test_fewer_rows_than_ranks(count: int) -> None:
     random = np.random.default_rng(10)
     params = params_of(*[Filters(top_p=0.9, temperature=0.8)] * count)
     check_equal(random.normal(0, 3, (count, 90)), params, "cpu", ranks=3)
+
+
+def test_auto_goes_by_the_times_of_rank_0() -> None:
+    """Each rank's clock says something else; all take rank 0's fastest, by kind and rows."""
+    chosen: dict[int, list[str]] = {}
+    kinds = ((False, False), (True, False), (True, True))
+
+    def work(communicator: Any) -> None:
+        rank = communicator.rank
+        sampler = CudaSampler(32, 64, rank * 32, communicator, "cpu")
+        assert sampler.mode_for(32, True, True) == VOCAB
+        calls = itertools.count()
+
+        def time_us(call: Callable[[], None]) -> float:
+            """Of the case and the mode whose turn it is: on rank 0 another mode each time."""
+            case, mode = divmod(next(calls), 3)
+            return 2.0 - (mode == (case % 3 if rank == 0 else 0))
+
+        times = sampler.tune(time_us)
+        assert len(times) == 9
+        assert times["greedy, 8 rows"] == {"gather": 2.0, "sequence": 1.0, "vocab": 2.0}
+        chosen[rank] = [sampler.mode_for(rows, *kind) for kind in kinds for rows in (1, 7, 32)]
+
+    InTurn(2, "cpu").run(work)
+    assert chosen[0] == chosen[1] == list(MODES) * 3
+
+
+def test_a_mode_that_is_none_is_refused() -> None:
+    with pytest.raises(ValueError, match="no sampling mode 'best'"):
+        CudaSampler(1, 64, 0, None, "cpu", "best")

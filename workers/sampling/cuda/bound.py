@@ -11,6 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ...kernels.cuda.overlap import come_up, wait
 from .arithmetic import LOWEST_FINITE, NEGLIGIBLE, order, step_row
 from .rows import (
     ABOVE,
@@ -59,8 +60,11 @@ def bound(
     TILES: tl.constexpr,
     BUCKETS: tl.constexpr,
     LISTED: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """One program a row; TILES: `tiles` rounded up to a power of two."""
+    come_up(OVERLAP)
+    wait(OVERLAP)
     row = tl.program_id(0)
     slot = tl.load(slots + step_row(which, row, LISTED))
     temperature = tl.load(temperatures + slot)

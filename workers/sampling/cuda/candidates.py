@@ -19,6 +19,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ...kernels.cuda.overlap import come_up, wait
 from .arithmetic import (
     LOWEST_FINITE,
     NEGLIGIBLE,
@@ -56,12 +57,15 @@ _NO_ID = tl.constexpr(0x7FFFFFFF)
 def outline(
     tile_max, slots, temperatures, top_ks, top_ps, min_ps, floats, ints, masses,
     tiles, most, TILES: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """One program a row: LOW, MODE (NARROW or OPEN), COUNT; masses [rows] int64 = 0.
 
     As many tiles reach LOW as tokens are wanted, top-k or `most`; where too few have a
     finite logit, all that are finite do.
     """
+    come_up(OVERLAP)
+    wait(OVERLAP)
     row = tl.program_id(0)
     slot = tl.load(slots + row)
     mode = tl.full([], OPEN, tl.int32)
@@ -85,11 +89,14 @@ def list_best(
     logits, tile_max, slots, temperatures, top_ks, top_ps, winners, floats, ints, masses,
     listed_logits, listed_tokens, first_id, width, row_stride, tiles, rows, ranks, vocab,
     TILE: tl.constexpr, TILES_PER_PROGRAM: tl.constexpr, ROOM: tl.constexpr, RANKS: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """listed_logits, listed_tokens [rows, ROOM], in any order; COUNT of a row may exceed ROOM.
 
     winners: all ranks'.  Grid (rows, ceil(tiles / TILES_PER_PROGRAM)).
     """
+    come_up(OVERLAP)
+    wait(OVERLAP)
     row = tl.program_id(0)
     if tl.load(ints + row * INTS + MODE) == NARROW:
         slot = tl.load(slots + row)
@@ -155,8 +162,11 @@ def _pack_best(
 def pack(
     listed_logits, listed_tokens, floats, ints, masses, messages, mass_words,
     ROOM: tl.constexpr, MOST: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """One program a row: messages [rows, MESSAGE_WORDS] int32; mass_words: the same as int64."""
+    come_up(OVERLAP)
+    wait(OVERLAP)
     row = tl.program_id(0)
     if tl.load(ints + row * INTS + MODE) == NARROW:
         count = tl.load(ints + row * INTS + COUNT)
@@ -216,12 +226,15 @@ def _merged_threshold(
 def decide_filtered(
     winners, messages, mass_words, slots, positions, temperatures, top_ks, top_ps, min_ps, seeds,
     out, rows, ranks, vocab, RANKS: tl.constexpr, MOST: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """out [rows] int32: a token, -1 or UNDECIDED.
 
     winners, messages: all ranks', [ranks, rows, ...].
     One program a row; RANKS: `ranks` rounded up to a power of two.
     """
+    come_up(OVERLAP)
+    wait(OVERLAP)
     row = tl.program_id(0)
     token, best = best_winner(
         winners, row, rows, ranks, slots, positions, temperatures, seeds, RANKS, False

@@ -16,6 +16,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ...kernels.cuda.overlap import come_up, wait
 from .arithmetic import (
     LOWEST_FINITE,
     bounded_inverse,
@@ -61,8 +62,11 @@ def draw(
     TILES_PER_PROGRAM: tl.constexpr,
     GROUPED: tl.constexpr,
     LISTED: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """tile_score [rows, tiles] of what is kept; -inf where no token can win.  Grid as scan's."""
+    come_up(OVERLAP)
+    wait(OVERLAP)
     row = tl.program_id(0)
     at = step_row(which, row, LISTED)
     slot = tl.load(slots + at)
@@ -128,11 +132,14 @@ def winner(
     MIXED: tl.constexpr,
     WHOLE: tl.constexpr,
     LISTED: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """One program a row.  WHOLE: out [rows] int32, the token or -1; else [rows, 4], the winner.
 
     MIXED: of filtered rows only the best logit.
     """
+    come_up(OVERLAP)
+    wait(OVERLAP)
     row = tl.program_id(0)
     at = step_row(which, row, LISTED)
     index = tl.arange(0, TILES)
@@ -236,11 +243,14 @@ def decide(
     ranks,
     RANKS: tl.constexpr,
     GREEDY: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """out [rows] int32 from winners [ranks, rows, 4] int32, in the order of the ranks.
 
     One program a row; RANKS: `ranks` rounded up to a power of two.
     """
+    come_up(OVERLAP)
+    wait(OVERLAP)
     row = tl.program_id(0)
     token, _ = best_winner(
         winners, row, rows, ranks, slots, positions, temperatures, seeds, RANKS, GREEDY

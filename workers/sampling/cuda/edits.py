@@ -27,6 +27,7 @@ from ....ipc.plan import (
     TAKE_COUNTS,
     TAKE_EDITS,
 )
+from ...kernels.cuda.overlap import come_up, overlapped, wait
 from .edit_tables import IN_PROMPT, KIND_SHIFT, NEWEST, EditTables
 
 _ROWS_BLOCK = 512
@@ -80,8 +81,11 @@ def _ends_bad_word(
 def edit_rows(
     logits, slots, positions, flags, until, prompt_len, rows, row_count, newest,
     row_stride, first_id, width, BLOCK: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """One program a row of logits: all biases, then all bans."""
+    come_up(OVERLAP)
+    wait(OVERLAP)
     row = tl.program_id(0)
     slot = tl.load(slots + row)
     if (tl.load(flags + slot) & _EDITS) != 0:
@@ -122,11 +126,14 @@ def penalize(
     logits, slots, flags, repetitions, presences, frequencies, counts, seen, num_seen, allowed,
     row_stride, width, mask_words, room, PARTS: tl.constexpr, BLOCK: tl.constexpr,
     TILE: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Program (r, p): every PARTS-th piece of row r.  No fused multiply-add: see the module.
 
     A seen token that is not allowed is written by two programs, with the same value.
     """
+    come_up(OVERLAP)
+    wait(OVERLAP)
     row = tl.program_id(0)
     slot = tl.load(slots + row)
     flag = tl.load(flags + slot)
@@ -183,11 +190,11 @@ def edit(
     edit_rows[(rows,)](
         logits, slots, draw_position, tables.flags, tables.until, tables.prompt_len, tables.rows,
         tables.row_count, tables.newest, logits.stride(0), tables.first_id, width,
-        BLOCK=_ROWS_BLOCK, enable_fp_fusion=False,
+        BLOCK=_ROWS_BLOCK, enable_fp_fusion=False, **overlapped(logits.device),
     )  # fmt: skip
     penalize[(rows, _PARTS)](
         logits, slots, tables.flags, tables.repetition, tables.presence, tables.frequency,
         tables.counts, tables.seen, tables.num_seen, tables.allowed, logits.stride(0), width,
         tables.mask_words, tables.room, PARTS=_PARTS, BLOCK=_SEEN_BLOCK, TILE=_TILE,
-        num_warps=4, enable_fp_fusion=False,
+        num_warps=4, enable_fp_fusion=False, **overlapped(logits.device),
     )  # fmt: skip

@@ -10,6 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ...kernels.cuda.overlap import come_up, wait
 from .arithmetic import (
     LOWEST_FINITE,
     bucket_of,
@@ -61,11 +62,14 @@ def collect(
     TILES_PER_PROGRAM: tl.constexpr,
     BUCKETS: tl.constexpr,
     ROOM: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """candidates [rows, ROOM] float32, in any order; COUNT of a row may exceed ROOM.
 
     Grid as scan's.
     """
+    come_up(OVERLAP)
+    wait(OVERLAP)
     row = tl.program_id(0)
     mode = tl.load(ints + row * INTS + MODE)
     if (mode == NARROW) | (mode == WIDE):
@@ -173,12 +177,15 @@ def finish(
     FEW: tl.constexpr,
     BLOCK: tl.constexpr,
     LISTED: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """Writes THRESHOLD of every row.
 
     One program a row; BLOCK: tokens that a search of the whole row reads at once; FEW: as
     many candidates as most rows have at most.
     """
+    come_up(OVERLAP)
+    wait(OVERLAP)
     row = tl.program_id(0)
     slot = tl.load(slots + step_row(which, row, LISTED))
     temperature = tl.load(temperatures + slot).to(tl.float64)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ...kernels.cuda.overlap import come_up, wait
 from .arithmetic import bucket_of, load_tile, logit_mass, step_row
 from .rows import (
     ABOVE,
@@ -53,8 +54,11 @@ def histogram(
     TILES_PER_PROGRAM: tl.constexpr,
     BUCKETS: tl.constexpr,
     LISTED: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """Adds up hist_count (int32) and hist_mass (int64) [rows, BUCKETS].  Grid as scan's."""
+    come_up(OVERLAP)
+    wait(OVERLAP)
     row = tl.program_id(0)
     if tl.load(ints + row * INTS + MODE) == WIDE:
         temperature = tl.load(temperatures + tl.load(slots + step_row(which, row, LISTED)))
@@ -113,12 +117,15 @@ def select(
     which,
     BUCKETS: tl.constexpr,
     LISTED: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """One program a row.  A boundary outside the buckets makes the row EXHAUSTIVE.
 
     With top-k, the mass that top-p shares out is known up to that of BUCKET_K,
     so its boundary is in BUCKET_P_FIRST .. BUCKET_P_LAST.
     """
+    come_up(OVERLAP)
+    wait(OVERLAP)
     row = tl.program_id(0)
     if tl.load(ints + row * INTS + MODE) == WIDE:
         p = tl.load(top_ps + tl.load(slots + step_row(which, row, LISTED)))

@@ -17,6 +17,7 @@ import torch
 import triton
 import triton.language as tl
 
+from ...kernels.cuda.overlap import come_up, wait
 from .candidates import UNDECIDED
 from .row_kernels import RowKernels, Rows
 
@@ -33,12 +34,15 @@ _ALIGNMENT = 16
 def push(
     logits, peers, listed, count, row_stride, width, rank, share,
     SIZE: tl.constexpr, TO_ALL: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Program (j, c): piece c of this rank's shard of row j of the list, to who samples it.
 
     A rank's memory is [SIZE, share, width]: shards, by where they come from.  ALIGNED: a
     shard is a multiple of 16 bytes.
     """
+    come_up(OVERLAP)
+    wait(OVERLAP)
     j = tl.program_id(0)
     if j < tl.load(count):
         row = tl.load(listed + j).to(tl.int64)
@@ -60,12 +64,15 @@ def push(
 
 @triton.jit(do_not_specialize=["rows", "rank", "share"])
 def list_undecided(
-    tokens, rows, listed, mine, count, total, rank, share, SIZE: tl.constexpr, BLOCK: tl.constexpr
-):
+    tokens, rows, listed, mine, count, total, rank, share,
+    SIZE: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
     """One program.  listed: rows without a decision; mine [share]: those for this rank, then -1.
 
     total: int64 [1], of all steps.
     """
+    come_up(OVERLAP)
+    wait(OVERLAP)
     found = tl.full([], 0, tl.int32)
     for first in range(0, share, BLOCK):
         i = first + tl.arange(0, BLOCK)
@@ -83,8 +90,12 @@ def list_undecided(
 
 
 @triton.jit(do_not_specialize=["rows"])
-def hand_out(tokens, which, rows, peers, SIZE: tl.constexpr, BLOCK: tl.constexpr):
+def hand_out(
+    tokens, which, rows, peers, SIZE: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr
+):
     """One program: tokens [rows] to every rank's, at the step's rows that they are of."""
+    come_up(OVERLAP)
+    wait(OVERLAP)
     for first in range(0, rows, BLOCK):
         i = first + tl.arange(0, BLOCK)
         at = tl.load(which + i, mask=i < rows, other=-1)
@@ -95,8 +106,10 @@ def hand_out(tokens, which, rows, peers, SIZE: tl.constexpr, BLOCK: tl.constexpr
 
 
 @triton.jit(do_not_specialize=["rows"])
-def take_over(given, listed, count, rows, out, BLOCK: tl.constexpr):
+def take_over(given, listed, count, rows, out, BLOCK: tl.constexpr, OVERLAP: tl.constexpr):
     """One program: out of the listed rows, of which there are `count` and at most `rows`."""
+    come_up(OVERLAP)
+    wait(OVERLAP)
     there = tl.minimum(tl.load(count), rows)
     for first in range(0, there, BLOCK):
         j = first + tl.arange(0, BLOCK)
@@ -139,23 +152,23 @@ class WholeRows:
 
     def sample_shares(self, rows: Rows, out: torch.Tensor, full: bool, filtered: bool) -> None:
         """Every rank samples the rows rank, rank + size, ..."""
-        mine = self._mine[: len(range(self._rank, rows.count, self._size))]
+        mine = self._mine[: len(range(self._rank, rows.length, self._size))]
         self._sample(rows, self._all, self._many, mine, out, full, filtered)
 
     def sample_undecided(self, rows: Rows, out: torch.Tensor) -> None:
         """The same of the rows that are UNDECIDED in out."""
-        share = triton.cdiv(rows.count, self._size)
+        share = triton.cdiv(rows.length, self._size)
         mine = self._my_undecided[:share]
         list_undecided[(1,)](
-            out, rows.count, self._undecided, mine, self._count, self.undecided, self._rank,
-            share, SIZE=self._size, BLOCK=_BLOCK,
+            out, rows.length, self._undecided, mine, self._count, self.undecided, self._rank,
+            share, SIZE=self._size, BLOCK=_BLOCK, **self._kernels.overlap,
         )  # fmt: skip
         self._sample(rows, self._undecided, self._count, mine, out, True, True)
 
     def sample_all(self, rows: Rows, out: torch.Tensor, full: bool, filtered: bool) -> None:
         """Every rank samples every row, as many at once as there is room for."""
-        for start in range(0, rows.count, self._share):
-            which = self._all[start : min(start + self._share, rows.count)]
+        for start in range(0, rows.length, self._share):
+            which = self._all[start : min(start + self._share, rows.length)]
             self._push(rows, which, self._many, to_all=True)
             self._peers.meet(self._many)
             self._kernels.sample(
@@ -174,23 +187,26 @@ class WholeRows:
         filtered: bool,
     ) -> None:
         """mine: the step's rows for this rank, of the `count` ones of the list."""
-        self._push(rows, listed[: rows.count], count, to_all=False)
+        self._push(rows, listed[: rows.length], count, to_all=False)
         self._peers.meet(count)
         tokens = self._tokens[: len(mine)]
         if len(mine):
             self._kernels.sample(self._received(rows, mine), tokens, full, filtered)
             hand_out[(1,)](
-                tokens, mine, len(mine), self._token_peers, SIZE=self._size, BLOCK=_BLOCK
-            )
+                tokens, mine, len(mine), self._token_peers, SIZE=self._size, BLOCK=_BLOCK,
+                **self._kernels.overlap,
+            )  # fmt: skip
         self._peers.meet(count)
-        take_over[(1,)](self._given, listed, count, rows.count, out, BLOCK=_BLOCK)
+        take_over[(1,)](
+            self._given, listed, count, rows.length, out, BLOCK=_BLOCK, **self._kernels.overlap
+        )
 
     def _push(self, rows: Rows, listed: torch.Tensor, count: torch.Tensor, to_all: bool) -> None:
         push[(len(listed), triton.cdiv(self._width, _PUSH_BLOCK))](
             rows.logits, self._peers.addresses, listed, count, rows.strides[0], self._width,
             self._rank, self._share, SIZE=self._size, TO_ALL=to_all,
             ALIGNED=self._width * rows.logits.element_size() % _ALIGNMENT == 0,
-            BLOCK=_PUSH_BLOCK, num_warps=8,
+            BLOCK=_PUSH_BLOCK, num_warps=8, **self._kernels.overlap,
         )  # fmt: skip
 
     def _received(self, rows: Rows, which: torch.Tensor) -> Rows:
@@ -199,4 +215,4 @@ class WholeRows:
         nbytes = length * rows.logits.element_size()
         logits = self._peers.mine[:nbytes].view(rows.logits.dtype)
         strides = (self._width, self._share * self._width)
-        return rows._replace(logits=logits, count=len(which), strides=strides, which=which)
+        return rows._replace(logits=logits, length=len(which), strides=strides, which=which)

@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 import torch
 import triton
 
+from ...kernels.cuda.overlap import overlapped
 from .arithmetic import LINE, TILE
 from .bound import bound
 from .draw import draw, winner
@@ -45,12 +46,12 @@ class SlotParameters(Protocol):
 class Rows(NamedTuple):
     """What a step samples.  Piece s of row r of the logits is at s * strides[1] + r * strides[0].
 
-    slots, positions: int32, of the step's rows; tables: by slot.  which: int32 [count], the
+    slots, positions: int32, of the step's rows; tables: by slot.  which: int32 [length], the
     step's rows that the logits have, -1 for none; None: all of them.
     """
 
     logits: torch.Tensor
-    count: int
+    length: int
     strides: tuple[int, int]
     slots: torch.Tensor
     positions: torch.Tensor
@@ -80,6 +81,7 @@ class RowKernels:
         self.tiles = segments * triton.cdiv(width, TILE)
         self.tiles_power = triton.next_power_of_2(self.tiles)
         self._grouped = width % 4 == 0 and first_id % 4 == 0
+        self.overlap = overlapped(device)
 
         def scratch(columns: int, dtype: torch.dtype) -> torch.Tensor:
             return torch.zeros((max_rows, columns), dtype=dtype, device=device)
@@ -103,7 +105,7 @@ class RowKernels:
         return (rows, triton.cdiv(self.tiles, per_program)), per_program
 
     def sample(self, rows: Rows, out: torch.Tensor, full: bool, filtered: bool) -> None:
-        """out: the rows' tokens, int32 [rows.count]; see CudaSampler.sample for full, filtered."""
+        """out: the rows' tokens, int32 [rows.length]; see CudaSampler.sample for full, filtered."""
         filtered = full and filtered
         self.scan(rows, draws=full and not filtered)
         if filtered:
@@ -114,24 +116,24 @@ class RowKernels:
     def scan(self, rows: Rows, draws: bool, mixed: bool = False) -> None:
         """draws: no `draw` follows.  mixed: but not for filtered rows."""
         tables = rows.tables
-        scan[(rows.count, triton.cdiv(self.tiles, _TILES_PER_SCAN))](
+        scan[(rows.length, triton.cdiv(self.tiles, _TILES_PER_SCAN))](
             rows.logits, self.tile_max, self._tile_score, rows.slots, rows.positions,
             tables.temperature, *rows.filters, tables.seed, rows.listing, self._first_id,
             self._width, *rows.strides, self.tiles, TILE=TILE, LINE=LINE,
             TILES_PER_PROGRAM=_TILES_PER_SCAN, SEGMENTED=self._segments > 1,
             GROUPED=self._grouped, DRAWS=draws, MIXED=mixed, LISTED=rows.which is not None,
-            num_warps=8,
+            num_warps=8, **self.overlap,
         )  # fmt: skip
 
     def _filter(self, rows: Rows) -> None:
         """After scan: the thresholds."""
-        tables, which, count = rows.tables, rows.listing, rows.count
+        tables, which, count = rows.tables, rows.listing, rows.length
         state = (self.floats, self.ints, self._longs)
         bins = (self._hist_count, self._hist_mass)
         shape = (self._width, *rows.strides)
         grid, per_program = self.grid(count)
         tiled = {"TILE": TILE, "TILES_PER_PROGRAM": per_program, "BUCKETS": _BUCKETS}
-        listed = {"LISTED": rows.which is not None}
+        listed = {"LISTED": rows.which is not None, **self.overlap}
         bound[(count,)](
             self.tile_max, rows.slots, tables.temperature, tables.top_k, tables.top_p,
             *state, *bins, which, self._width * self._segments, self.tiles,
@@ -147,7 +149,7 @@ class RowKernels:
         )  # fmt: skip
         collect[grid](
             rows.logits, self.tile_max, self.floats, self.ints, self._candidates,
-            *shape, self.tiles, ROOM=_ROOM, **tiled,
+            *shape, self.tiles, ROOM=_ROOM, **tiled, **self.overlap,
         )  # fmt: skip
         finish[(count,)](
             rows.logits, rows.slots, tables.temperature, tables.top_p, tables.min_p, *state,
@@ -157,12 +159,13 @@ class RowKernels:
 
     def _draw(self, rows: Rows) -> None:
         """After _filter."""
-        grid, per_program = self.grid(rows.count)
+        grid, per_program = self.grid(rows.length)
         draw[grid](
             rows.logits, self.tile_max, self._tile_score, self.floats, rows.slots,
             rows.positions, rows.tables.temperature, rows.tables.seed, rows.listing,
             self._first_id, self._width, *rows.strides, self.tiles, TILE=TILE, LINE=LINE,
             TILES_PER_PROGRAM=per_program, GROUPED=self._grouped, LISTED=rows.which is not None,
+            **self.overlap,
         )  # fmt: skip
 
     def winner(
@@ -172,10 +175,10 @@ class RowKernels:
 
         mixed: filtered rows have no winner, only their best logit.
         """
-        winner[(rows.count,)](
+        winner[(rows.length,)](
             rows.logits, self.tile_max, self._tile_score, self.floats, rows.slots,
             rows.positions, rows.tables.temperature, *rows.filters, rows.tables.seed, out,
             rows.listing, self._first_id, self._width, *rows.strides, self.tiles, TILE=TILE,
             TILES=self.tiles_power, GROUPED=self._grouped, GREEDY=greedy, FILTERED=filtered,
-            MIXED=mixed, WHOLE=out.dim() == 1, LISTED=rows.which is not None,
+            MIXED=mixed, WHOLE=out.dim() == 1, LISTED=rows.which is not None, **self.overlap,
         )  # fmt: skip

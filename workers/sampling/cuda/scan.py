@@ -9,6 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ...kernels.cuda.overlap import come_up, wait
 from .arithmetic import (
     LOWEST_FINITE,
     best_of_tiles,
@@ -47,6 +48,7 @@ def scan(
     DRAWS: tl.constexpr,
     MIXED: tl.constexpr,
     LISTED: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """tile_max [rows, tiles] float32: the best logit; +inf where a tile has NaN or +inf.
 
@@ -54,6 +56,8 @@ def scan(
     writes it.  MIXED: but not of filtered ones.  SEGMENTED: rows have more than one piece.
     Grid (rows, ceil(tiles / TILES_PER_PROGRAM)).
     """
+    come_up(OVERLAP)
+    wait(OVERLAP)
     row = tl.program_id(0)
     first_tile = tl.program_id(1) * TILES_PER_PROGRAM
     # In lines, as best_of_tiles has them.

@@ -63,7 +63,7 @@ class ShardSampler:
     def sample(self, rows: Rows, out: torch.Tensor, full: bool, filtered: bool) -> None:
         """out: tokens, -1, or UNDECIDED, which only filtered rows can be."""
         mixed = full and filtered
-        count, size = rows.count, self._communicator.size
+        count, size = rows.length, self._communicator.size
         self._kernels.scan(rows, draws=full, mixed=mixed)
         self._kernels.winner(rows, self._winners[:count], not full, filtered=False, mixed=mixed)
         winners = self._all_winners[: size * count * WINNER_WORDS].view(size, count, -1)
@@ -72,7 +72,7 @@ class ShardSampler:
         if not mixed:
             decide[(count,)](
                 winners, rows.slots, rows.positions, tables.temperature, tables.seed, out, count,
-                size, RANKS=ranks, GREEDY=not full, num_warps=1,
+                size, RANKS=ranks, GREEDY=not full, num_warps=1, **self._kernels.overlap,
             )  # fmt: skip
             return
         self._pack(rows, winners)
@@ -81,18 +81,18 @@ class ShardSampler:
         decide_filtered[(count,)](
             winners, messages, messages.view(torch.int64), rows.slots, rows.positions,
             tables.temperature, *rows.filters, tables.seed, out, count, size, size * self._width,
-            RANKS=ranks, MOST=MAX_CANDIDATES,
+            RANKS=ranks, MOST=MAX_CANDIDATES, **self._kernels.overlap,
         )  # fmt: skip
 
     def _pack(self, rows: Rows, winners: torch.Tensor) -> None:
         """The filtered rows' messages."""
-        kernels, tables, count = self._kernels, rows.tables, rows.count
+        kernels, tables, count = self._kernels, rows.tables, rows.length
         size = self._communicator.size
         state = (kernels.floats, kernels.ints, self._masses)
         listed = (self._listed_logits, self._listed_tokens)
         outline[(count,)](
             kernels.tile_max, rows.slots, tables.temperature, *rows.filters, *state,
-            kernels.tiles, self._most, TILES=kernels.tiles_power,
+            kernels.tiles, self._most, TILES=kernels.tiles_power, **kernels.overlap,
         )  # fmt: skip
         grid, per_program = kernels.grid(count)
         list_best[grid](
@@ -100,8 +100,9 @@ class ShardSampler:
             tables.top_p, winners, *state, *listed, self._first_id, self._width,
             rows.strides[0], kernels.tiles, count, size, size * self._width, TILE=TILE,
             TILES_PER_PROGRAM=per_program, ROOM=_ROOM, RANKS=triton.next_power_of_2(size),
+            **kernels.overlap,
         )  # fmt: skip
         pack[(count,)](
             *listed, *state, self._message, self._message.view(torch.int64), ROOM=_ROOM,
-            MOST=MAX_CANDIDATES, num_warps=8,
+            MOST=MAX_CANDIDATES, num_warps=8, **kernels.overlap,
         )  # fmt: skip
