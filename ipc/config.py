@@ -106,6 +106,9 @@ class ActorSpec(msgspec.Struct, frozen=True, kw_only=True):
     engine: of the actor's group; for router and tokenizer, of group 0.
     gpus: of the actor's group, by rank, as CUDA_VISIBLE_DEVICES names them.
     gateway: of the role "gateway" alone.
+    resume_s: so long the router keeps the requests of a client whose connection is over; 0 = not.
+    journal, journal_bytes, journal_sync_s: its directory ("" = none), size of all its files, and
+        how often the disk has to have everything (0 = when the kernel likes).
     """
 
     role: str
@@ -127,6 +130,10 @@ class ActorSpec(msgspec.Struct, frozen=True, kw_only=True):
     tokenizer_path: str = ""
     gpus: tuple[str, ...] = ()
     gateway: GatewayConfig | None = None
+    resume_s: float = 0.0
+    journal: str = ""
+    journal_bytes: int = 0
+    journal_sync_s: float = 0.0
 
     def socket_path(self, link: str) -> str:
         """Path of the ZeroMQ socket of a link: "router" or "g<group>"."""

@@ -14,6 +14,7 @@ import uvloop
 from albireo.ipc.actor import Actor
 from albireo.ipc.timeline import Recorder
 
+from .journal import JournalError
 from .server import serve
 
 _GC_THRESHOLDS = (20_000, 20, 20)
@@ -24,7 +25,10 @@ def main(actor: Actor, fds: Mapping[str, int]) -> None:
     # The young generation is large enough for the pieces of a step, which die with it.
     gc.set_threshold(*_GC_THRESHOLDS)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(actor, fds))
+        try:
+            runner.run(_serve(actor, fds))
+        except JournalError as error:
+            actor.fatal(str(error))
 
 
 async def _serve(actor: Actor, fds: Mapping[str, int]) -> None:

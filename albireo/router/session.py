@@ -15,6 +15,7 @@ An id is in use from its request until its last answer is with the transport.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import re
 from typing import Any, Protocol, cast
@@ -28,13 +29,12 @@ from albireo.ipc.protocol import (
     ClientMessage,
     Delta,
     Deltas,
-    End,
     Error,
     Hello,
-    Logprobs,
     Welcome,
 )
 
+from .held import Held, HeldAnswer, rough_bytes
 from .requests import Refusal, TextRequest, TokenRequest
 
 MAX_IN_FLIGHT = 4096
@@ -42,13 +42,12 @@ HELLO_TIMEOUT_S = 10.0
 WRITE_BUFFER_BYTES = 256 * 1024
 MAX_HELD_ANSWER_BYTES = 1024 * 1024
 MERGED_FRAME_BYTES = 128 * 1024
-MERGED_TEXTS = 64
 CLOSE_TIMEOUT_S = 2.0
 MAX_QUOTED_CHARS = 300
+SESSION_CHARS = (22, 128)
 
 _log = logging.getLogger(__name__)
 _PREFIX_BYTES = 4
-_LOGPROB_BYTES = 24
 
 
 class _Head(msgspec.Struct):
@@ -78,53 +77,13 @@ class Handler(Protocol):
     def closed(self, session: Session) -> None:
         """The client is gone: nothing can be sent any more."""
 
+    def greeted(self, session: Session) -> None:
+        """It has said hello, and can be spoken to."""
+
     def welcome(self) -> Welcome: ...
 
     def handle(self, session: Session, message: Any) -> None:
         """A valid message, not Hello.  Raises Refusal for a request that it does not take."""
-
-
-class _HeldAnswer:
-    """New tokens of one answer that wait for a slow reader."""
-
-    __slots__ = ("end", "index", "logprobs", "prompt_logprobs", "texts", "token_ids")
-
-    def __init__(self, index: int) -> None:
-        self.index = index
-        self.token_ids: list[int] = []
-        self.texts: list[str] = []
-        self.end: End | None = None
-        self.logprobs: list[Logprobs] | None = None
-        self.prompt_logprobs: list[Logprobs] | None = None
-
-    def add(self, item: Delta) -> None:
-        self.token_ids += item.token_ids
-        self.end = item.end
-        if item.logprobs is not None:
-            self.logprobs = (self.logprobs or []) + item.logprobs
-        if item.prompt_logprobs is not None:
-            self.prompt_logprobs = (self.prompt_logprobs or []) + item.prompt_logprobs
-        if item.text:
-            self.texts.append(item.text)
-            if len(self.texts) == MERGED_TEXTS:
-                # Many small strings take far more memory than their characters.
-                self.texts = ["".join(self.texts)]
-
-    def delta(self, request_id: int, choice: int) -> Delta:
-        return Delta(
-            request_id, self.index, self.token_ids, "".join(self.texts), self.end,
-            choice, self.logprobs, self.prompt_logprobs,
-        )  # fmt: skip
-
-
-class _Held:
-    """What waits of one request: its answers by choice, and the error that ended it."""
-
-    __slots__ = ("answers", "error")
-
-    def __init__(self) -> None:
-        self.answers: dict[int, _HeldAnswer] = {}
-        self.error: Error | None = None
 
 
 class Session(asyncio.Protocol):
@@ -133,6 +92,7 @@ class Session(asyncio.Protocol):
     encoder: may be shared by all sessions of a loop.
     requests: in flight on this connection, by the client's id.
     client: its name of itself.  connection: the router's name for the connection.
+    owner: digest of its session's name; b"" = its requests end with the connection.
     outbox: Deltas of the batch that the router is working on; see flush().
     """
 
@@ -141,6 +101,7 @@ class Session(asyncio.Protocol):
         self.outbox: list[Delta] = []
         self.client = ""
         self.connection = ""
+        self.owner = b""
         self._handler = handler
         self._encoder = encoder
         self._splitter = FrameSplitter()
@@ -148,7 +109,7 @@ class Session(asyncio.Protocol):
         self._greeted = False
         self._closing = False
         self._paused = False
-        self._held: dict[int, _Held] = {}
+        self._held: dict[int, Held] = {}
         self._held_answers: list[bytes] = []
         self._held_answer_bytes = 0
         self._hello_timer: asyncio.TimerHandle | None = None
@@ -224,7 +185,7 @@ class Session(asyncio.Protocol):
         if self._closing:
             return
         if self._paused or self._held:
-            self._held.setdefault(error.id, _Held()).error = error
+            self._held.setdefault(error.id, Held()).error = error
         else:
             self._transport.write(self._encoder.encode(error))
 
@@ -233,6 +194,15 @@ class Session(asyncio.Protocol):
         self._closing = True
         self._transport.close()
         asyncio.get_running_loop().call_later(CLOSE_TIMEOUT_S, self._transport.abort)
+
+    def dismiss(self, refusal: Refusal) -> None:
+        """The same; the client hears why, and need not look for the node."""
+        self._end(refusal.code, refusal.message, retry=refusal.retry)
+
+    def abort(self) -> None:
+        """Ends the connection: its client has another one."""
+        self._closing = True
+        self._transport.abort()
 
     # ------------------------------------------------------------------ in
     def _receive(self, payload: bytes) -> None:
@@ -282,7 +252,9 @@ class Session(asyncio.Protocol):
             if head.type != "hello":
                 raise ValueError(f"it is {head.type[:MAX_QUOTED_CHARS]!r}")
             if head.protocol == PROTOCOL_VERSION:
-                self.client = _decode_hello(payload).client[:80]
+                hello = _decode_hello(payload)
+                self.client = hello.client[:80]
+                self.owner = owner_of(hello.session)
         except _UNDECODABLE as error:
             self._end(
                 "protocol", f"the first message must be hello: {str(error)[:MAX_QUOTED_CHARS]}"
@@ -299,6 +271,7 @@ class Session(asyncio.Protocol):
         if self._hello_timer is not None:
             self._hello_timer.cancel()
         self._write_answer(self._encoder.encode(self._handler.welcome()))
+        self._handler.greeted(self)
 
     def _no_hello(self) -> None:
         self._end("protocol", f"no hello came within {HELLO_TIMEOUT_S:g} s")
@@ -349,10 +322,10 @@ class Session(asyncio.Protocol):
 
     def _hold(self, items: list[Delta]) -> None:
         for item in items:
-            answers = self._held.setdefault(item.id, _Held()).answers
+            answers = self._held.setdefault(item.id, Held()).answers
             answer = answers.get(item.choice)
             if answer is None:
-                answer = answers[item.choice] = _HeldAnswer(item.index)
+                answer = answers[item.choice] = HeldAnswer(item.index)
             answer.add(item)
 
     def _write_held(self) -> None:
@@ -375,7 +348,7 @@ class Session(asyncio.Protocol):
                 for choice, answer in held.answers.items():
                     item = answer.delta(request_id, choice)
                     items.append(item)
-                    size += _rough_bytes(item)
+                    size += rough_bytes(item)
                 if held.error is not None:
                     errors.append(held.error)
             if items:
@@ -384,13 +357,19 @@ class Session(asyncio.Protocol):
                 self._transport.write(self._encoder.encode(error))
 
 
-def _rough_bytes(item: Delta) -> int:
-    """Of a Delta in a frame."""
-    size = 32 + 4 * len(item.token_ids) + len(item.text)
-    for scored in (item.logprobs, item.prompt_logprobs):
-        if scored:
-            size += len(scored) * _LOGPROB_BYTES * (1 + len(scored[0].top))
-    return size
+def owner_of(session: str) -> bytes:
+    """What is kept of a session's name: who reads the journal cannot take requests over.
+
+    Raises ValueError for a name that could be guessed.
+    """
+    if not session:
+        return b""
+    shortest, longest = SESSION_CHARS
+    if not shortest <= len(session) <= longest:
+        raise ValueError(
+            f"a session's name has {shortest} to {longest} characters, not {len(session)}"
+        )
+    return hashlib.sha256(session.encode()).digest()
 
 
 def _explain(error: BaseException) -> Refusal:

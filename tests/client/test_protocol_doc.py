@@ -71,7 +71,7 @@ def check_default(cell: str, field: msgspec.structs.FieldInfo) -> None:
 
 
 def test_arrays_are_in_the_doc_in_their_order() -> None:
-    for kind in (protocol.Delta, protocol.End):
+    for kind in (protocol.Delta, protocol.End, protocol.Have):
         text = section(kind.__name__)
         assert f"`[{', '.join(kind.__struct_fields__)}]`" in text
         assert list(rows(text)) == list(kind.__struct_fields__)
@@ -83,7 +83,7 @@ def test_arrays_are_in_the_doc_in_their_order() -> None:
 
 def test_error_codes_are_in_the_doc() -> None:
     codes = set(re.findall(r'"(\w+)"', (protocol.Error.__doc__ or "").split("code:")[1]))
-    assert codes == set(rows(section("Errors"))) and len(codes) == 8
+    assert codes == set(rows(section("Errors"))) and len(codes) == 9
 
 
 def test_limits_are_those_of_the_code() -> None:
@@ -93,6 +93,8 @@ def test_limits_are_those_of_the_code() -> None:
     assert f"{validate.MAX_DETOKENIZE_IDS:,} ids" in text
     assert texts.MAX_BYTES == 64 << 20 and session.MAX_HELD_ANSWER_BYTES == 1 << 20
     assert f"within {session.HELLO_TIMEOUT_S:.0f} s" in section("Errors")
+    shortest, longest = session.SESSION_CHARS
+    assert f"{shortest} to {longest} characters" in section("hello")
     assert f"version {protocol.PROTOCOL_VERSION}" in DOC.splitlines()[0]
 
 
