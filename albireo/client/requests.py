@@ -151,6 +151,6 @@ def frame(message: msgspec.Struct, max_frame_bytes: int = MAX_FRAME_BYTES) -> by
     return len(payload).to_bytes(4, "little") + payload
 
 
-def hello(client_name: str) -> bytes:
+def hello(client_name: str, session: str) -> bytes:
     """The first frame of a connection."""
-    return frame(Hello(protocol=PROTOCOL_VERSION, client=client_name))
+    return frame(Hello(protocol=PROTOCOL_VERSION, client=client_name, session=session))
