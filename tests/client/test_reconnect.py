@@ -10,7 +10,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from albireo.client import (
     AlbireoError,
@@ -25,7 +28,7 @@ from albireo.client import (
 from albireo.client.reconnect import Backoff
 from albireo.client.replies import MAX_LOSSES, Incoming, Replies
 from albireo.client.requests import frame, generate_message, resolve_params
-from albireo.ipc.protocol import Deltas
+from albireo.ipc.protocol import ClientMessage, Deltas, Error, Generate, Resume
 
 from ..router.fakes import Automatic, RouterThread, encode, make_spec
 
@@ -285,3 +288,96 @@ def test_waits_grow_up_to_a_deadline() -> None:
     assert all(wait is not None and 0 < wait <= 0.5 for wait in waits)
     assert waits[0] is not None and waits[0] <= 0.01
     assert Backoff(0.0).next() is None
+
+
+class Collected:
+    """A handler that keeps all answers apart; with `restart` one that can begin again."""
+
+    def __init__(self) -> None:
+        self.tokens: dict[int, list[int]] = {}
+        self.ends: list[int] = []
+        self.errors: list[AlbireoError] = []
+
+    def take(self, reply: Any) -> None:
+        if isinstance(reply, AlbireoError):
+            self.errors.append(reply)
+            return
+        tokens = self.tokens.setdefault(reply.choice, [])
+        assert reply.index == len(tokens) and reply.choice not in self.ends
+        tokens += reply.token_ids
+        if reply.end is not None:
+            self.ends.append(reply.choice)
+
+
+class Whole(Collected):
+    def __call__(self, reply: Any) -> None:
+        self.take(reply)
+
+    def restart(self) -> None:
+        self.tokens.clear()
+        self.ends.clear()
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.integers(0, 9), min_size=1, max_size=4),
+    st.lists(st.tuples(st.integers(0, 3), st.integers(0, 4), st.booleans()), max_size=40),
+    st.booleans(),
+    st.booleans(),
+    st.integers(0, 3),
+)
+def test_wherever_connections_break_each_answer_comes_once(
+    lengths: list[int], plan: list[tuple[int, int, bool]], keeps: bool, whole: bool, forgets: int
+) -> None:
+    """plan: which answer the node goes on with, by how many tokens, and whether it breaks then.
+
+    keeps: the node keeps requests; every `forgets`-th time that it is asked to resume it does not.
+    """
+    answers = [[choice * 100 + place for place in range(n)] for choice, n in enumerate(lengths)]
+    params = resolve_params(None, {"n": len(answers)})
+    handler = Whole() if whole else Collected()
+    put = handler if whole else handler.take
+    replies, sent, resumes = Replies(), [], 0
+    number, pending = replies.prepare(lambda n: generate_message(n, [1], params), put, 1 << 20)
+    replies.begin(number, pending)
+    incoming = Incoming(replies, sent.append)
+    at = dict.fromkeys(range(len(answers)), 0)
+
+    def asked(encoded: bytes) -> None:
+        """What the node does about a frame."""
+        nonlocal resumes
+        message = msgspec.msgpack.decode(encoded[4:], type=ClientMessage)
+        at.clear()
+        if isinstance(message, Generate):
+            at.update(dict.fromkeys(range(len(answers)), 0))
+            return
+        assert isinstance(message, Resume)
+        resumes += 1
+        if forgets and resumes % forgets == 0:
+            incoming.feed(frame(Error(id=number, code="lost", message="gone", retry=True)))
+            while sent:
+                asked(sent.pop())
+        else:
+            at.update({have.choice: have.tokens for have in message.have})
+
+    for choice, count, breaks in [*plan, *((each, 99, False) for each in range(len(answers)))]:
+        if choice in at and replies.expects(number):
+            ids = answers[choice][at[choice] : at[choice] + count]
+            over = at[choice] + count >= len(answers[choice])
+            end = End("stop", None, 1, len(answers[choice])) if over else None
+            incoming.feed(frame(Deltas(items=[Delta(number, at[choice], ids, "", end, choice)])))
+            at[choice] += len(ids)
+            if over:
+                del at[choice]
+        if breaks:
+            replies.break_off(keeps)
+            incoming = Incoming(replies, sent.append)
+            for encoded in replies.again():
+                asked(encoded)
+    assert not replies.expects(number)
+    if handler.errors:
+        assert len(handler.errors) == 1 and isinstance(handler.errors[0], ConnectionLost)
+        assert all(ids == answers[c][: len(ids)] for c, ids in handler.tokens.items())
+    else:
+        assert sorted(handler.ends) == list(range(len(answers)))
+        assert [handler.tokens[c] for c in range(len(answers))] == answers
