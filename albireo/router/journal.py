@@ -115,7 +115,6 @@ class Journal:
     """
 
     def __init__(self, directory: Path, max_bytes: int, sync_s: float, opened: Opened) -> None:
-        self._directory = directory
         self._size = max_bytes // SEGMENTS // 4096 * 4096
         self._opened = opened
         self._encoder = msgspec.msgpack.Encoder()
@@ -140,6 +139,8 @@ class Journal:
             for record in self.found:
                 self.accept(record)
             self._files.start(self._newer)
+            if sync_s:
+                self._newer.sync()  # before what it replaces is deleted
             for path in old:
                 path.unlink()
         except OSError as error:

@@ -178,6 +178,8 @@ class Files:
         return segment
 
     def _remove_retired(self) -> None:
+        if self._retired and self._sync_s:
+            self._current.sync()  # what has been written anew is there
         while self._retired:
             self._retired.pop().remove()
 

@@ -125,9 +125,10 @@ def test_who_was_given_up_does_not_come_back_and_who_has_ended_does(path: Path) 
     assert len(found(path)) == MAX_ENDED
 
 
-def test_its_size_is_bounded_and_nothing_in_flight_is_lost(path: Path) -> None:
+@pytest.mark.parametrize("sync_s", [0.0, 0.01])
+def test_its_size_is_bounded_and_nothing_in_flight_is_lost(path: Path, sync_s: float) -> None:
     """Several times its size goes through it."""
-    journal = open_journal(path)
+    journal = open_journal(path, sync_s=sync_s)
     long = [record(number, prompt=500, max_tokens=400) for number in range(2)]
     for each in long:
         assert journal.accept(each)
@@ -317,5 +318,5 @@ class Machine(RuleBasedStateMachine):
         self._home.cleanup()
 
 
-Machine.TestCase.settings = settings(max_examples=25, stateful_step_count=40, deadline=None)
+Machine.TestCase.settings = settings(max_examples=15, stateful_step_count=40, deadline=None)
 test_any_life = Machine.TestCase
