@@ -44,8 +44,11 @@ def open_journal(path: Path, size: int = SIZE, sync_s: float = 0.0) -> Journal:
 
 def found(path: Path) -> dict[int, dict[int, list[int]]]:
     """Tokens by client's id, as a router would find them now."""
-    requests = replay([mapped(each) for each in segments_in(path)], OPENED)
-    return {each.client_id: each.tokens for each in requests}
+    while True:
+        # The journal's thread may delete a file meanwhile; a dead router's does not.
+        with contextlib.suppress(FileNotFoundError):
+            requests = replay([mapped(each) for each in segments_in(path)], OPENED)
+            return {each.client_id: each.tokens for each in requests}
 
 
 @pytest.fixture
