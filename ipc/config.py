@@ -140,6 +140,9 @@ class ActorSpec(msgspec.Struct, frozen=True, kw_only=True):
     group_gpus: for the router, those of each group.
     seed: for the router, what the seeds of requests without one are drawn from; None = chance.
     gateway: of the role "gateway" alone.  listen: of the router alone, where it serves TCP.
+    resume_s: so long the router keeps the requests of a client whose connection is over; 0 = not.
+    journal, journal_bytes, journal_sync_s: its directory ("" = none), size of all its files, and
+        how often the disk has to have everything (0 = when the kernel likes).
     """
 
     role: str
@@ -164,6 +167,10 @@ class ActorSpec(msgspec.Struct, frozen=True, kw_only=True):
     seed: int | None = None
     gateway: GatewayConfig | None = None
     listen: ListenConfig | None = None
+    resume_s: float = 0.0
+    journal: str = ""
+    journal_bytes: int = 0
+    journal_sync_s: float = 0.0
 
     def socket_path(self, link: str) -> str:
         """Path of the ZeroMQ socket of a link: "router" or "g<group>"."""

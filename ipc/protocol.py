@@ -25,11 +25,15 @@ class _Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True, tag="hello", tag_field="type"):
-    """api_key: asked for over TCP alone."""
+    """session: a secret of 22 to 128 characters that the client makes and uses for all its
+    connections; who says it owns the requests.  "" = requests end with their connection.
+    api_key: asked for over TCP alone.
+    """
 
     protocol: int
     client: str = ""
     api_key: str = ""
+    session: str = ""
 
 
 class Generate(_Request, frozen=True, tag="generate", tag_field="type"):
@@ -76,6 +80,24 @@ class Cancel(_Request, frozen=True, tag="cancel", tag_field="type"):
     """
 
 
+class Have(msgspec.Struct, frozen=True, array_like=True, gc=False, forbid_unknown_fields=True):
+    """What a client has of an answer whose end has not come: how many tokens, and how many
+    prompt logprobs."""
+
+    choice: int
+    tokens: int
+    prompt_logprobs: int = 0
+
+
+class Resume(_Request, frozen=True, tag="resume", tag_field="type"):
+    """Go on with request `id`, which an earlier connection of the session asked.
+
+    have: of each answer that has not ended for the client.
+    """
+
+    have: list[Have]
+
+
 class Tokenize(_Request, frozen=True, tag="tokenize", tag_field="type"):
     """Text, or a conversation, to token ids."""
 
@@ -97,10 +119,12 @@ class Status(_Request, frozen=True, tag="status", tag_field="type"):
     pass
 
 
-ClientMessage = Hello | Generate | Chat | Cancel | Tokenize | Detokenize | Models | Status
+ClientMessage = Hello | Generate | Chat | Resume | Cancel | Tokenize | Detokenize | Models | Status
 
 
 class Welcome(msgspec.Struct, frozen=True, kw_only=True, tag="welcome", tag_field="type"):
+    """resume_s: so long the requests of a session wait for its next connection; 0 = they do not."""
+
     protocol: int
     version: str
     node: str
@@ -108,6 +132,7 @@ class Welcome(msgspec.Struct, frozen=True, kw_only=True, tag="welcome", tag_fiel
     max_model_len: int
     vocab_size: int
     max_frame_bytes: int
+    resume_s: float = 0.0
 
 
 class End(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -204,7 +229,7 @@ class Error(msgspec.Struct, frozen=True, kw_only=True, tag="error", tag_field="t
 
     code: "invalid_request" (of `param`, when one is to blame), "too_long",
         "too_large", "protocol", "unauthenticated", "queue_full", "unavailable",
-        "group_failed", "internal".
+        "group_failed", "lost", "internal".
     retry: the same request may succeed later.
     """
 

@@ -92,6 +92,7 @@ async def _measure(node: str, options: NodeOptions, batch: int, tokens: int) -> 
         "tokens_per_stream": tokens,
         "step_ms": options.sim_step_ms,
         "async_scheduling": options.async_scheduling,
+        "journal": options.journal is not None,
         "wall_s": round(wall_s, 3),
         "steps": steps,
         "ms_per_step": round(wall_s / steps * 1e3 * len(options.groups), 3),

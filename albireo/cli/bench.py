@@ -56,9 +56,15 @@ bench.add_command(ablation)
     help="Tokens of each stream.",
 )
 @click.option("--step-ms", type=click.FloatRange(min=0.01), default=5.0, show_default=True)
+@click.option(
+    "--journal",
+    metavar="DIR",
+    type=click.Path(file_okay=False, resolve_path=True),
+    help="The same with requests and tokens logged there.",
+)
 def runtime(
     model: str, groups: str, async_scheduling: bool, as_json: bool, device: str, batch: int,
-    tokens: int, step_ms: float,
+    tokens: int, step_ms: float, journal: str | None,
 ) -> None:  # fmt: skip
     """Tokens a second through the whole path around the model, each of them checked."""
     from albireo.bench.runtime import bench_runtime
@@ -66,7 +72,7 @@ def runtime(
     def measure() -> dict[str, Any]:
         options = NodeOptions(
             model=model, groups=parse_groups(groups), async_scheduling=async_scheduling,
-            device=device, sim_step_ms=step_ms,
+            device=device, sim_step_ms=step_ms, journal=journal,
         )  # fmt: skip
         return bench_runtime(options, batch, tokens)
 

@@ -144,6 +144,32 @@ def _chunks_are_always(context: click.Context, parameter: click.Parameter, value
     help="Times that a request goes on elsewhere when its group dies.",
 )
 @click.option(
+    "--journal",
+    metavar="DIR",
+    type=click.Path(file_okay=False, resolve_path=True),
+    help="Log requests and tokens there: they go on after the router's death.",
+)
+@click.option(
+    "--journal-max-mib",
+    type=click.IntRange(min=16),
+    default=256,
+    show_default=True,
+    help="Most that the log takes on the disk.",
+)
+@click.option(
+    "--journal-fsync",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    help="Seconds after which the disk has the log; 0 = when the kernel likes.",
+)
+@click.option(
+    "--resume-grace",
+    type=click.FloatRange(min=0),
+    help="Seconds that requests wait for a client that lost its connection. "
+    "[default: 10 with --journal, else 0]",
+)
+@click.option(
     "--block-size",
     type=click.Choice(("16",)),
     default="16",
@@ -366,6 +392,8 @@ def _options(given: dict[str, Any]) -> NodeOptions:
         step_timeout_s=given.pop("step_timeout"),
         start_timeout_s=given.pop("start_timeout"),
         shutdown_timeout_s=given.pop("shutdown_timeout"),
+        journal_fsync_s=given.pop("journal_fsync"),
+        resume_grace_s=given.pop("resume_grace"),
         swap_space_gib=given.pop("swap_space"),
         block_size=int(given.pop("block_size")),
         chat_template=template,

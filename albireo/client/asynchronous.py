@@ -31,18 +31,18 @@ from albireo.ipc.protocol import (
 )
 from albireo.ipc.tools import Tools
 
-from .endpoint import ANSWER_TIMEOUT_S, CONNECT_TIMEOUT_S, Endpoint
-from .errors import AlbireoError, ConnectionLost, NodeNotRunning, TimedOut
+from .async_link import AsyncLink
+from .endpoint import ANSWER_TIMEOUT_S, Endpoint
+from .errors import AlbireoError, ConnectionLost, TimedOut
+from .reconnect import RECONNECT_S
 from .replies import Handler, Replies, Reply, as_error
 from .requests import (
     Messages,
     Prompt,
     RequestKeywords,
-    answers_of,
     chat_message,
     frame,
     generate_message,
-    hello,
     resolve_keywords,
     token_ids,
     tokenize_message,
@@ -142,16 +142,15 @@ class _Inbox:
 class AsyncClient:
     """A connection to a node.  Make one with `await AsyncClient.connect()`.
 
-    welcome: what the node said of itself: model, context length, version.
+    It is made again when it breaks.  What is in flight then goes on, on a node with a
+    journal; on another one what had no token yet is asked again, as is a whole answer
+    (generate()), and a stream raises ConnectionLost.
     """
 
-    def __init__(self, transport: asyncio.Transport, replies: Replies, closed: asyncio.Event):
-        assert replies.welcome is not None
-        self.welcome: Welcome = replies.welcome
+    def __init__(self, link: AsyncLink, replies: Replies) -> None:
         self._loop = asyncio.get_running_loop()
-        self._transport = transport
+        self._link = link
         self._replies = replies
-        self._closed = closed
 
     @classmethod
     async def connect(
@@ -162,33 +161,26 @@ class AsyncClient:
         client_name: str = "",
         api_key: str = "",
         ca: str | None = None,
+        reconnect_s: float = RECONNECT_S,
     ) -> Self:
         """Connects to the socket at `path`, to "tls://HOST:PORT", or to the node of that name.
 
         api_key: that a node asks for over TCP.  ca: PEM file of whom to trust there, instead of
             the system's authorities.
+        reconnect_s: when the connection breaks later on, so long it is tried again before
+            requests in flight end.
+
         Raises NodeNotRunning, AuthenticationError, ProtocolMismatch, or another AlbireoError.
         """
-        where = Endpoint.of(path, node, ca)
         replies = Replies()
-        greeted = asyncio.get_running_loop().create_future()
-        wire = _Wire(replies, greeted)
-        try:
-            async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                transport = await where.open_async(lambda: wire)
-                transport.write(hello(client_name, api_key))
-                await greeted
-        except TimeoutError:
-            wire.abort()
-            raise NodeNotRunning(
-                f"the node at {where.shown} did not answer within {CONNECT_TIMEOUT_S:g} s",
-                retry=True,
-            ) from None
-        except AlbireoError:
-            raise
-        except OSError as error:
-            raise where.error(error) from None
-        return cls(transport, replies, wire.closed)
+        link = AsyncLink(Endpoint.of(path, node, ca), client_name, api_key, reconnect_s, replies)
+        await link.open()
+        return cls(link, replies)
+
+    @property
+    def welcome(self) -> Welcome:
+        """What the node has said of itself: model, context length, version."""
+        return self._link.welcome
 
     async def generate(
         self,
@@ -281,8 +273,9 @@ class AsyncClient:
 
     def cancel(self, request_id: int) -> None:
         """Ends a request early; its last Delta has finish_reason "cancelled"."""
-        if self._replies.expects(request_id):
-            self._transport.write(frame(Cancel(id=request_id)))
+        encoded = self._replies.cancel(request_id)
+        if encoded is not None:
+            self._link.write(encoded)
 
     async def tokenize(self, text: str | Messages, *, add_special_tokens: bool = True) -> list[int]:
         """The ids of a text, or of a conversation through the chat template."""
@@ -312,9 +305,8 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Closes the connection; what is in flight raises ConnectionLost, and is cancelled."""
-        self._replies.lose(ConnectionLost("the connection was closed by this client"))
-        self._transport.close()
-        await self._closed.wait()
+        self._replies.close(ConnectionLost("the connection was closed by this client"))
+        await self._link.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -332,21 +324,15 @@ class AsyncClient:
 
         `handler` is called on the event loop with each reply, and must not raise.
         """
-        request_id = self._replies.expect(handler)
-        try:
-            message = make(request_id)
-            self._replies.expect_ends(request_id, answers_of(message))
-            encoded = frame(message, self.welcome.max_frame_bytes)
-        except BaseException:
-            self._replies.forget(request_id)
-            raise
-        self._transport.write(encoded)
+        request_id, pending = self._replies.prepare(make, handler, self.welcome.max_frame_bytes)
+        self._replies.begin(request_id, pending)
+        self._link.ask(pending.frame)
         return request_id
 
     def abandon(self, request_id: int) -> None:
         """Cancels a request whose replies nobody wants any more."""
-        if self._replies.forget(request_id) and not self._transport.is_closing():
-            self._transport.write(frame(Cancel(id=request_id)))
+        if self._replies.forget(request_id):
+            self._link.write(frame(Cancel(id=request_id)))
 
     def _abandon_soon(self, request_id: int) -> None:
         """The same from any thread: the garbage collector may run on another one."""
@@ -375,40 +361,6 @@ class AsyncClient:
         if isinstance(reply, kind):
             return reply
         raise as_error(reply)
-
-
-class _Wire(asyncio.Protocol):
-    """Feeds what arrives to the Replies.  `greeted` becomes done with the node's Welcome."""
-
-    def __init__(self, replies: Replies, greeted: asyncio.Future[None]) -> None:
-        self.closed = asyncio.Event()
-        self._replies = replies
-        self._greeted = greeted
-        self._transport: asyncio.Transport | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's transports are none of asyncio's classes, but have their methods.
-        self._transport = cast(asyncio.Transport, transport)
-
-    def data_received(self, data: bytes) -> None:
-        try:
-            self._replies.feed(data)
-        except ConnectionLost as error:
-            self._replies.lose(error)
-            self.abort()
-        if self._replies.welcome is not None and not self._greeted.done():
-            self._greeted.set_result(None)
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self._replies.lose()
-        if not self._greeted.done():
-            assert self._replies.lost is not None
-            self._greeted.set_exception(self._replies.lost)
-        self.closed.set()
-
-    def abort(self) -> None:
-        if self._transport is not None:
-            self._transport.abort()
 
 
 def _resolver(future: asyncio.Future[Any]) -> Callable[[Any], None]:

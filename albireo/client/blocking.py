@@ -7,13 +7,9 @@ whichever thread has one; see _Writer for why that never blocks on a lock.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import queue
-import socket
 import threading
-import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, Unpack, overload
@@ -37,25 +33,24 @@ from albireo.ipc.protocol import (
 )
 from albireo.ipc.tools import Tools
 
-from .endpoint import ANSWER_TIMEOUT_S, CONNECT_TIMEOUT_S, Connection, Endpoint
-from .errors import AlbireoError, ConnectionLost, NodeNotRunning, TimedOut
+from .blocking_link import Link
+from .endpoint import ANSWER_TIMEOUT_S, Endpoint
+from .errors import AlbireoError, ConnectionLost, TimedOut
+from .reconnect import RECONNECT_S
 from .replies import Handler, Replies, Reply, as_error
 from .requests import (
     Messages,
     Prompt,
     RequestKeywords,
-    answers_of,
     chat_message,
     frame,
     generate_message,
-    hello,
     resolve_keywords,
     token_ids,
     tokenize_message,
 )
 from .results import Collector, Completion, with_tool_calls
 
-_READ_BYTES = 256 * 1024
 _Answer = TypeVar("_Answer", Tokens, Text, ModelList, NodeStatus)
 
 
@@ -131,22 +126,19 @@ class DeltaStream:
 class Client:
     """A connection to a node, for any number of threads.  Make one with `Client.connect()`.
 
-    It does not survive a fork: a child process needs a connection of its own.
+    It is made again when it breaks.  What is in flight then goes on, on a node with a
+    journal; on another one what had no token yet is asked again, as is a whole answer
+    (generate()), and a stream raises ConnectionLost.
 
-    welcome: what the node said of itself: model, context length, version.
+    It does not survive a fork: a child process needs a connection of its own.
     """
 
-    def __init__(self, connection: Connection, replies: Replies) -> None:
-        assert replies.welcome is not None
-        self.welcome: Welcome = replies.welcome
-        self._connection = connection
+    def __init__(self, link: Link, replies: Replies) -> None:
+        self._link = link
         self._replies = replies
-        self._writer = _Writer(connection)
         self._process = os.getpid()
         # The thread must not hold the client: one that nobody uses is to be closed.
-        self._reader = threading.Thread(
-            target=_read, args=(connection, replies), name="albireo client", daemon=True
-        )
+        self._reader = threading.Thread(target=link.run, name="albireo client", daemon=True)
         self._reader.start()
 
     @classmethod
@@ -158,31 +150,26 @@ class Client:
         client_name: str = "",
         api_key: str = "",
         ca: str | None = None,
+        reconnect_s: float = RECONNECT_S,
     ) -> Self:
         """Connects to the socket at `path`, to "tls://HOST:PORT", or to the node of that name.
 
         api_key: that a node asks for over TCP.  ca: PEM file of whom to trust there, instead of
             the system's authorities.
+        reconnect_s: when the connection breaks later on, so long it is tried again before
+            requests in flight end.
+
         Raises NodeNotRunning, AuthenticationError, ProtocolMismatch, or another AlbireoError.
         """
-        where = Endpoint.of(path, node, ca)
-        connection = None
-        try:
-            connection = where.open(CONNECT_TIMEOUT_S)
-            replies = _greet(connection, hello(client_name, api_key))
-            connection.settimeout(None)
-        except BaseException as error:
-            if connection is not None:
-                connection.close()
-            if isinstance(error, TimeoutError):
-                raise NodeNotRunning(
-                    f"the node at {where.shown} did not answer within {CONNECT_TIMEOUT_S:g} s",
-                    retry=True,
-                ) from None
-            if isinstance(error, OSError) and not isinstance(error, AlbireoError):
-                raise where.error(error) from None
-            raise
-        return cls(connection, replies)
+        replies = Replies()
+        link = Link(Endpoint.of(path, node, ca), client_name, api_key, reconnect_s, replies)
+        link.open()
+        return cls(link, replies)
+
+    @property
+    def welcome(self) -> Welcome:
+        """What the node has said of itself: model, context length, version."""
+        return self._link.welcome
 
     def generate(
         self,
@@ -270,8 +257,9 @@ class Client:
 
     def cancel(self, request_id: int) -> None:
         """Ends a request early; its last Delta has finish_reason "cancelled"."""
-        if self._replies.expects(request_id):
-            self._write(Cancel(id=request_id))
+        encoded = self._replies.cancel(request_id)
+        if encoded is not None:
+            self._link.write(encoded)
 
     def tokenize(self, text: str | Messages, *, add_special_tokens: bool = True) -> list[int]:
         """The ids of a text, or of a conversation through the chat template."""
@@ -299,11 +287,8 @@ class Client:
 
     def close(self) -> None:
         """Closes the connection; what is in flight raises ConnectionLost, and is cancelled."""
-        self._replies.lost = self._replies.lost or ConnectionLost(
-            "the connection was closed by this client"
-        )
-        with contextlib.suppress(OSError):
-            self._connection.shutdown(socket.SHUT_RDWR)
+        self._replies.close(ConnectionLost("the connection was closed by this client"))
+        self._link.close()
         if threading.current_thread() is not self._reader:
             self._reader.join()
 
@@ -321,36 +306,27 @@ class Client:
     def __del__(self) -> None:
         # The copy in a forked child is not to end the parent's connection.
         if self._process == os.getpid():
-            with contextlib.suppress(OSError):
-                self._connection.shutdown(socket.SHUT_RDWR)
+            self._replies.close(ConnectionLost("the connection was closed by this client"))
+            self._link.close()
 
     @property
     def closed(self) -> bool:
-        """Whether the connection is over, by whichever side; a closed client stays closed."""
-        return self._replies.lost is not None
+        """Whether close() was called."""
+        return self._replies.closed is not None
 
     def request(self, make: Callable[[int], msgspec.Struct], handler: Handler) -> int:
         """Sends the message that `make` gives for an id, and returns the id.
 
         `handler` is called on the reader's thread with each reply, and must not raise.
         """
-        request_id = self._replies.expect(handler)
-        try:
-            message = make(request_id)
-            self._replies.expect_ends(request_id, answers_of(message))
-            self._write(message)
-        except BaseException:
-            self._replies.forget(request_id)
-            raise
+        request_id, pending = self._replies.prepare(make, handler, self.welcome.max_frame_bytes)
+        self._link.ask(request_id, pending)
         return request_id
-
-    def _write(self, message: msgspec.Struct) -> None:
-        self._writer.write(frame(message, self.welcome.max_frame_bytes))
 
     def abandon(self, request_id: int) -> None:
         """Cancels a request whose replies nobody wants any more."""
         if self._replies.forget(request_id):
-            self._write(Cancel(id=request_id))
+            self._link.write(frame(Cancel(id=request_id)))
 
     def _collect(
         self, make: Callable[[int], msgspec.Struct], timeout_s: float | None, n: int
@@ -379,58 +355,3 @@ class Client:
         finally:
             # After a time-out, or an interrupt of the wait; after an answer it does nothing.
             self.abandon(request_id)
-
-
-class _Writer:
-    """Frames onto the socket, in order, from any thread.
-
-    Whoever finds the socket free writes all that waits; the others leave their
-    frame and go.  So a stream that is dropped by the garbage collector, in the
-    middle of a write of the same thread, can leave its Cancel without a deadlock.
-    """
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self._frames: deque[bytes] = deque()
-        self._busy = threading.Lock()
-
-    def write(self, encoded: bytes) -> None:
-        """A connection that breaks here is noticed, and reported, by the reader."""
-        self._frames.append(encoded)
-        while self._frames and self._busy.acquire(blocking=False):
-            try:
-                while self._frames:
-                    self._connection.sendall(self._frames.popleft())
-            except OSError:
-                self._frames.clear()
-            finally:
-                self._busy.release()
-
-
-def _greet(connection: Connection, hello: bytes) -> Replies:
-    """Says hello and waits for the Welcome."""
-    replies = Replies()
-    deadline = time.monotonic() + CONNECT_TIMEOUT_S
-    connection.sendall(hello)
-    while replies.welcome is None:
-        connection.settimeout(max(0.001, deadline - time.monotonic()))
-        data = connection.recv(_READ_BYTES)
-        if not data:
-            replies.lose()
-            assert replies.lost is not None
-            raise replies.lost
-        replies.feed(data)
-    return replies
-
-
-def _read(connection: Connection, replies: Replies) -> None:
-    """The reader thread: until the connection ends, from either side."""
-    with connection:
-        try:
-            while data := connection.recv(_READ_BYTES):
-                replies.feed(data)
-        except OSError as error:
-            replies.lose(ConnectionLost(f"the connection to the node broke: {error}", retry=True))
-        except AlbireoError as error:
-            replies.lose(error)
-        replies.lose()

@@ -63,7 +63,7 @@ class NodeNotRunning(AlbireoError, ConnectionError):
 
 
 class ConnectionLost(AlbireoError, ConnectionError):
-    """The connection ended with requests in flight, or was closed before this one."""
+    """The connection ended, and the request cannot go on; or this client was closed."""
 
 
 class TimedOut(AlbireoError, TimeoutError):
@@ -79,6 +79,7 @@ _BY_CODE: dict[str, type[AlbireoError]] = {
     "queue_full": QueueFull,
     "unavailable": Unavailable,
     "group_failed": GroupFailed,
+    "lost": ConnectionLost,
     "internal": InternalError,
 }
 

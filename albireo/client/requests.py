@@ -203,6 +203,8 @@ def frame(message: msgspec.Struct, max_frame_bytes: int = MAX_FRAME_BYTES) -> by
     return len(payload).to_bytes(4, "little") + payload
 
 
-def hello(client_name: str, api_key: str = "") -> bytes:
+def hello(client_name: str, session: str, api_key: str) -> bytes:
     """The first frame of a connection."""
-    return frame(Hello(protocol=PROTOCOL_VERSION, client=client_name, api_key=api_key))
+    return frame(
+        Hello(protocol=PROTOCOL_VERSION, client=client_name, session=session, api_key=api_key)
+    )

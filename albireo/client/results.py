@@ -86,12 +86,17 @@ def _read_choice(choice: Choice, names: list[str]) -> Choice:
 class Collector:
     """Adds up the Deltas of one request; calls `done` once, with its result or error."""
 
-    __slots__ = ("_answers", "_done", "_open", "_prompt_logprobs")
+    __slots__ = ("_answers", "_done", "_n", "_open", "_prompt_logprobs")
 
     def __init__(self, n: int, done: Callable[[Completion | AlbireoError], None]) -> None:
         self._done = done
-        self._answers = [_Answer() for _ in range(n)]
-        self._open = n
+        self._n = n
+        self.restart()
+
+    def restart(self) -> None:
+        """Forgets what has come: nobody has seen it."""
+        self._answers = [_Answer() for _ in range(self._n)]
+        self._open = self._n
         self._prompt_logprobs: list[Logprobs] | None = None
 
     def __call__(self, reply: Reply) -> None:

@@ -12,7 +12,7 @@ from albireo.client import End
 from .answers import Usage
 from .errors import HttpError, invalid
 from .http import Request
-from .inbox import Inbox
+from .inbox import Inbox, Whole
 from .link import Abandon, Ask, NodeLink
 
 MAX_ANSWERS = 2048
@@ -20,8 +20,12 @@ MAX_ANSWERS = 2048
 
 
 @contextlib.asynccontextmanager
-async def asked(request: Request, link: NodeLink, asks: list[Ask]) -> AsyncIterator[Inbox]:
+async def asked(
+    request: Request, link: NodeLink, asks: list[Ask], stream: bool
+) -> AsyncIterator[Inbox]:
     """Starts the requests; what has not ended when the block is left is cancelled.
+
+    stream: answers are taken piece by piece.
 
     The inbox hears of it when the client leaves.  Raises HttpError, AlbireoError.
     """
@@ -38,7 +42,8 @@ async def asked(request: Request, link: NodeLink, asks: list[Ask]) -> AsyncItera
     running: list[Abandon] = []
     try:
         for number, ask in enumerate(asks):
-            running.append(await link.submit(ask, functools.partial(inbox.put, number)))
+            put = functools.partial(inbox.put, number) if stream else Whole(inbox, number)
+            running.append(await link.submit(ask, put))
         yield inbox
     finally:
         watch.cancel()

@@ -49,7 +49,7 @@ async def chat_completions(request: Request, link: NodeLink) -> None:
         cache_salt=ask.cache_salt or "",
         tools=tools,
     )
-    async with asked(request, link, [order]) as inbox:
+    async with asked(request, link, [order], bool(ask.stream)) as inbox:
         if ask.stream:
             usage = ask.stream_options is not None and bool(ask.stream_options.include_usage)
             about = (request.id, link.welcome.model, params.n, usage)

@@ -50,7 +50,7 @@ async def completions(request: Request, link: NodeLink) -> None:
         )
         for prompt in prompts
     ]  # fmt: skip
-    async with asked(request, link, asks) as inbox:
+    async with asked(request, link, asks, bool(ask.stream)) as inbox:
         if ask.stream:
             usage = ask.stream_options is not None and bool(ask.stream_options.include_usage)
             events = CompletionEvents(

@@ -109,6 +109,13 @@ class Inbox:
             )
         self._wake()
 
+    def forget(self, prompt: int) -> None:
+        """Request number `prompt` begins again.  Nothing of it must have been taken."""
+        for choice in range(prompt * self._n, (prompt + 1) * self._n):
+            held = self.pending.pop(choice, None)
+            if held is not None and held.end is not None:
+                self.open += 1
+
     def _holds(self, choice: int, tokens: int) -> bool:
         """Whether a choice that has so many tokens more is still to wait."""
         held = self._held.get(choice)
@@ -158,3 +165,20 @@ class Inbox:
         waiter, self._waiter = self._waiter, None
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
+
+
+class Whole:
+    """Puts replies to request number `prompt` into an inbox whose answers are taken as a whole: so
+    it can be asked again (albireo/client/replies.py)."""
+
+    __slots__ = ("_inbox", "_prompt")
+
+    def __init__(self, inbox: Inbox, prompt: int) -> None:
+        self._inbox = inbox
+        self._prompt = prompt
+
+    def __call__(self, reply: object) -> None:
+        self._inbox.put(self._prompt, reply)
+
+    def restart(self) -> None:
+        self._inbox.forget(self._prompt)

@@ -13,7 +13,7 @@ from albireo.ipc.config import (
 from .core_plan import CorePlan, make_core_plan
 from .fork_protocol import Load, Loaded
 from .gpus import Gpu, assign, visible_gpus
-from .options import NodeOptions
+from .options import NodeOptions, OptionError
 from .sizing import comm_bytes, size_engine
 
 
@@ -40,6 +40,11 @@ class Blueprint:
     """
 
     def __init__(self, options: NodeOptions, load: Load, loaded: Loaded, runtime_dir: str) -> None:
+        if options.journal is not None and not options.resume_s:
+            raise OptionError(
+                "--resume-grace 0 gives no client the time to come back, so --journal is of no "
+                "use: leave one of them out"
+            )
         self._options = options
         self._runtime_dir = runtime_dir
         self._model = loaded.model
@@ -92,6 +97,10 @@ class Blueprint:
             seed=self._options.seed if role == "router" else None,
             gateway=self._gateway() if role == "gateway" else None,
             listen=self._listen() if role == "router" else None,
+            resume_s=self._options.resume_s,
+            journal=self._options.journal or "",
+            journal_bytes=self._options.journal_max_mib << 20,
+            journal_sync_s=self._options.journal_fsync_s,
         )
 
     def _gateway(self) -> GatewayConfig:

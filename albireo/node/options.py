@@ -11,6 +11,7 @@ DEVICES = ("auto", "cpu", "cuda", "sim")
 LOAD_FORMATS = ("auto", "dummy")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 DTYPES = ("auto", "bfloat16", "float32")
+RESUME_S = 10.0
 SAMPLING_MODES = ("auto", "gather", "sequence", "vocab")
 
 
@@ -40,6 +41,10 @@ class NodeOptions(msgspec.Struct, frozen=True, kw_only=True):
     isolate_tenants: none of them finds another one's prompts in the prefix cache.
     swap_space_gib: host memory of one group for the KV cache of preempted sequences.
     itl_target_ms: what a step with prefill in it should take at most; 0 = no target.
+    resume_grace_s: how long requests wait for a client whose connection is over; None = 10 with a
+        journal, else 0: they end with the connection.
+    journal: directory of the log from which requests go on after the router's death.
+    journal_fsync_s: how often the disk has to have everything; 0 = when the kernel likes.
     http, uds: "HOST:PORT" and the path of a Unix socket on which `gateways` processes serve HTTP.
     api_key, api_key_file, allowed_origins, stream_interval, ssl_certfile, ssl_keyfile: as in
         ipc/config.GatewayConfig.
@@ -67,6 +72,10 @@ class NodeOptions(msgspec.Struct, frozen=True, kw_only=True):
     isolate_tenants: bool = False
     max_num_tokens_per_tenant: _AtLeast0 = 0
     max_failovers: _AtLeast0 = 3
+    resume_grace_s: _Amount | None = None
+    journal: str | None = None
+    journal_max_mib: Annotated[int, msgspec.Meta(ge=16)] = 256
+    journal_fsync_s: _Amount = 0.0
     block_size: Annotated[int, msgspec.Meta(ge=16, le=16)] = 16
     kv_cache_gib: _Positive | None = None
     gpu_memory_utilization: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.9
@@ -98,6 +107,13 @@ class NodeOptions(msgspec.Struct, frozen=True, kw_only=True):
     listen: str | None = None
     tls_cert: str | None = None
     tls_key: str | None = None
+
+    @property
+    def resume_s(self) -> float:
+        """The grace time, decided."""
+        if self.resume_grace_s is not None:
+            return self.resume_grace_s
+        return 0.0 if self.journal is None else RESUME_S
 
     @property
     def num_gateways(self) -> int:

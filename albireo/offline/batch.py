@@ -2,7 +2,7 @@
 
     waiting ──send──▶ in flight ──answer, error──▶ results, in the order of the requests
        ▲                  │
-       └── queue full, connection lost: the request goes again, first in line
+       └── queue full: the request goes again, first in line
 
 What is in flight stays below `room`.  Where the node has less than that (a group
 restarts, other clients ask it too) it refuses, and the limit goes down to what
@@ -24,8 +24,6 @@ from albireo.client.results import Collector
 
 _AGAIN_S = 0.05
 """After which a refused request is sent again when nothing of this batch is in flight."""
-_MOST_LOSSES = 3
-"""Connections that a request may lose."""
 
 Result = Completion | AlbireoError
 
@@ -49,7 +47,7 @@ class Batch:
     ) -> None:
         """
         room: answers that the node takes at once.
-        connect: gives the living client; called before each sending.
+        connect: gives the client, or raises why there is none any more.
         on_end: gets each result as it comes.
         """
         self._requests = requests
@@ -59,7 +57,6 @@ class Batch:
         self._waiting = deque(range(len(requests)))
         self._in_flight: dict[int, tuple[Client, int]] = {}
         self._answers = 0
-        self._losses = [0] * len(requests)
         self._ended: queue.SimpleQueue[tuple[int, Result]] = queue.SimpleQueue()
         self._results: dict[int, Result] = {}
 
@@ -111,10 +108,8 @@ class Batch:
             if not self._in_flight:
                 time.sleep(_AGAIN_S)
             return
-        if isinstance(result, ConnectionLost) and self._losses[index] < _MOST_LOSSES:
-            self._losses[index] += 1
-            self._waiting.appendleft(index)
-            return
+        if isinstance(result, ConnectionLost):
+            self._connect()  # Raises, where the reason is that all is over.
         self._limit = min(self._room, self._limit + 1)
         if isinstance(result, AlbireoError) and not return_errors:
             result.add_note(f"This is about prompt {index}, of 0 to {len(self._requests) - 1}.")

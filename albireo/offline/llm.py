@@ -13,8 +13,6 @@ import difflib
 import functools
 import os
 import secrets
-import threading
-import time
 import weakref
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -26,7 +24,6 @@ from albireo.client import (
     ChatMessage,
     Client,
     Completion,
-    ConnectionLost,
     NodeNotRunning,
     SamplingParams,
 )
@@ -46,7 +43,6 @@ from .progress import counting, starting
 
 Params = SamplingParams | Sequence[SamplingParams] | None
 _ROUTER_BACK_S = 10.0
-_ROUTER_POLL_S = 0.05
 
 
 class LLM:
@@ -225,34 +221,23 @@ class _Running:
     def __init__(self, node: OwnedNode) -> None:
         self.node = node
         self._owner = os.getpid()
-        self._lock = threading.Lock()
         self._closed = False
-        self._client = Client.connect(node.facts["socket"], client_name="LLM")
+        self._client = Client.connect(
+            node.facts["socket"], client_name="LLM", reconnect_s=_ROUTER_BACK_S
+        )
 
     def connected(self) -> Client:
-        """The client; a new one when a router has died and the next one is there.
-
-        Raises NodeNotRunning.
-        """
+        """The client.  Raises NodeNotRunning."""
         if os.getpid() != self._owner:
             raise NodeNotRunning("this LLM belongs to the process that this one was forked from")
-        with self._lock:
-            deadline = time.monotonic() + _ROUTER_BACK_S
-            while self._client.closed and not self._closed:
-                try:
-                    self._client = Client.connect(self.node.facts["socket"], client_name="LLM")
-                except (NodeNotRunning, ConnectionLost):
-                    if not self.node.alive:
-                        raise NodeNotRunning(
-                            f"the node of this LLM has died; `albireo node logs --name "
-                            f"{self.node.name}` may tell why"
-                        ) from None
-                    if time.monotonic() > deadline:
-                        raise
-                    time.sleep(_ROUTER_POLL_S)
-            if self._closed:
-                raise NodeNotRunning("this LLM is closed")
-            return self._client
+        if self._closed:
+            raise NodeNotRunning("this LLM is closed")
+        if not self.node.alive:
+            raise NodeNotRunning(
+                f"the node of this LLM has died; `albireo node logs --name {self.node.name}` may "
+                "tell why"
+            )
+        return self._client
 
     def close(self) -> None:
         """Does nothing in a forked child, whose copies are not to end the parent's node."""
@@ -273,6 +258,9 @@ def _node_options(
             near = difflib.get_close_matches(name, known, 1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise TypeError(f"there is no node option {name!r}{hint}")
+    options = dict(options)
+    if options.get("journal") is not None:
+        options["journal"] = os.path.abspath(options["journal"])
     degrees = parse_groups(groups) if isinstance(groups, str) else tuple(groups)
     name = f"llm-{os.getpid()}-{secrets.token_hex(3)}"
     try:

@@ -182,6 +182,7 @@ class ActorMessages:
         self._reset_groups()
         self._texts.expire()
         self._texts.retry()
+        self._router.expire()
         for group in self._groups:
             if group.lost_at is not None and now - group.lost_at > LOST_GROUP_TIMEOUT_S:
                 _log.error("group %d cannot be reached, and nobody says why", group.number)

@@ -17,6 +17,7 @@ import uvloop
 from albireo.ipc.actor import Actor
 from albireo.ipc.timeline import Recorder
 
+from .journal import JournalError
 from .server import serve
 
 _GC_THRESHOLDS = (20_000, 20, 20)
@@ -29,7 +30,10 @@ def main(actor: Actor, fds: Mapping[str, int]) -> None:
     # It would warn of what is written to a client that has just gone.
     logging.getLogger("asyncio").setLevel(logging.ERROR)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(actor, fds))
+        try:
+            runner.run(_serve(actor, fds))
+        except JournalError as error:
+            actor.fatal(str(error))
 
 
 async def _serve(actor: Actor, fds: Mapping[str, int]) -> None:

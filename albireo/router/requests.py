@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from albireo.ipc.messages import Submit
-from albireo.ipc.protocol import Chat, Generate, Logprobs
+from albireo.ipc.protocol import Chat, Generate, Logprobs, Resume
 
 from .latencies import StreamTimes
 
 if TYPE_CHECKING:
     from .groups import Group
+    from .journal import Accepted
     from .session import Session
     from .texts import TextJob
 
@@ -46,21 +47,25 @@ class TokenRequest:
     """A generate or chat request.
 
     client_id: the client's number for it, on its connection.
-    asked: what the client sent.
+    asked: what the client sent; Resume when it goes on from an earlier connection.
     tenant: on whose behalf: as its API key says, else as it says itself.
     job: while its texts are with the tokenizer.
     streams: those of its answers that have not ended, by choice.
+    record: what outlives its connection, where anything does (resume.py).
     """
 
-    __slots__ = ("asked", "client_id", "job", "session", "streams", "tenant")
+    __slots__ = ("asked", "client_id", "job", "record", "session", "streams", "tenant")
 
-    def __init__(self, session: Session, asked: Generate | Chat) -> None:
+    def __init__(self, session: Session, asked: Generate | Chat | Resume, tenant: str = "") -> None:
+        """tenant: that the client named; for Resume, which does not say it."""
         self.session = session
         self.client_id = asked.id
         self.asked = asked
-        self.tenant = session.tenant or asked.tenant or session.connection
+        named = tenant if isinstance(asked, Resume) else asked.tenant
+        self.tenant = session.tenant or named or session.connection
         self.job: TextJob | None = None
         self.streams: dict[int, Stream] = {}
+        self.record: Accepted | None = None
 
 
 class Stream:
@@ -74,6 +79,7 @@ class Stream:
     prefix: names of the prompt's pieces (affinity.py), once a group is chosen by them.
     failovers: how many groups have died under it.  lost_at: when the last one did, by
         time.monotonic(), until it has another; else 0.
+    entry: its number in the journal; 0 = it is not there.
     scored: prompt logprobs handed on so far.  repeated: of those that come, the first ones that
         the client has had already.
     """
@@ -82,6 +88,7 @@ class Stream:
         "asker",
         "choice",
         "client_id",
+        "entry",
         "failovers",
         "group",
         "lost_at",
@@ -105,7 +112,7 @@ class Stream:
         self.group: Group | None = None
         self.token_ids: list[int] = []
         self.prefix: list[int] = []
-        self.failovers = 0
+        self.failovers = self.entry = 0
         self.lost_at = 0.0
         self.scored = self.repeated = 0
         self.times = StreamTimes(now)
@@ -147,6 +154,13 @@ class Stream:
         self.failovers += not planned
         self.request = request
         self.repeated = self.scored
+
+    def resume(self, token_ids: list[int], scored: int, now: float) -> None:
+        """It goes on from an earlier connection, where its client had these."""
+        self.token_ids = token_ids
+        self.scored = self.repeated = scored
+        if token_ids:
+            self.times.tokens, self.times.first, self.times.last = 1, now, now
 
     def take_scored(self, found: list[Logprobs]) -> list[Logprobs] | None:
         """Of prompt logprobs that have come, those that the client has not had."""

@@ -23,7 +23,7 @@ import msgspec
 
 from albireo._version import __version__
 from albireo.ipc.config import ActorSpec
-from albireo.ipc.messages import Abort, ActorInfo, Credit, Encoded, Output, TextFailed
+from albireo.ipc.messages import Abort, ActorInfo, Credit, Output
 from albireo.ipc.open_files import raise_open_files
 from albireo.ipc.protocol import (
     MAX_FRAME_BYTES,
@@ -36,6 +36,7 @@ from albireo.ipc.protocol import (
     Error,
     Generate,
     Models,
+    Resume,
     Status,
     Tokenize,
     Welcome,
@@ -44,36 +45,36 @@ from albireo.ipc.stages import Stage
 from albireo.ipc.timeline import NO_STEP, Recorder
 from albireo.trace.rows import NodeTimelines
 
+from .arrivals import Arrivals
 from .connections import Connections
 from .failover import Failover
 from .groups import Group, GroupTable
+from .journal import Journal
 from .requests import Refusal, RequestNumbers, Stream, TokenRequest
+from .resume import Resumption
 from .services import Services
 from .session import Session
 from .stage_times import StageTimes
 from .status import RequestCounts, status_tree
 from .tenants import Tenants
-from .texts import Answer, TextQueue
-from .validate import (
-    RequestLimits,
-    check_chat,
-    check_generate,
-    check_prompt_ids,
-    for_choice,
-    resolve,
-)
+from .texts import TextQueue
+from .validate import RequestLimits
 
 _CREDIT = Credit(1)
 
 
 class Router:
-    """Requests of all clients.  `send(peer, message)` is False when the peer is not there."""
+    """Requests of all clients.  `send(peer, message)` is False when the peer is not there.
+
+    journal: where they are noted, so that they outlive this router; None = they do not.
+    """
 
     def __init__(
         self,
         spec: ActorSpec,
         send: Callable[[bytes, msgspec.Struct], bool],
         timeline: Recorder,
+        journal: Journal | None = None,
     ) -> None:
         self._spec = spec
         self.timeline = timeline
@@ -83,12 +84,14 @@ class Router:
         self._connections = Connections(raise_open_files(), spec.incarnation)
         self._loop = asyncio.get_running_loop()
         self._started_at = self._loop.time()
-        self._limits = RequestLimits.of(spec)
-        self._numbers = RequestNumbers(spec.incarnation)
+        self._limits = limits = RequestLimits.of(spec)
+        self._numbers = numbers = RequestNumbers(spec.incarnation)
         chance = random.SystemRandom() if spec.seed is None else random.Random(spec.seed)
-        self._draw_seed: Callable[[], int] = functools.partial(chance.getrandbits, 64)
+        draw_seed = functools.partial(chance.getrandbits, 64)
         self._counts = RequestCounts()
-        self._tenants = Tenants(spec.tenants)
+        self._tenants = tenants = Tenants(spec.tenants)
+        self._journal = journal
+        self._resumption = resumption = Resumption(spec.resume_s, journal, self._loop.time)
         self.sessions = self._connections.sessions
         self.streams: dict[int, Stream] = {}
         self.groups = GroupTable(
@@ -98,7 +101,7 @@ class Router:
             spec.engine.num_blocks * spec.engine.block_size if spec.engine.prefix_caching else 0,
         )
         self._failover = Failover(
-            spec.max_failovers, self.streams, self._numbers, self.groups, self.fail, self._place
+            spec.max_failovers, self.streams, numbers, self.groups, self.fail, self._place
         )
         self.texts = TextQueue(send, self._loop.time, (spec.incarnation & 0x7FFF) << 40)
         self.actors: list[ActorInfo] = []
@@ -107,11 +110,16 @@ class Router:
         self.on_idle: Callable[[], None] = lambda: None
         """Called when requests have ended and none is in flight any more."""
         self._services = services = Services(
-            spec, self._limits, self.texts, self._answer_status, self._settle_soon
+            spec, limits, self.texts, self._answer_status, self._settle_soon
         )
+        arrivals = Arrivals(
+            self, limits, numbers, self.groups, tenants, self.texts, resumption, self._loop.time,
+            draw_seed,
+        )  # fmt: skip
         self._handlers: dict[type, Callable[[Session, Any], None]] = {
-            Generate: self._generate,
-            Chat: self._chat,
+            Generate: arrivals.generate,
+            Chat: arrivals.chat,
+            Resume: arrivals.resume,
             Cancel: self._cancel,
             Tokenize: services.tokenize,
             Detokenize: services.detokenize,
@@ -131,12 +139,19 @@ class Router:
     def known(self, session: Session) -> Refusal | None:
         return self._connections.known(session)
 
+    def greeted(self, session: Session) -> None:
+        if session.owner and (before := self._resumption.greeted(session)) is not None:
+            self.closed(before)
+            before.abort()
+
     def closed(self, session: Session) -> None:
-        """Aborts everywhere what the client had in flight."""
+        """Aborts everywhere what the client had in flight; what can go on waits for it."""
         self._connections.closed(session)
+        self._resumption.closed(session)
         for request in list(session.requests.values()):
             if isinstance(request, TokenRequest):
-                self._counts.cancelled += len(request.streams)
+                if not self._resumption.park(request):
+                    self._counts.cancelled += len(request.streams)
                 self._abort(request)
             else:
                 self.texts.cancel(request.job)
@@ -152,6 +167,7 @@ class Router:
             max_model_len=self._limits.max_model_len,
             vocab_size=self._limits.vocab_size,
             max_frame_bytes=MAX_FRAME_BYTES,
+            resume_s=self._spec.resume_s,
         )
 
     def handle(self, session: Session, message: Any) -> None:
@@ -160,98 +176,19 @@ class Router:
         self.timeline.record(Stage.ADMIT, NO_STEP, start_ns, time.monotonic_ns(), 1)
 
     # ------------------------------------------------------------------ requests
-    def _generate(self, session: Session, message: Generate) -> None:
-        session.check_id(message.id)
-        session.check_room()
-        check_generate(self._limits, message)
-        request = self._admit(session, message)
-        words, grammar = message.params.bad_words, message.params.grammar
-        if message.prompt_ids is None or words or grammar is not None:
-            text = message.prompt or ""
-            done = functools.partial(self._encoded, request)
-            request.job = self.texts.encode_text(text, True, done, words, grammar)
-        else:
-            self._resolve(request, message.prompt_ids)
-        self._begin(request)
-
-    def _chat(self, session: Session, message: Chat) -> None:
-        session.check_id(message.id)
-        session.check_room()
-        check_chat(self._limits, message)
-        request = self._admit(session, message)
-        done = functools.partial(self._encoded, request)
-        params = message.params
-        request.job = self.texts.encode_chat(
-            message.messages, done, params.bad_words, params.grammar, message.tools
-        )
-        self._begin(request)
-
-    def _admit(self, session: Session, message: Generate | Chat) -> TokenRequest:
-        """A request with numbers for its streams, which are not in `streams` yet."""
-        if self.refusing is not None:
-            raise self.refusing
-        n = message.params.n
-        request = TokenRequest(session, message)
-        self.groups.admit(len(self.streams), n)
-        self._tenants.admit(request.tenant, n)
-        now = self._loop.time()
-        for choice in range(n):
-            number = self._numbers.take(self.streams)
-            request.streams[choice] = Stream(request, choice, number, now)
-        return request
-
-    def _begin(self, request: TokenRequest) -> None:
-        request.session.requests[request.client_id] = request
-        self._tenants.begin(request.tenant, len(request.streams))
-        for stream in request.streams.values():
-            self.streams[stream.request] = stream
-        if request.job is None:
-            self._submit_all(request)
-
-    def _encoded(self, request: TokenRequest, answer: Answer) -> None:
-        """The tokenizer has answered for a request."""
-        request.job = None
-        try:
-            if isinstance(answer, TextFailed):
-                raise Refusal(
-                    answer.code,
-                    answer.message,
-                    param=answer.param,
-                    retry=answer.code == "unavailable",
-                )
-            assert isinstance(answer, Encoded)
-            prompt_ids = answer.token_ids
-            asked = request.asked
-            if isinstance(asked, Generate) and asked.prompt_ids is not None:
-                prompt_ids = asked.prompt_ids
-            check_prompt_ids(self._limits, prompt_ids)
-            self._resolve(request, prompt_ids, answer.words, answer.grammar)
-        except Refusal as refusal:
-            self.fail(request, refusal)
-        else:
-            self._submit_all(request)
-
-    def _resolve(
-        self,
-        request: TokenRequest,
-        prompt_ids: list[int],
-        bad_words: tuple[tuple[int, ...], ...] = (),
-        grammar: str = "",
-    ) -> None:
-        """Decides what the group is given for each stream.  Raises Refusal."""
-        terms = self._tenants.terms(request.tenant, request.asked.cache_salt)
-        first = resolve(
-            self._limits, prompt_ids, bad_words, request.asked, terms, grammar, self._draw_seed
-        )
-        tokens = len(prompt_ids) + first.max_tokens
-        self._tenants.admit_tokens(request.tenant, tokens * len(request.streams))
-        for choice, stream in request.streams.items():
-            stream.submit = for_choice(first, stream.request, choice, stream.times.arrived)
-
-    def _submit_all(self, request: TokenRequest) -> None:
+    def submit_all(self, request: TokenRequest) -> None:
+        """Everything is known of a new request that a group needs."""
+        self._resumption.begin(request)
         for stream in list(request.streams.values()):
             if stream.choice in request.streams:  # one that fails ends them all
                 self._submit(stream)
+
+    def resubmit_all(self, request: TokenRequest) -> None:
+        """A request goes on from an earlier connection, ahead of all that wait."""
+        self._counts.resumed += len(request.streams)
+        again = {stream.request: stream for stream in request.streams.values()}
+        self.groups.waiting = again | self.groups.waiting
+        self.submit_waiting()
 
     def _submit(self, stream: Stream) -> None:
         """Gives a stream to a group, or lets it wait behind those that wait for one."""
@@ -294,6 +231,7 @@ class Router:
             end = End("cancelled", None, stream.prompt_tokens, index)
             session.outbox.append(Delta(request.client_id, index, [], "", end, choice))
         self._counts.cancelled += len(request.streams)
+        self._resumption.gone(request)
         self._abort(request)
         del session.requests[message.id]
         session.flush()
@@ -307,6 +245,7 @@ class Router:
         counts.in_flight = len(self.streams)
         counts.tokenizing = sum(stream.asker.job is not None for stream in self.streams.values())
         counts.waiting_for_group = len(self.groups.waiting) + self._failover.waiting
+        counts.waiting_for_client = len(self._resumption)
         return status_tree(
             self._spec,
             uptime_s=self._loop.time() - self._started_at,
@@ -326,6 +265,7 @@ class Router:
         now = self._loop.time()
         sessions: list[Session] = []
         broken: list[tuple[Stream, int]] = []
+        noted: list[tuple[int, int, list[int]]] = []
         tokens = 0
         for piece in output.pieces:
             stream = streams.get(piece.request)
@@ -339,6 +279,8 @@ class Router:
             token_ids = piece.token_ids
             known += token_ids
             if token_ids:
+                if stream.entry:
+                    noted.append((stream.entry, index, token_ids))
                 tokens += len(token_ids)
                 latencies.tokens(stream.times, len(token_ids), now)
             session = stream.session
@@ -359,6 +301,8 @@ class Router:
                 self._finished(stream, group)
         group.outstanding_tokens -= tokens
         latencies.batch(tokens)
+        if self._journal is not None:
+            self._journal.step(noted)
         for session in sessions:
             session.flush()
         self._send(peer, _CREDIT)
@@ -374,6 +318,7 @@ class Router:
         del request.streams[stream.choice]
         if not request.streams:
             del request.session.requests[request.client_id]
+        self._resumption.ended(stream)
         self._counts.finished += 1
         self._settle_soon()
 
@@ -388,11 +333,16 @@ class Router:
         )
 
     # ------------------------------------------------------------------ ends
+    def expire(self) -> None:
+        """Gives up requests whose client does not come back."""
+        self._resumption.expire()
+
     def fail(self, request: TokenRequest, refusal: Refusal) -> None:
         """Ends a request, with all its streams, with an error; does nothing if it has ended."""
         if request.session.requests.get(request.client_id) is not request:
             return
         self._counts.failed += len(request.streams)
+        self._resumption.gone(request)
         self._abort(request)
         del request.session.requests[request.client_id]
         request.session.fail(

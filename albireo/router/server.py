@@ -14,6 +14,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from albireo.ipc.config import ActorSpec
 from albireo.ipc.framing import FrameEncoder
@@ -25,12 +26,14 @@ from albireo.ipc.tls_door import TlsDoor
 
 from .actors import ActorMessages
 from .hub import AsyncHub
+from .journal import Journal, opened_by
 from .requests import Refusal
 from .router import Router
 from .session import Session
 
 _BACKLOG = 1024
 _FAREWELL_S = 0.3
+_log = logging.getLogger(__name__)
 
 _log = logging.getLogger(__name__)
 
@@ -50,7 +53,8 @@ async def serve(
     stopped = asyncio.Event()
     loop.add_reader(stop_fd, stopped.set)
     hub = AsyncHub(spec.socket_path("router"))
-    router = Router(spec, hub.send, timeline or Recorder.of({}))
+    journal = _journal(spec)
+    router = Router(spec, hub.send, timeline or Recorder.of({}), journal)
     actors = ActorMessages(spec, router, hub.send)
     hub.listen(actors.receive)
     encoder = FrameEncoder()
@@ -73,6 +77,22 @@ async def serve(
         await _say_farewell(router)
         actors.close()
         hub.close()
+        if journal is not None:
+            journal.close()
+
+
+def _journal(spec: ActorSpec) -> Journal | None:
+    """What the router before this one has left is in it.  Raises JournalError."""
+    if not spec.journal:
+        return None
+    began = time.monotonic()
+    path = Path(spec.journal)
+    journal = Journal(path, spec.journal_bytes, spec.journal_sync_s, opened_by(spec))
+    _log.info(
+        "the journal has %d requests, which wait %g s for their clients; read in %.3f s",
+        len(journal.found), spec.resume_s, time.monotonic() - began,
+    )  # fmt: skip
+    return journal
 
 
 def _open_tcp(
@@ -113,7 +133,7 @@ async def _say_farewell(router: Router) -> None:
     router.refusing = Refusal("unavailable", "the node is shutting down", retry=True)
     router.fail_all(router.refusing)
     for session in list(router.sessions):
-        session.close()
+        session.dismiss(router.refusing)
     deadline = time.monotonic() + _FAREWELL_S
     while router.sessions and time.monotonic() < deadline:
         await asyncio.sleep(0.005)

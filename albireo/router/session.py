@@ -16,6 +16,7 @@ An id is in use from its request until its last answer is with the transport.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import re
 from typing import Any, Protocol, cast
@@ -30,13 +31,12 @@ from albireo.ipc.protocol import (
     ClientMessage,
     Delta,
     Deltas,
-    End,
     Error,
     Hello,
-    Logprobs,
     Welcome,
 )
 
+from .held import Held, HeldAnswer, rough_bytes
 from .requests import Refusal, TextRequest, TokenRequest
 
 MAX_IN_FLIGHT = 4096
@@ -45,13 +45,12 @@ STALL_TIMEOUT_S = 120.0
 WRITE_BUFFER_BYTES = 256 * 1024
 MAX_HELD_ANSWER_BYTES = 1024 * 1024
 MERGED_FRAME_BYTES = 128 * 1024
-MERGED_TEXTS = 64
 CLOSE_TIMEOUT_S = 2.0
 MAX_QUOTED_CHARS = 300
+SESSION_CHARS = (22, 128)
 
 _log = logging.getLogger(__name__)
 _PREFIX_BYTES = 4
-_LOGPROB_BYTES = 24
 
 
 class _Head(msgspec.Struct):
@@ -84,53 +83,13 @@ class Handler(Protocol):
     def closed(self, session: Session) -> None:
         """The client is gone: nothing can be sent any more."""
 
+    def greeted(self, session: Session) -> None:
+        """It has said hello, and can be spoken to."""
+
     def welcome(self) -> Welcome: ...
 
     def handle(self, session: Session, message: Any) -> None:
         """A valid message, not Hello.  Raises Refusal for a request that it does not take."""
-
-
-class _HeldAnswer:
-    """New tokens of one answer that wait for a slow reader."""
-
-    __slots__ = ("end", "index", "logprobs", "prompt_logprobs", "texts", "token_ids")
-
-    def __init__(self, index: int) -> None:
-        self.index = index
-        self.token_ids: list[int] = []
-        self.texts: list[str] = []
-        self.end: End | None = None
-        self.logprobs: list[Logprobs] | None = None
-        self.prompt_logprobs: list[Logprobs] | None = None
-
-    def add(self, item: Delta) -> None:
-        self.token_ids += item.token_ids
-        self.end = item.end
-        if item.logprobs is not None:
-            self.logprobs = (self.logprobs or []) + item.logprobs
-        if item.prompt_logprobs is not None:
-            self.prompt_logprobs = (self.prompt_logprobs or []) + item.prompt_logprobs
-        if item.text:
-            self.texts.append(item.text)
-            if len(self.texts) == MERGED_TEXTS:
-                # Many small strings take far more memory than their characters.
-                self.texts = ["".join(self.texts)]
-
-    def delta(self, request_id: int, choice: int) -> Delta:
-        return Delta(
-            request_id, self.index, self.token_ids, "".join(self.texts), self.end,
-            choice, self.logprobs, self.prompt_logprobs,
-        )  # fmt: skip
-
-
-class _Held:
-    """What waits of one request: its answers by choice, and the error that ended it."""
-
-    __slots__ = ("answers", "error")
-
-    def __init__(self) -> None:
-        self.answers: dict[int, _HeldAnswer] = {}
-        self.error: Error | None = None
 
 
 class Session(asyncio.Protocol):
@@ -141,6 +100,7 @@ class Session(asyncio.Protocol):
     client: its name of itself.  connection: the router's name for the connection.
     keys: one of them must be in its hello, and names the tenant of all its requests; None = it is
         a process of this user, and `tenant` is "".
+    owner: digest of its session's name; b"" = its requests end with the connection.
     outbox: Deltas of the batch that the router is working on; see flush().
     """
 
@@ -153,6 +113,7 @@ class Session(asyncio.Protocol):
         self.connection = ""
         self.tenant = ""
         self.remote = keys is not None
+        self.owner = b""
         self._keys = keys
         self._handler = handler
         self._encoder = encoder
@@ -161,7 +122,7 @@ class Session(asyncio.Protocol):
         self._greeted = False
         self._closing = False
         self._paused = False
-        self._held: dict[int, _Held] = {}
+        self._held: dict[int, Held] = {}
         self._held_answers: list[bytes] = []
         self._held_answer_bytes = 0
         self._hello_timer: asyncio.TimerHandle | None = None
@@ -250,7 +211,7 @@ class Session(asyncio.Protocol):
         if self._closing:
             return
         if self._paused or self._held:
-            self._held.setdefault(error.id, _Held()).error = error
+            self._held.setdefault(error.id, Held()).error = error
         else:
             self._transport.write(self._encoder.encode(error))
 
@@ -259,6 +220,15 @@ class Session(asyncio.Protocol):
         self._closing = True
         self._transport.close()
         asyncio.get_running_loop().call_later(CLOSE_TIMEOUT_S, self._transport.abort)
+
+    def dismiss(self, refusal: Refusal) -> None:
+        """The same; the client hears why, and need not look for the node."""
+        self._end(refusal.code, refusal.message, retry=refusal.retry)
+
+    def abort(self) -> None:
+        """Ends the connection: its client has another one."""
+        self._closing = True
+        self._transport.abort()
 
     # ------------------------------------------------------------------ in
     def _receive(self, payload: bytes) -> None:
@@ -321,12 +291,14 @@ class Session(asyncio.Protocol):
             )
             return
         self.client = hello.client[:80]
+        self.owner = owner_of(hello.session)
         if self._keys is not None and not self._know(hello.api_key):
             return
         self._greeted = True
         if self._hello_timer is not None:
             self._hello_timer.cancel()
         self._write_answer(self._encoder.encode(self._handler.welcome()))
+        self._handler.greeted(self)
 
     def _know(self, key: str) -> bool:
         """Whether the key is one of ours; a client without one is sent away."""
@@ -396,10 +368,10 @@ class Session(asyncio.Protocol):
 
     def _hold(self, items: list[Delta]) -> None:
         for item in items:
-            answers = self._held.setdefault(item.id, _Held()).answers
+            answers = self._held.setdefault(item.id, Held()).answers
             answer = answers.get(item.choice)
             if answer is None:
-                answer = answers[item.choice] = _HeldAnswer(item.index)
+                answer = answers[item.choice] = HeldAnswer(item.index)
             answer.add(item)
 
     def _write_held(self) -> None:
@@ -422,7 +394,7 @@ class Session(asyncio.Protocol):
                 for choice, answer in held.answers.items():
                     item = answer.delta(request_id, choice)
                     items.append(item)
-                    size += _rough_bytes(item)
+                    size += rough_bytes(item)
                 if held.error is not None:
                     errors.append(held.error)
             if items:
@@ -431,13 +403,19 @@ class Session(asyncio.Protocol):
                 self._transport.write(self._encoder.encode(error))
 
 
-def _rough_bytes(item: Delta) -> int:
-    """Of a Delta in a frame."""
-    size = 32 + 4 * len(item.token_ids) + len(item.text)
-    for scored in (item.logprobs, item.prompt_logprobs):
-        if scored:
-            size += len(scored) * _LOGPROB_BYTES * (1 + len(scored[0].top))
-    return size
+def owner_of(session: str) -> bytes:
+    """What is kept of a session's name: who reads the journal cannot take requests over.
+
+    Raises ValueError for a name that could be guessed.
+    """
+    if not session:
+        return b""
+    shortest, longest = SESSION_CHARS
+    if not shortest <= len(session) <= longest:
+        raise ValueError(
+            f"a session's name has {shortest} to {longest} characters, not {len(session)}"
+        )
+    return hashlib.sha256(session.encode()).digest()
 
 
 def _explain(error: BaseException) -> Refusal:

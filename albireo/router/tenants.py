@@ -69,7 +69,12 @@ class Tenants:
                 param="max_tokens" if alone else None,
                 retry=not alone,
             )
-        self._tokens[tenant] += tokens
+        self.count_tokens(tenant, tokens)
+
+    def count_tokens(self, tenant: str, tokens: int) -> None:
+        """Of a request that was admitted on an earlier connection."""
+        if self._config.max_num_tokens:
+            self._tokens[tenant] += tokens
 
     def begin(self, tenant: str, answers: int) -> None:
         self._in_flight[tenant] += answers

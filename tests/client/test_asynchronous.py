@@ -152,7 +152,7 @@ def test_the_end_of_the_connection_reaches_everybody(node: PlayedNode) -> None:
         await asyncio.to_thread(node.stop)
         with pytest.raises(Unavailable):
             await waiting
-        with pytest.raises(ConnectionLost):
+        with pytest.raises(NodeNotRunning, match="albireo node start"):
             await client.generate("abc")
 
     run(node.path, scenario)

@@ -20,8 +20,8 @@ from albireo.client import (
     ConnectionLost,
     NodeNotRunning,
     ProtocolMismatch,
-    asynchronous,
-    blocking,
+    async_link,
+    blocking_link,
 )
 from albireo.ipc.protocol import Error
 
@@ -102,8 +102,8 @@ def test_a_wrong_peer_is_an_error_at_connect(
 def test_a_silent_peer_is_not_waited_for_for_ever(
     connect: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(asynchronous, "CONNECT_TIMEOUT_S", 0.05)
-    monkeypatch.setattr(blocking, "CONNECT_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(async_link, "CONNECT_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(blocking_link, "CONNECT_TIMEOUT_S", 0.05)
     with (
         peer(tmp_path / "s", None) as path,
         pytest.raises(NodeNotRunning, match=r"did not answer within 0\.05 s"),

@@ -72,7 +72,7 @@ def check_default(cell: str, field: msgspec.structs.FieldInfo) -> None:
 
 
 def test_arrays_are_in_the_doc_in_their_order() -> None:
-    for kind in (protocol.Delta, protocol.End):
+    for kind in (protocol.Delta, protocol.End, protocol.Have):
         text = section(kind.__name__)
         assert f"`[{', '.join(kind.__struct_fields__)}]`" in text
         assert list(rows(text)) == list(kind.__struct_fields__)
@@ -96,6 +96,8 @@ def test_limits_are_those_of_the_code() -> None:
     assert f"handshake has {HANDSHAKE_TIMEOUT_S:.0f} s" in text
     assert f"for {session.STALL_TIMEOUT_S:.0f} s is cut off" in text
     assert f"within {session.HELLO_TIMEOUT_S:.0f} s" in section("Errors")
+    shortest, longest = session.SESSION_CHARS
+    assert f"{shortest} to {longest} characters" in section("hello")
     assert f"version {protocol.PROTOCOL_VERSION}" in DOC.splitlines()[0]
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from albireo.client import Delta, End, GroupFailed
 from albireo.gateway.http import ClientGone
-from albireo.gateway.inbox import Inbox
+from albireo.gateway.inbox import Inbox, Whole
 
 from .played import row
 
@@ -134,5 +134,23 @@ def test_an_error_does_not_wait_for_an_interval() -> None:
         inbox.put(0, GroupFailed("gone"))
         await asyncio.wait_for(waiting, 5)
         assert [each.text for each in inbox.take().values()] == ["y"]
+
+
+def test_a_request_that_begins_again_leaves_nothing_of_its_first_try() -> None:
+    async def run() -> None:
+        inbox = Inbox(2, 2)
+        first, second = Whole(inbox, 0), Whole(inbox, 1)
+        second(Delta(2, 0, [9], "z", End("stop", None, 1, 1), 0))
+        first(Delta(1, 0, [1], "a", None, 0))
+        first(Delta(1, 0, [1], "b", End("stop", None, 1, 1), 1))
+        first.restart()
+        assert inbox.open == 3 and set(inbox.pending) == {2}
+        first(Delta(1, 0, [1], "c", End("stop", None, 1, 1), 0))
+        first(Delta(1, 0, [1], "d", End("stop", None, 1, 1), 1))
+        second(Delta(2, 0, [9], "y", End("stop", None, 1, 1), 1))
+        await inbox.wait_for_all()
+        assert {key: piece.text for key, piece in inbox.take().items()} == {
+            0: "c", 1: "d", 2: "z", 3: "y",
+        }  # fmt: skip
 
     asyncio.run(run())

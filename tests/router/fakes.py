@@ -15,6 +15,7 @@ import threading
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import msgspec
 import uvloop
@@ -43,6 +44,9 @@ from albireo.ipc.messages import (
 )
 from albireo.ipc.protocol import End
 from albireo.node.access import ListenSocket
+from albireo.router import server
+from albireo.router.journal import Journal
+from albireo.router.router import Router
 from albireo.router.server import serve
 
 WAIT_S = 5.0
@@ -130,8 +134,7 @@ class RouterThread:
         return self._thread.is_alive()
 
     def stop(self) -> None:
-        """May be called twice."""
-        if self._stop_fd < 0:
+        if not self.alive:
             return
         os.eventfd_write(self._stop_fd, 1)
         self._thread.join(WAIT_S)
@@ -140,6 +143,28 @@ class RouterThread:
         self._stop_fd = -1
         if self._tcp is not None:
             self._tcp.close()
+
+    def die(self) -> None:
+        """Ends like a process that is killed: nobody gets a last word, and the journal stays as it
+        is."""
+        with (
+            mock.patch.object(server, "_say_farewell", _drop_everybody),
+            mock.patch.object(Journal, "close", drop_journal),
+        ):
+            self.stop()
+
+
+def drop_journal(journal: Journal) -> None:
+    """What a process's death does to it: nothing is written any more, and the lock is free."""
+    journal._files.close()
+    os.close(journal._lock)
+
+
+async def _drop_everybody(router: Router) -> None:
+    for session in list(router.sessions):
+        session.abort()
+    while router.sessions:
+        await asyncio.sleep(0.001)
 
 
 class FakeSpoke:
@@ -239,7 +264,7 @@ class Automatic:
     """A thread that plays tokenizer and groups: it answers a prompt with itself, repeated.
 
     A prompt that starts with 999 is never answered, one with 998 gets one token
-    and no more.
+    and no more, each time that a group is given it.
     """
 
     def __init__(self, spec: ActorSpec) -> None:
@@ -254,8 +279,10 @@ class Automatic:
         self._thread.join(WAIT_S)
 
     def _run(self) -> None:
-        tokenizer = FakeTokenizer(self._spec)
-        groups = [FakeGroup(self._spec, number) for number in range(self._spec.num_groups)]
+        # What a closed socket has not sent it still sends, to the next router, and as its name.
+        lives = self._spec.incarnation
+        tokenizer = FakeTokenizer(self._spec, lives)
+        groups = [FakeGroup(self._spec, number, lives) for number in range(self._spec.num_groups)]
         running: list[dict[int, Submit]] = [{} for _ in groups]
         sent: dict[int, int] = {}
         for spoke in (tokenizer, *groups):
@@ -267,7 +294,7 @@ class Automatic:
                 pieces = [
                     self._step(submit, sent)
                     for submit in requests.values()
-                    if submit.prompt_ids[0] != 998 or not sent[submit.request]
+                    if submit.prompt_ids[0] != 998 or sent[submit.request] == submit.resumed
                 ]
                 if pieces:
                     group.send(Output(pieces))
@@ -296,7 +323,7 @@ class Automatic:
         while not group.silent(0):
             message = group.next()
             if isinstance(message, Submit):
-                sent[message.request] = 0
+                sent[message.request] = message.resumed
                 if message.prompt_ids[0] != 999:
                     requests[message.request] = message
             elif isinstance(message, Abort):
@@ -308,7 +335,7 @@ class Automatic:
 
     def _step(self, submit: Submit, sent: dict[int, int]) -> Piece:
         start = sent[submit.request]
-        prompt = submit.prompt_ids
+        prompt = submit.prompt_ids[: len(submit.prompt_ids) - submit.resumed]
         ids = [prompt[start % len(prompt)]]
         sent[submit.request] = start + 1
         end = "length" if start + 1 == submit.max_tokens else None

@@ -75,6 +75,7 @@ def test_a_stopped_router_ends_requests_and_leaves_no_socket(runtime_dir: Path, 
         client.receive()
         router.stop()
         assert client.expect_error("unavailable", 1)["retry"]
+        assert "shutting down" in client.expect_error("unavailable", None)["message"]
         client.expect_close()
         client.close()
         assert not Path(router.path).exists()

@@ -63,6 +63,7 @@ def test_it_serves_when_it_says_so_and_stops_when_told(router: RouterProcess) ->
     group.output(piece(submit.request, 0, [1], "a", "stop"))
     assert client.receive_deltas(1)[0][3] == "a"
     router.control.send(msgspec.msgpack.encode(Stop()))
+    assert client.expect_error("unavailable", None)["retry"]
     client.expect_close()
     assert router.process.wait(WAIT_S) == 0
     assert not os.path.exists(router.path)

@@ -1,0 +1,368 @@
+"""The journal: what a new router has to know to go on with the requests of a dead one.
+
+    newer  |Opened|Accepted|Step|Step|Accepted|Step ...        <- records are added here
+    older  |Opened|Accepted|Step|...|Continued|                <- is being emptied
+
+Accepted is a request with the tokens that it has so far, Step what one batch of
+output added to all of them.  A record is written before its tokens go to a
+client: so no client has a token that is not here.  When `newer` is full it
+becomes `older`, and what is in flight is written anew, some of it with each
+Step, until the file can be deleted: so the size is bounded, and no step waits.
+
+What may wait for the disk is left to a thread (segments.py).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import time
+from collections import OrderedDict
+from pathlib import Path
+
+import msgspec
+
+from albireo._version import __version__
+from albireo.ipc.config import ActorSpec
+from albireo.ipc.messages import Submit
+
+from .segments import AHEAD_BYTES, Data, Files, Segment, mapped, payloads, segments_in
+
+SEGMENTS = 3
+"""Files that there can be: the newer one, the older one, and the next."""
+MAX_ENDED = 1024
+"""Ended requests that a replay finds: of these a client may lack the end."""
+_COPY_BYTES = 64 * 1024
+"""Of requests that are written anew with each Step, at least."""
+_CONTINUED_BYTES = 64
+_TOKEN_BYTES = 5
+_REQUEST_BYTES = 4096
+_LOCK_S = 2.0
+
+_log = logging.getLogger(__name__)
+
+
+class JournalError(Exception):
+    """The journal's directory cannot be used; the text says why."""
+
+
+class _Record(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    pass
+
+
+class Opened(_Record, frozen=True):
+    """First of a segment: whose requests these are.  Others cannot go on with them."""
+
+    software: str
+    model: str
+    parameters: int
+    vocab_size: int
+    max_model_len: int
+
+
+class Accepted(msgspec.Struct, array_like=True, tag=True):
+    """A request with what it has so far; the router's own record of it, too.
+
+    number: of its first answer; the others have the next ones.  0 = it is in no journal.
+    owner: digest of the session's name.  client_id: the client's number for it.
+    tenant: that the client named; "" = none.
+    submit: as for choice 0, without a number.
+    tokens: of each answer, by choice.
+    """
+
+    number: int
+    owner: bytes
+    client_id: int
+    tenant: str
+    submit: Submit
+    tokens: dict[int, list[int]]
+
+
+class Step(_Record, frozen=True):
+    """tokens: (number of the answer, index of the first, ids).  ended: answers.  gone: requests
+    that were given up."""
+
+    tokens: list[tuple[int, int, list[int]]]
+    ended: list[int]
+    gone: list[int]
+
+
+class Continued(_Record, frozen=True):
+    """Last of a segment: the next one has more."""
+
+
+Record = Opened | Accepted | Step | Continued
+_decode = msgspec.msgpack.Decoder(Record).decode
+
+
+def opened_by(spec: ActorSpec) -> Opened:
+    model = spec.model
+    return Opened(
+        __version__, model.name, model.num_params, model.vocab_size, spec.engine.max_model_len
+    )
+
+
+class Journal:
+    """directory: made if it is not there; one router at a time can have it.
+    max_bytes: of all its files together.
+    sync_s: how often the disk has to have everything; 0 = when the kernel likes.
+
+    found: the requests that were in flight, or ended a moment before, with all their tokens.
+        They are in this journal, too.
+
+    Raises JournalError.
+    """
+
+    def __init__(self, directory: Path, max_bytes: int, sync_s: float, opened: Opened) -> None:
+        self._size = max_bytes // SEGMENTS // 4096 * 4096
+        self._opened = opened
+        self._encoder = msgspec.msgpack.Encoder()
+        self._buffer = bytearray(64 * 1024)
+        self._last_number = 0
+        self._live: OrderedDict[int, Accepted] = OrderedDict()
+        self._born: dict[int, int] = {}
+        """Of live requests: the number of the segment that they were last written to."""
+        self._reserved = self._freed = 0
+        self._ended: list[int] = []
+        self._gone: list[int] = []
+        self._older: Segment | None = None
+        self._says_full = True
+        self._off = False
+        try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._lock = _lock(directory)
+            old = segments_in(directory)
+            self.found = replay([mapped(path) for path in old], opened)
+            self._files = Files(directory, self._size, 1 + _last(old), sync_s)
+            self._newer = self._begin()
+            for record in self.found:
+                self.accept(record)
+            self._files.start(self._newer)
+            if sync_s:
+                self._newer.sync()  # before what it replaces is deleted
+            for path in old:
+                path.unlink()
+        except OSError as error:
+            raise JournalError(f"--journal {directory} cannot be used: {error}") from None
+
+    def accept(self, record: Accepted) -> bool:
+        """Notes a request, and gives it its number; False when there is no room for it.
+
+        `record.tokens` grows with the request: what is written anew is read there.
+        """
+        record.number = 0
+        need = _reserve(record)
+        if self._reserved + need > self._size // 2:
+            self.step([])  # what has ended must be noted before its room is given away
+        if self._off or self._reserved + need > self._size // 2:
+            self._say_full(need)
+            return False
+        self._says_full = True
+        record.number = self._last_number + 1
+        self._last_number += max(record.tokens, default=0) + 1
+        self._reserved += need
+        self._live[record.number] = record
+        self._snapshot(record)
+        return True
+
+    def step(self, tokens: list[tuple[int, int, list[int]]]) -> None:
+        """Notes new tokens, before clients see them: (number of the answer, index, ids)."""
+        if tokens or self._ended or self._gone or self._freed:
+            written = self._write(Step(tokens, self._ended, self._gone))
+            self._ended.clear()
+            self._gone.clear()
+            self._reserved -= self._freed
+            self._freed = 0
+            if self._older is not None and not self._off:
+                self._copy(2 * written + _COPY_BYTES)
+
+    def ended(self, number: int) -> None:
+        """An answer has ended; noted with the next step."""
+        self._ended.append(number)
+
+    def forget(self, record: Accepted, *, gone: bool) -> None:
+        """A request is over: all its answers have ended, or nobody wants it (`gone`)."""
+        if self._live.pop(record.number, None) is not None:
+            del self._born[record.number]
+            self._freed += _reserve(record)
+            if gone:
+                self._gone.append(record.number)
+
+    def close(self) -> None:
+        """Leaves no file behind when no request is in flight."""
+        self.step([])
+        for segment in (self._older, self._newer):
+            if segment is not None and not self._live:
+                self._files.retire(segment)
+        self._files.close()
+        os.close(self._lock)
+
+    # ------------------------------------------------------------------ writing
+    def _write(self, record: Record) -> int:
+        """Appends a record; returns its bytes."""
+        if self._off:
+            return 0
+        buffer = self._buffer
+        self._encoder.encode_into(record, buffer)
+        length = len(buffer)
+        if length > self._newer.room - _CONTINUED_BYTES:
+            try:
+                self._turn()
+                self._encoder.encode_into(record, buffer)
+                self._newer.append(buffer)
+            except (OSError, IndexError) as error:  # no next segment, or too long for one
+                self._off = True
+                _log.error(
+                    "the journal cannot be written any more, requests end with this router: %s",
+                    error,
+                )
+            return length
+        before = self._newer.at
+        self._newer.append(buffer)
+        if (before ^ self._newer.at) & -(AHEAD_BYTES // 2):
+            self._files.wake()
+        return length
+
+    def _snapshot(self, record: Accepted) -> int:
+        self._live.move_to_end(record.number)
+        written = self._write(record)
+        self._born[record.number] = self._newer.number
+        return written
+
+    def _copy(self, most: int) -> None:
+        """Writes anew what the older segment still holds; gives it up when that is all."""
+        older = self._older
+        while older is not None and most > 0:
+            number = next(iter(self._live), 0)
+            if not number or self._born[number] > older.number:
+                self._files.retire(older)
+                self._older = older = None
+            else:
+                most -= self._snapshot(self._live[number])
+
+    def _turn(self) -> None:
+        """The newer segment is full: half of the next one is enough for all that is in flight."""
+        self._encoder.encode_into(Continued(), self._buffer)
+        self._newer.append(self._buffer)
+        full, self._newer = self._newer, self._begin()
+        self._copy(self._size)
+        self._older = full
+
+    def _begin(self) -> Segment:
+        segment = self._files.take()
+        segment.append(bytearray(self._encoder.encode(self._opened)))
+        return segment
+
+    def _say_full(self, need: int) -> None:
+        if self._says_full and not self._off:
+            self._says_full = False
+            _log.warning(
+                "the journal is full: %d requests may need %d of %d bytes; those that come now "
+                "end with the router (--journal-max-mib)",
+                len(self._live), self._reserved + need, self._size // 2,
+            )  # fmt: skip
+
+
+def replay(segments: list[Data], opened: Opened) -> list[Accepted]:
+    """The requests that were in flight, and behind them those that have ended last.
+
+    segments: contents of the files, in their order.  What is behind a record that
+    is not whole is ignored, as is a journal of another model or release.
+    """
+    found = _Found()
+    for data in segments:
+        whole = False
+        for place, payload in enumerate(payloads(data)):
+            try:
+                record = _decode(payload)
+            except msgspec.MsgspecError:
+                break
+            if (place == 0) != isinstance(record, Opened) or (place == 0 and record != opened):
+                _log.warning("a journal of another model or release: %s, not %s", record, opened)
+                return []
+            whole = isinstance(record, Continued)
+            found.take(record)
+        if not whole:
+            break
+    return found.requests()
+
+
+class _Found:
+    """Requests as a replay finds them."""
+
+    def __init__(self) -> None:
+        self._requests: dict[int, Accepted] = {}
+        self._of_answer: dict[int, Accepted] = {}
+        self._open: dict[int, set[int]] = {}
+        self._ended: OrderedDict[int, None] = OrderedDict()
+
+    def take(self, record: Record) -> None:
+        if isinstance(record, Accepted):
+            self._requests.pop(record.number, None)
+            self._requests[record.number] = record
+            numbers = {record.number + choice for choice in record.tokens}
+            self._open.setdefault(record.number, numbers)
+            for number in numbers:
+                self._of_answer[number] = record
+        elif isinstance(record, Step):
+            for number, index, token_ids in record.tokens:
+                request = self._of_answer.get(number)
+                if request is not None:
+                    tokens = request.tokens[number - request.number]
+                    if index == len(tokens):
+                        tokens += token_ids
+            for number in record.ended:
+                self._end(number)
+            for number in record.gone:
+                self._drop(number)
+
+    def requests(self) -> list[Accepted]:
+        """Those in flight first: for them there must be room in the new journal."""
+        ended = [self._requests.pop(number) for number in self._ended]
+        return [*self._requests.values(), *ended]
+
+    def _end(self, number: int) -> None:
+        request = self._of_answer.get(number)
+        if request is None:
+            return
+        still_open = self._open[request.number]
+        still_open.discard(number)
+        if not still_open:
+            self._ended[request.number] = None
+            if len(self._ended) > MAX_ENDED:
+                self._drop(next(iter(self._ended)))
+
+    def _drop(self, number: int) -> None:
+        request = self._requests.pop(number, None)
+        self._ended.pop(number, None)
+        if request is not None:
+            del self._open[number]
+            for choice in request.tokens:
+                del self._of_answer[number + choice]
+
+
+def _reserve(record: Accepted) -> int:
+    """Bytes that a request may need when it is written as a whole, at its end."""
+    submit = record.submit
+    tokens = len(submit.prompt_ids) + len(record.tokens) * submit.max_tokens
+    return _REQUEST_BYTES + _TOKEN_BYTES * tokens + len(submit.grammar) * 4
+
+
+def _last(segments: list[Path]) -> int:
+    return max((int(path.stem) for path in segments), default=0)
+
+
+def _lock(directory: Path) -> int:
+    """Keeps other routers away.  Raises OSError; the router before this one may still be dying."""
+    lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    deadline = time.monotonic() + _LOCK_S
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return lock
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                os.close(lock)
+                raise OSError("another node uses it") from None
+            time.sleep(0.02)

@@ -1,0 +1,182 @@
+"""Requests whose connection is over: they wait for their session's next one.
+
+A session is a name that only its client knows.  What a client of one asks is
+kept as an Accepted: the prompt, everything resolved, and the tokens so far.
+When the connection ends nothing is computed any more; the record waits, for
+`resume_s`, until a new connection of the session says how many tokens of which
+answer it has (Resume), and the request goes on behind them, as a stream does
+whose group has died.  With a journal the records outlive this process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from albireo.ipc.protocol import Have, Resume
+
+from .journal import Accepted, Journal
+from .requests import Refusal, Stream, TokenRequest
+from .session import Session
+from .validate import for_choice
+
+MAX_PARKED = 65_536
+
+
+class Resumption:
+    """resume_s: 0 = no request outlives its connection.  clock: seconds, of any origin."""
+
+    def __init__(
+        self, resume_s: float, journal: Journal | None, clock: Callable[[], float]
+    ) -> None:
+        self.resume_s = resume_s
+        self._journal = journal
+        self._clock = clock
+        self._owners: dict[bytes, Session] = {}
+        self._parked: dict[tuple[bytes, int], tuple[Accepted, float]] = {}
+        """By owner and client's id, those first that are given up first."""
+        if journal is not None:
+            for record in journal.found:
+                self._park(record)
+            journal.found = []
+
+    def __len__(self) -> int:
+        """Requests that wait for their client."""
+        return len(self._parked)
+
+    # ------------------------------------------------------------------ sessions
+    def greeted(self, session: Session) -> Session | None:
+        """A connection of a session has begun; returns the one before, where that is still there:
+        its client has left it."""
+        before = self._owners.get(session.owner)
+        self._owners[session.owner] = session
+        return before
+
+    def closed(self, session: Session) -> None:
+        if self._owners.get(session.owner) is session:
+            del self._owners[session.owner]
+
+    # ------------------------------------------------------------------ requests in flight
+    def begin(self, request: TokenRequest) -> None:
+        """A request is resolved, and about to be given to a group."""
+        session = request.session
+        streams = request.streams
+        submit = next(iter(streams.values())).submit
+        asked = request.asked
+        if not self.resume_s or not session.owner or submit is None or isinstance(asked, Resume):
+            return
+        before = self._parked.pop((session.owner, request.client_id), None)
+        if before is not None:  # its client had seen nothing of it, and asks again
+            self._forget(before[0])
+        self._keep(
+            request,
+            Accepted(
+                0, session.owner, request.client_id, asked.tenant,
+                submit, {choice: stream.token_ids for choice, stream in streams.items()},
+            ),
+        )  # fmt: skip
+
+    def ended(self, stream: Stream) -> None:
+        """An answer has ended; with the last one its request has."""
+        request = stream.asker
+        if self._journal is not None and stream.entry:
+            self._journal.ended(stream.entry)
+            if not request.streams and request.record is not None:
+                self._journal.forget(request.record, gone=False)
+
+    def gone(self, request: TokenRequest) -> None:
+        """A request was cancelled, or has failed."""
+        if request.record is not None:
+            self._forget(request.record)
+
+    # ------------------------------------------------------------------ between connections
+    def park(self, request: TokenRequest) -> bool:
+        """Its connection is over; False when that is its end."""
+        record = request.record
+        if record is None:
+            return False
+        self._park(record)
+        while len(self._parked) > MAX_PARKED:
+            self._forget(self._parked.pop(next(iter(self._parked)))[0])
+        return True
+
+    def expire(self) -> None:
+        """Gives up what has waited for too long."""
+        now = self._clock()
+        while self._parked:
+            key = next(iter(self._parked))
+            record, until = self._parked[key]
+            if now < until:
+                return
+            del self._parked[key]
+            self._forget(record)
+
+    def claim(self, session: Session, message: Resume, number: Callable[[], int]) -> TokenRequest:
+        """The request with streams that go on behind what the client has.  Raises Refusal.
+
+        number: gives numbers for streams.
+        """
+        found = self._parked.pop((session.owner, message.id), None) if session.owner else None
+        if found is None:
+            raise _lost("the node has no record of this request")
+        old, _ = found
+        self._forget(old)
+        chosen = {have.choice: have for have in message.have}
+        for have in message.have:
+            _check(old, have)
+        if not chosen or len(chosen) != len(message.have):
+            raise Refusal(
+                "invalid_request", "have names each answer once, and one at least", param="have"
+            )
+        request = TokenRequest(session, message, old.tenant)
+        submit = msgspec.structs.replace(old.submit, tenant=request.tenant)
+        tokens = {choice: old.tokens[choice][: have.tokens] for choice, have in chosen.items()}
+        now = self._clock()
+        for choice, have in chosen.items():
+            stream = Stream(request, choice, number(), now)
+            stream.submit = for_choice(submit, 0, choice, now)
+            stream.resume(tokens[choice], have.prompt_logprobs, now)
+            request.streams[choice] = stream
+        self._keep(
+            request,
+            Accepted(0, old.owner, old.client_id, old.tenant, submit, tokens),
+        )
+        return request
+
+    def _keep(self, request: TokenRequest, record: Accepted) -> None:
+        request.record = record
+        if self._journal is not None and self._journal.accept(record):
+            for choice, stream in request.streams.items():
+                stream.entry = record.number + choice
+
+    def _park(self, record: Accepted) -> None:
+        key = record.owner, record.client_id
+        before = self._parked.pop(key, None)
+        if before is not None:
+            self._forget(before[0])
+        self._parked[key] = record, self._clock() + self.resume_s
+
+    def _forget(self, record: Accepted) -> None:
+        if self._journal is not None:
+            self._journal.forget(record, gone=True)
+
+
+def _check(record: Accepted, have: Have) -> None:
+    tokens = record.tokens.get(have.choice)
+    if tokens is None:
+        raise _lost(f"the node has no record of answer {have.choice} of this request")
+    if not 0 <= have.tokens <= min(len(tokens), record.submit.max_tokens - 1):
+        raise _lost(
+            f"the node knows {len(tokens)} tokens of this answer, and the client has {have.tokens}"
+        )
+    if not 0 <= have.prompt_logprobs <= len(record.submit.prompt_ids):
+        raise Refusal(
+            "invalid_request",
+            f"the prompt has {len(record.submit.prompt_ids)} tokens, not {have.prompt_logprobs}",
+            param="have",
+        )
+
+
+def _lost(why: str) -> Refusal:
+    return Refusal("lost", f"{why}: ask again; the tokens that have come are valid", retry=True)

@@ -1,0 +1,325 @@
+"""The journal: what is read is a prefix of what was written, wherever it is cut or damaged."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from albireo.ipc.messages import Submit
+from albireo.router.journal import MAX_ENDED, Accepted, Journal, JournalError, Opened, replay
+from albireo.router.segments import MAGIC, RECORD_HEAD, Segment, mapped, payloads, segments_in
+
+from .fakes import drop_journal
+
+OPENED = Opened("1", "model", 10, 1000, 128)
+SIZE = 64 * 1024 * 3
+
+
+def submit(prompt: list[int], max_tokens: int = 50) -> Submit:
+    return Submit(
+        request=0, prompt_ids=prompt, max_tokens=max_tokens, min_tokens=0, temperature=1.0,
+        top_k=0, top_p=1.0, min_p=0.0, seed=-(2**63), stop=("é",), stop_token_ids=(2,),
+        include_stop=False, skip_special_tokens=True, logit_bias={3: 1.5},
+    )  # fmt: skip
+
+
+def record(client_id: int, n: int = 1, prompt: int = 3, max_tokens: int = 50) -> Accepted:
+    return Accepted(
+        0, b"owner", client_id, "t", submit(list(range(prompt)), max_tokens),
+        {choice: [] for choice in range(n)},
+    )  # fmt: skip
+
+
+def open_journal(path: Path, size: int = SIZE, sync_s: float = 0.0) -> Journal:
+    return Journal(path, size, sync_s, OPENED)
+
+
+def found(path: Path) -> dict[int, dict[int, list[int]]]:
+    """Tokens by client's id, as a router would find them now."""
+    while True:
+        # The journal's thread may delete a file meanwhile; a dead router's does not.
+        with contextlib.suppress(FileNotFoundError):
+            requests = replay([mapped(each) for each in segments_in(path)], OPENED)
+            return {each.client_id: each.tokens for each in requests}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "j"
+
+
+def size_of(path: Path) -> int:
+    """Bytes of all files there; the journal's thread may delete one meanwhile."""
+    size = 0
+    for each in segments_in(path):
+        with contextlib.suppress(FileNotFoundError):
+            size += each.stat().st_size
+    return size
+
+
+def test_what_was_in_flight_comes_back(path: Path) -> None:
+    journal = open_journal(path)
+    one, two = record(1), record(2, n=2)
+    assert journal.accept(one) and journal.accept(two)
+    journal.step([(one.number, 0, [5]), (two.number, 0, [6]), (two.number + 1, 0, [7, 8])])
+    journal.step([(one.number, 1, [9])])
+    drop_journal(journal)
+    again = open_journal(path)
+    assert [(each.client_id, each.tokens) for each in again.found] == [
+        (1, {0: [5, 9]}),
+        (2, {0: [6], 1: [7, 8]}),
+    ]
+    assert again.found[0].submit == one.submit
+    assert again.found[0].owner == b"owner"
+    drop_journal(again)
+    assert found(path) == {1: {0: [5, 9]}, 2: {0: [6], 1: [7, 8]}}
+
+
+def test_a_second_death_finds_the_same(path: Path) -> None:
+    journal = open_journal(path)
+    one = record(1)
+    journal.accept(one)
+    for index in range(5):
+        journal.step([(one.number, index, [index])])
+        drop_journal(journal)
+        journal = open_journal(path)
+        (one,) = journal.found
+        assert one.tokens[0] == list(range(index + 1))
+    drop_journal(journal)
+
+
+def test_nothing_is_left_when_nothing_is_in_flight(path: Path) -> None:
+    journal = open_journal(path)
+    one = record(1)
+    journal.accept(one)
+    journal.ended(one.number)
+    journal.forget(one, gone=False)
+    journal.close()
+    assert list(path.iterdir()) == []
+
+
+def test_who_was_given_up_does_not_come_back_and_who_has_ended_does(path: Path) -> None:
+    journal = open_journal(path, 1 << 22)
+    gone, ended = record(1), record(2)
+    for each in (gone, ended):
+        journal.accept(each)
+    journal.step([(gone.number, 0, [5]), (ended.number, 0, [6])])
+    journal.forget(gone, gone=True)
+    journal.ended(ended.number)
+    journal.forget(ended, gone=False)
+    for number in range(MAX_ENDED):
+        many = record(100 + number)
+        journal.accept(many)
+        if number == MAX_ENDED - 1:
+            assert 2 in found(path)
+        journal.ended(many.number)
+        journal.forget(many, gone=False)
+        journal.step([])
+    drop_journal(journal)
+    assert 1 not in found(path) and 2 not in found(path)
+    assert len(found(path)) == MAX_ENDED
+
+
+@pytest.mark.parametrize("sync_s", [0.0, 0.01])
+def test_its_size_is_bounded_and_nothing_in_flight_is_lost(path: Path, sync_s: float) -> None:
+    """Several times its size goes through it."""
+    journal = open_journal(path, sync_s=sync_s)
+    long = [record(number, prompt=500, max_tokens=400) for number in range(2)]
+    for each in long:
+        assert journal.accept(each)
+    expected = {each.client_id: each.tokens for each in long}
+    for step in range(400):
+        for each in long:
+            each.tokens[0].append(step)
+        journal.step([(each.number, step, [step]) for each in long])
+        brief = record(1000 + step, prompt=800, max_tokens=1)
+        assert journal.accept(brief)
+        journal.ended(brief.number)
+        journal.forget(brief, gone=False)
+        assert size_of(path) <= SIZE
+        if step % 37 == 0:
+            there = found(path)
+            assert {number: there[number] for number in expected} == expected
+    assert int(segments_in(path)[-1].stem) > 8
+    drop_journal(journal)
+
+
+def test_a_full_journal_takes_no_more_and_says_so(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    journal = open_journal(path)
+    records = [record(number, max_tokens=1000) for number in range(5)]
+    with caplog.at_level(logging.WARNING):
+        assert [journal.accept(each) for each in records] == [True] * 3 + [False] * 2
+    assert caplog.text.count("--journal-max-mib") == 1
+    assert records[3].number == 0
+    journal.forget(records[3], gone=True)
+    journal.forget(records[0], gone=True)
+    assert journal.accept(records[4])
+    drop_journal(journal)
+
+
+def test_a_disk_that_is_full_ends_the_journal_and_not_the_router(
+    path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("albireo.router.journal._COPY_BYTES", 0)
+    journal = open_journal(path)
+    one, two = record(1, prompt=1500), record(2, prompt=1500)
+    assert journal.accept(one) and journal.accept(two)
+    while journal._older is None:  # with one of them still to be written anew
+        journal.step([(99, 0, [7] * 20)])
+
+    def fail() -> Segment:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(journal._files, "take", fail)
+    journal.step([(99, 0, [300] * 30_000)])  # more than a segment holds
+    assert "no space left" in caplog.text and not journal.accept(record(8))
+    assert caplog.text.count("cannot be written") == 1
+    journal.step([(one.number, 0, [5])])
+    drop_journal(journal)
+    assert {1, 2} <= set(found(path)), "what was not written anew must not be deleted"
+
+
+def test_one_router_at_a_time(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("albireo.router.journal._LOCK_S", 0.05)
+    journal = open_journal(path)
+    with pytest.raises(JournalError, match="another node"):
+        open_journal(path)
+    journal.close()
+    open_journal(path).close()
+
+
+def test_a_directory_that_cannot_be(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(JournalError, match="--journal"):
+        open_journal(tmp_path / "file" / "j")
+
+
+def test_another_model_s_requests_are_not_taken(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    journal = open_journal(path)
+    journal.accept(record(1))
+    drop_journal(journal)
+    other = Journal(path, SIZE, 0.0, Opened("1", "other", 10, 1000, 128))
+    assert other.found == [] and "another model" in caplog.text
+    other.close()
+
+
+def test_it_is_the_owner_s_alone(path: Path) -> None:
+    journal = open_journal(path, sync_s=0.01)
+    journal.accept(record(1))
+    assert path.stat().st_mode & 0o777 == 0o700
+    assert all(each.stat().st_mode & 0o777 == 0o600 for each in segments_in(path))
+    drop_journal(journal)
+
+
+# ---------------------------------------------------------------------- damage
+PAYLOADS = st.lists(st.binary(min_size=1, max_size=40), max_size=12)
+_quick = settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+def written(directory: Path, contents: list[bytes]) -> bytes:
+    for old in segments_in(directory):
+        old.unlink()
+    segment = Segment(directory, 1, 4096)
+    for each in contents:
+        segment.append(bytearray(each))
+    data = segment.path.read_bytes()
+    segment.remove()
+    return data
+
+
+@_quick
+@given(PAYLOADS, st.data())
+def test_any_damage_leaves_a_prefix(tmp_path: Path, contents: list[bytes], data: Any) -> None:
+    whole = written(tmp_path, contents)
+    assert list(payloads(whole)) == contents
+    cut = data.draw(st.integers(0, len(whole)))
+    assert list(payloads(whole[:cut])) == contents[: len(list(payloads(whole[:cut])))]
+    used = len(MAGIC) + sum(RECORD_HEAD.size + len(each) for each in contents)
+    at, flip = data.draw(st.integers(0, used - 1)), data.draw(st.integers(1, 255))
+    damaged = bytearray(whole)
+    damaged[at] ^= flip
+    read = list(payloads(bytes(damaged)))
+    assert read == contents[: len(read)] and (len(read) < len(contents) or not contents)
+
+
+@_quick
+@given(st.binary(max_size=200))
+def test_random_bytes_are_no_records(noise: bytes) -> None:
+    assert list(payloads(noise)) == []
+    assert replay([MAGIC + noise], OPENED) == []
+
+
+class Machine(RuleBasedStateMachine):
+    """A journal against a plain dictionary, with deaths at any moment."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._home = tempfile.TemporaryDirectory(prefix="alj")
+        self.path = Path(self._home.name)
+        self.journal = open_journal(self.path, 3 * 40_960)
+        self.live: dict[int, Accepted] = {}
+        self.next = 1
+
+    @rule(n=st.integers(1, 3), prompt=st.integers(1, 900))
+    def accept(self, n: int, prompt: int) -> None:
+        new = record(self.next, n, prompt, 60)
+        self.next += 1
+        if self.journal.accept(new):
+            self.live[new.client_id] = new
+
+    @precondition(lambda self: self.live)
+    @rule(data=st.data(), ids=st.lists(st.integers(0, 999), max_size=5))
+    def tokens(self, data: Any, ids: list[int]) -> None:
+        each = self.live[data.draw(st.sampled_from(sorted(self.live)))]
+        choice = data.draw(st.sampled_from(sorted(each.tokens)))
+        each.tokens[choice] += ids
+        self.journal.step([(each.number + choice, len(each.tokens[choice]) - len(ids), ids)])
+
+    @precondition(lambda self: self.live)
+    @rule(data=st.data(), gone=st.booleans())
+    def forget(self, data: Any, gone: bool) -> None:
+        each = self.live.pop(data.draw(st.sampled_from(sorted(self.live))))
+        if not gone:
+            for choice in each.tokens:
+                self.journal.ended(each.number + choice)
+        self.journal.forget(each, gone=gone)
+
+    @rule()
+    def die(self) -> None:
+        drop_journal(self.journal)
+        self.journal = open_journal(self.path, 3 * 40_960)
+        there = {each.client_id: each for each in self.journal.found}
+        for number, each in self.live.items():
+            assert there[number].tokens == each.tokens and there[number].submit == each.submit
+        for number, each in there.items():
+            if number not in self.live:
+                self.journal.forget(each, gone=True)
+            else:
+                assert each.number
+                self.live[number] = each
+
+    @invariant()
+    def bounded(self) -> None:
+        assert size_of(self.path) <= 3 * 40_960
+
+    def teardown(self) -> None:
+        drop_journal(self.journal)
+        self._home.cleanup()
+
+
+Machine.TestCase.settings = settings(max_examples=15, stateful_step_count=40, deadline=None)
+test_any_life = Machine.TestCase
