@@ -9,7 +9,7 @@ import torch
 
 
 def graph_us(
-    work: Callable[[], None], device: torch.device, calls: int = 8, replays: int = 5
+    work: Callable[[], object], device: torch.device, calls: int = 8, replays: int = 5
 ) -> float:
     """Microseconds of one call of `work`: the median of some replays of a graph of `calls`.
 
