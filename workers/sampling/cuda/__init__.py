@@ -14,6 +14,10 @@ in which a step launches them:
     winner     draw.py       the best of the best, decided in float64
     decide     draw.py       the best over the ranks, where the vocabulary is sharded
 
+Several ranks share this out by one of three modes (sampler.py): filtered rows of shards go
+by candidates.py, rows that move by moving.py.  edits.py, masks.py and logprobs.py stand
+before and behind, in the steps that ask for them.
+
 Which of them run is fixed by the kind of step, and every grid by the number of
 rows, so a graph can hold them.  A row that does not need a kernel leaves it at once.
 """

@@ -34,6 +34,7 @@ from .rows import (
     OPEN,
     SCALE,
     THRESHOLD,
+    WEIGHS,
     WIDE,
 )
 from .search import kth_best
@@ -110,6 +111,7 @@ def bound(
     tl.store(ints + row * INTS + COUNT, 0)
     tl.store(ints + row * INTS + NEEDED, tl.where(by_k, k, 0))
     tl.store(ints + row * INTS + ABOVE, 0)
+    tl.store(ints + row * INTS + WEIGHS, (p < 1.0).to(tl.int32))
     tl.store(ints + row * INTS + BUCKET_K, 0)
     tl.store(ints + row * INTS + BUCKET_P_FIRST, 0)
     tl.store(ints + row * INTS + BUCKET_P_LAST, 0)

@@ -30,6 +30,7 @@ from .rows import (
     MODE,
     NEEDED,
     SCALE,
+    WEIGHS,
     WIDE,
 )
 
@@ -56,7 +57,10 @@ def histogram(
     LISTED: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    """Adds up hist_count (int32) and hist_mass (int64) [rows, BUCKETS].  Grid as scan's."""
+    """Adds up hist_count (int32) and hist_mass (int64) [rows, BUCKETS], where they are asked for.
+
+    Grid as scan's.
+    """
     come_up(OVERLAP)
     wait(OVERLAP)
     row = tl.program_id(0)
@@ -67,6 +71,9 @@ def histogram(
         low = tl.load(floats + row * FLOATS + LOW)
         scale = tl.load(floats + row * FLOATS + SCALE)
         floor = tl.load(floats + row * FLOATS + FLOOR)
+        # Each kind of addition costs as much as all else.
+        counts = tl.load(ints + row * INTS + NEEDED) > 0
+        weighs = tl.load(ints + row * INTS + WEIGHS) > 0
         first = tl.program_id(1) * TILES_PER_PROGRAM
         for i in range(TILES_PER_PROGRAM):
             tile = first + i
@@ -74,13 +81,15 @@ def histogram(
             if highest >= floor:
                 z, _ = load_tile(logits, row, tile, width, row_stride, segment_stride, TILE)
                 inside = z >= low
-                mass = tl.where(z > -float("inf"), logit_mass(z, best, inverse), 0)
                 bucket = row * BUCKETS + bucket_of(tl.where(inside, z, best), best, scale, BUCKETS)
-                tl.atomic_add(hist_count + bucket, 1, mask=inside, sem="relaxed")
-                tl.atomic_add(hist_mass + bucket, mass, mask=inside & (mass > 0), sem="relaxed")
-                rest = tl.sum(tl.where(inside, 0, mass), 0)
-                if rest > 0:
-                    tl.atomic_add(longs + row * LONGS + MASS_REST, rest, sem="relaxed")
+                if counts:
+                    tl.atomic_add(hist_count + bucket, 1, mask=inside, sem="relaxed")
+                if weighs:
+                    mass = tl.where(z > -float("inf"), logit_mass(z, best, inverse), 0)
+                    tl.atomic_add(hist_mass + bucket, mass, mask=inside & (mass > 0), sem="relaxed")
+                    rest = tl.sum(tl.where(inside, 0, mass), 0)
+                    if rest > 0:
+                        tl.atomic_add(longs + row * LONGS + MASS_REST, rest, sem="relaxed")
 
 
 @triton.jit

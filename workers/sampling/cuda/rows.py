@@ -32,6 +32,8 @@ BUCKET_P_FIRST = tl.constexpr(4)
 BUCKET_P_LAST = tl.constexpr(5)
 ABOVE = tl.constexpr(6)
 """top-k: tokens of the buckets before BUCKET_K."""
+WEIGHS = tl.constexpr(7)
+"""Whether masses are asked for: there is top-p."""
 INTS = tl.constexpr(8)
 
 # longs
