@@ -81,13 +81,13 @@ def test_every_name_is_in_the_doc_and_every_name_of_the_doc_is_there() -> None:
 
 
 def test_stages_have_their_mean_their_p99_and_what_is_exposed() -> None:
-    tree = status_tree()
     task = {"mean_us": 20.0, "p99_us": 30.0, "exposed_us": 5.0}
-    tree["groups"][0]["stages"] = {
+    group = trees.group()
+    group["stages"] = {
         "serial_fraction": 0.25, "idle_us_mean": 7.0,
         **dict.fromkeys(("schedule", "input", "forward", "sample", "output"), task),
     }  # fmt: skip
-    found = samples(tree)
+    found = samples(sample(group))
     assert found["albireo:stage_time_mean_seconds", "0"] == 20e-6
     assert found["albireo:stage_time_p99_seconds", "0"] == 30e-6
     assert found["albireo:stage_exposed_mean_seconds", "0"] == 5e-6
