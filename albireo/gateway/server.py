@@ -51,8 +51,8 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
         # Both lead back here: without them all of it goes at once, and not with one of the
         # garbage collector's full rounds, of which there are few.
-        self.cycle = None
-        self.scope = {}
+        self.cycle = None  # type: ignore[assignment]
+        self.scope = {}  # type: ignore[typeddict-item]
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)

@@ -285,13 +285,13 @@ class Session(asyncio.Protocol):
                 )
                 return
             hello = _decode_hello(payload)
+            self.owner = owner_of(hello.session)
         except _UNDECODABLE as error:
             self._end(
                 "protocol", f"the first message must be hello: {str(error)[:MAX_QUOTED_CHARS]}"
             )
             return
         self.client = hello.client[:80]
-        self.owner = owner_of(hello.session)
         if self._keys is not None and not self._know(hello.api_key):
             return
         self._greeted = True

@@ -84,7 +84,7 @@ def test_arrays_are_in_the_doc_in_their_order() -> None:
 
 def test_error_codes_are_in_the_doc() -> None:
     codes = set(re.findall(r'"(\w+)"', (protocol.Error.__doc__ or "").split("code:")[1]))
-    assert codes == set(rows(section("Errors"))) and len(codes) == 9
+    assert codes == set(rows(section("Errors"))) and len(codes) == 10
 
 
 def test_limits_are_those_of_the_code() -> None:

@@ -254,7 +254,7 @@ def test_a_connection_that_breaks_ends_its_requests(near: Neighbourhood, pair: P
     client.stream([5], max_tokens=9)
     number = group.expect(Submit).request
     # No close_notify, no FIN: a reset.
-    raw_socket = client._connection._raw  # type: ignore[union-attr]
+    raw_socket = client._link._connection._raw  # type: ignore[union-attr]
     raw_socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     raw_socket.shutdown(socket.SHUT_RD)
     raw_socket.close()
