@@ -91,7 +91,7 @@ class Supervisor:
     async def run(self) -> int:
         """Starts the node, keeps it alive until it is asked to stop; the exit status."""
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-        raise_open_files()  # for all its processes
+        raise_open_files()  # an actor takes four here, a client one in the router
         self._catch_signals()
         try:
             self._runtime = RuntimeDir.claim(self._options.name)
@@ -296,13 +296,17 @@ class Supervisor:
                 role, how = "forkserver", await self._fork_server.gone()
                 await self._replace_fork_server()
             self._note(f"{how}; it is replaced, the groups serve on")
-            while self._fork_server.alive and not self._understudy.alive:
+            while self._fork_server.alive and not self._has_understudy:
                 try:
                     self._understudy = await self._fork_server.fork_understudy()
                 except (StartError, *STARVED) as error:
                     log.error("there is no understudy: %s", error)
                     await asyncio.sleep(_RETRY_S)
             self._count_restart(role)
+
+    @property
+    def _has_understudy(self) -> bool:
+        return self._understudy is not self._fork_server and self._understudy.alive
 
     async def _replace_fork_server(self) -> None:
         """By its understudy, or by a new one: that has to load the model."""

@@ -8,7 +8,6 @@ and that of the one before, to see what it did last.
 from __future__ import annotations
 
 import os
-import resource
 from collections import deque
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from albireo.ipc.config import ActorSpec
 from albireo.ipc.timeline import DIRECTORY, WORKER_TRACKS, create_timeline
 
 _KEPT = 2
-_DESCRIPTORS = 4096
 
 
 class Timelines:
@@ -26,9 +24,6 @@ class Timelines:
         self._directory = runtime_dir / DIRECTORY
         self._directory.mkdir(mode=0o700)
         self._kept: dict[str, deque[tuple[int, Path]]] = {}
-        # With its control socket and its pidfd an actor takes four descriptors of the supervisor.
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, _DESCRIPTORS)), hard))
 
     def create(self, spec: ActorSpec) -> int:
         """New memory for an actor that is about to start; the descriptor stays this object's."""

@@ -88,6 +88,7 @@ def test_an_actor_is_killed(node: str, victim: str) -> None:
             assert end == 200
     after = pids(node)
     assert after[victim] != before[victim]
+    wait_for("all roles are filled", lambda: len({*pids(node).values()}) == len(before), 10)
     untouched = {name for name in before if name.startswith("g1.")}
     if not victim.startswith("g1."):
         assert {n: before[n] for n in untouched} == {n: after[n] for n in untouched}
