@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import random
 import statistics
 import sys
@@ -18,6 +19,8 @@ from typing import Any
 import msgspec
 
 from albireo.client import AsyncClient
+from albireo.node.operations import Order, give_order
+from albireo.node.options import OptionError
 from albireo.node.owned import OwnedNode
 
 from .faults import harm
@@ -26,7 +29,7 @@ from .run import model_path, options
 LIMIT_MS = 300.0
 _TOKENS = 400
 _PROMPT = 100
-_KILL_AFTER = (5, 60)
+_KILL_AFTER = (2, 20)
 
 
 def main() -> None:
@@ -64,7 +67,7 @@ async def measure(node: str, kills: int, streams: int) -> tuple[dict[str, Any], 
     rng = random.Random(1)
     async with await AsyncClient.connect(node=node) as client:
         for number in range(kills):
-            await _both_ready(client)
+            await _both_ready(node, client)
             times: list[list[float]] = [[] for _ in range(streams)]
             tasks = [asyncio.create_task(_stream(client, rng, each)) for each in times]
             enough = rng.randrange(*_KILL_AFTER)
@@ -99,12 +102,16 @@ async def _stream(client: AsyncClient, rng: random.Random, times: list[float]) -
             times += [time.monotonic()] * len(delta.token_ids)
 
 
-async def _both_ready(client: AsyncClient) -> None:
+async def _both_ready(node: str, client: AsyncClient) -> None:
+    """A group that keeps dying waits longer each time, unless it is asked not to."""
     while True:
         tree = await client.status()
-        if all(group["state"] == "ready" for group in tree["groups"]):
+        waiting = [each["group"] for each in tree["groups"] if each["state"] != "ready"]
+        if not waiting:
             return
-        await asyncio.sleep(0.02)
+        order = Order(action="start", group=waiting[0], timeout_s=0.0)
+        with contextlib.suppress(OptionError):
+            await asyncio.to_thread(list, give_order(node, order))
 
 
 def _longest_gap(times: list[float], at: float) -> float:
