@@ -117,10 +117,11 @@ class Resumption:
 
         number: gives numbers for streams.
         """
-        found = self._parked.pop((session.owner, message.id), None) if session.owner else None
-        if found is None:
+        key = session.owner, message.id
+        old, _ = self._parked.get(key, (None, 0.0)) if session.owner else (None, 0.0)
+        if old is None or session.tenant not in ("", old.submit.tenant):
             raise _lost("the node has no record of this request")
-        old, _ = found
+        del self._parked[key]
         self._forget(old)
         chosen = {have.choice: have for have in message.have}
         for have in message.have:

@@ -27,7 +27,7 @@ from albireo.client import (
 )
 from albireo.ipc import tls_door
 from albireo.ipc.config import ListenConfig
-from albireo.ipc.messages import Abort, Submit
+from albireo.ipc.messages import Abort, Credit, Submit
 from albireo.router import connections, session
 
 from ..certificates import Pair, self_signed
@@ -66,6 +66,11 @@ def raw(near: Neighbourhood) -> socket.socket:
 def shaken(near: Neighbourhood, pair: Pair) -> ssl.SSLSocket:
     context = ssl.create_default_context(cafile=pair.cert)
     return context.wrap_socket(raw(near), server_hostname="127.0.0.1")
+
+
+def say(connection: socket.socket, message: dict[str, object]) -> None:
+    payload = msgspec.msgpack.encode(message)
+    connection.sendall(struct.pack("<I", len(payload)) + payload)
 
 
 def closed_by_the_router(connection: socket.socket) -> bool:
@@ -120,11 +125,40 @@ def test_the_key_is_the_tenant_whatever_the_request_says(near: Neighbourhood, pa
         {"type": "hello", "protocol": 1, "api_key": KEY},
         {"type": "generate", "id": 1, "prompt_ids": [5], "tenant": "bob"},
     ):
-        payload = msgspec.msgpack.encode(message)
-        connection.sendall(struct.pack("<I", len(payload)) + payload)
+        say(connection, message)
     assert group.expect(Submit).tenant == "alice"
     connection.close()
     assert isinstance(group.next(), Abort)
+
+
+def test_a_request_goes_on_for_the_key_that_asked(
+    start: Start, listen: ListenConfig, pair: Pair
+) -> None:
+    """Another one's that knows the session's name gets nothing."""
+    near = start(listen=listen, resume_s=5.0)
+    group = near.group()
+
+    def join(key: str) -> ssl.SSLSocket:
+        connection = shaken(near, pair)
+        say(connection, {"type": "hello", "protocol": 1, "api_key": key, "session": "s" * 22})
+        return connection
+
+    alice = join(KEY)
+    say(alice, {"type": "generate", "id": 1, "prompt_ids": [5], "params": {"max_tokens": 9}})
+    group.output(piece(group.expect(Submit).request, 0, [11], "a"))
+    alice.close()
+    assert group.expect(Credit) and group.expect(Abort)
+    bob = join("key-of-bob")
+    say(bob, {"type": "resume", "id": 1, "have": [[0, 1]]})
+    bob.settimeout(WAIT_S)
+    heard = b""
+    while b"lost" not in heard:
+        heard += (more := bob.recv(1 << 16))
+        assert more
+    bob.close()
+    say(join(KEY), {"type": "resume", "id": 1, "have": [[0, 1]]})
+    again = group.expect(Submit)
+    assert (again.tenant, again.prompt_ids) == ("alice", [5, 11])
 
 
 # ---------------------------------------------------------------------- who is sent away
