@@ -46,6 +46,15 @@ _ROUTER = 0.25
 """What routing takes, of what the groups take."""
 
 
+class _Away:
+    """The session of a client that is not there: nothing is ever sent to it."""
+
+    tenant = connection = ""
+
+
+_AWAY = cast("Session", _Away())
+
+
 class _Running(msgspec.Struct):
     """A request from its arrival to its end.  first: when its first token comes."""
 
@@ -197,8 +206,7 @@ class Simulation:
         number = self._requests
         terms = self._tenants.terms(arrival.tenant or NOBODY, "")
         asked = Generate(id=number, tenant=terms.tenant, priority=arrival.priority)
-        # A stream of a client that is not there: nothing is ever sent to its session.
-        stream = Stream(TokenRequest(cast("Session", None), asked), 0, number, now)
+        stream = Stream(TokenRequest(_AWAY, asked), 0, number, now)
         prompt = self._prompts.of(arrival)
         stream.submit = Submit(
             number, cast("list[int]", prompt), arrival.output_len, 0, 0.0, 0, 1.0, 0.0, 0, (), (),
