@@ -104,12 +104,15 @@ class Load:
         await asyncio.gather(*self._tasks)
 
     def disconnect(self, phase: str) -> bool:
-        """Closes the connection of a request in that phase, without a word."""
+        """Breaks the connection of a request in that phase, without a word.
+
+        Its client connects again: a request without a token goes on, a stream ends.
+        """
         for number, life in enumerate(self.lives):
             client = self._clients.get(number)
-            if life.phase == phase and client is not None:
-                life.lost = "disconnected by the test"
-                client._transport.abort()
+            wire = None if client is None else client._link._wire
+            if life.phase == phase and wire is not None:
+                wire.abort()
                 return True
         return False
 
@@ -125,7 +128,8 @@ class Load:
                 life.wrong = f"no end within {_GIVE_UP_S:g} s"
             except (AlbireoError, OSError, EOFError, asyncio.IncompleteReadError) as error:
                 life.lost = life.lost or f"{type(error).__name__}: {error}"
-                self._clients.pop(number, None)
+                if (client := self._clients.pop(number, None)) is not None:
+                    await client.close()
                 await asyncio.sleep(_RECONNECT_S)
             life.over = time.monotonic()
             self.finished.append(life)
