@@ -22,6 +22,9 @@ from albireo.node.options import (
 
 from .lazy import LazyGroup
 
+_FILE = click.Path(exists=True, dir_okay=False, resolve_path=True)
+"""By its whole path: the node may run elsewhere."""
+
 
 @click.group(
     cls=LazyGroup,
@@ -306,13 +309,13 @@ def _chunks_are_always(context: click.Context, parameter: click.Parameter, value
 @click.option(
     "--ssl-certfile",
     metavar="FILE",
-    type=click.Path(exists=True, dir_okay=False, resolve_path=True),
+    type=_FILE,
     help="HTTPS: certificate, with its chain (PEM),",
 )
 @click.option(
     "--ssl-keyfile",
     metavar="FILE",
-    type=click.Path(exists=True, dir_okay=False, resolve_path=True),
+    type=_FILE,
     help="and its key (PEM).",
 )
 @click.option(
@@ -323,20 +326,20 @@ def _chunks_are_always(context: click.Context, parameter: click.Parameter, value
 @click.option(
     "--tls-cert",
     metavar="FILE",
-    type=click.Path(exists=True, dir_okay=False, resolve_path=True),
+    type=_FILE,
     help="For --listen: certificate, with its chain (PEM),",
 )
 @click.option(
     "--tls-key",
     metavar="FILE",
-    type=click.Path(exists=True, dir_okay=False, resolve_path=True),
+    type=_FILE,
     help="and its key (PEM).",
 )
 @click.option("--api-key", metavar="KEY", help="Key that clients over HTTP and TCP must send.")
 @click.option(
     "--api-key-file",
     metavar="FILE",
-    type=click.Path(exists=True, dir_okay=False, resolve_path=True),
+    type=_FILE,
     help="Keys of several clients: a line each, KEY or NAME:KEY.",
 )
 @click.option(

@@ -118,10 +118,11 @@ class Resumption:
         number: gives numbers for streams.
         """
         key = session.owner, message.id
-        old, _ = self._parked.get(key, (None, 0.0)) if session.owner else (None, 0.0)
-        if old is None or session.tenant not in ("", old.submit.tenant):
+        found = self._parked.get(key)
+        if found is None or session.tenant not in ("", found[0].submit.tenant):
             raise _lost("the node has no record of this request")
         del self._parked[key]
+        old, _ = found
         self._forget(old)
         chosen = {have.choice: have for have in message.have}
         for have in message.have:

@@ -85,7 +85,7 @@ class Router:
         self._loop = asyncio.get_running_loop()
         self._started_at = self._loop.time()
         self._limits = limits = RequestLimits.of(spec)
-        self._numbers = numbers = RequestNumbers(spec.incarnation)
+        numbers = RequestNumbers(spec.incarnation)
         chance = random.SystemRandom() if spec.seed is None else random.Random(spec.seed)
         draw_seed = functools.partial(chance.getrandbits, 64)
         self._counts = RequestCounts()
