@@ -262,14 +262,20 @@ class ShapeBench:
         caches = self.caches(blocks)
         q = random(rows, shape.heads, shape.head_dim)
         size = rows * context * shape.kv_heads * shape.head_dim * 4 + 2 * q.nbytes
-        made = []
-        for options in itertools.product((32, 64, 128), (32, 64), (2, 4, 8), (2, 4), (2, 3)):
-            tiling = attention.DecodeTiling(*options)
-            attention.decode_tiling = lambda *_, tiling=tiling: tiling
+
+        def timed(tiling: attention.DecodeTiling, case: str) -> Row:
+            attention.decode_tiling = lambda *_: tiling
             us = self._each_us(
                 lambda i: self.kernels.attention(q, caches[i], batch, shape.head_dim**-0.5, 0)
             )
-            made.append(self.row("attention", f"B={rows} n={context} {tiling}", us, size))
+            return self.row("attention", f"B={rows} n={context} {case}{tiling}", us, size)
+
+        now = chosen(shape.head_dim, _DTYPE, rows * shape.kv_heads)
+        yield timed(now, "chosen: ")
+        made = [
+            timed(attention.DecodeTiling(*options), "")
+            for options in itertools.product((32, 64), (32, 64), (2, 3, 4, 6, 8), (2, 4), (2, 3, 4))
+        ]
         attention.decode_tiling = chosen
         yield from sorted(made, key=lambda row: row.us)[:8]
 
@@ -372,7 +378,7 @@ def measure(options: argparse.Namespace, bandwidth: float) -> Iterator[Row]:
             continue
         if options.tune:
             for rows, context in itertools.product(batches, (_CONTEXT, 2048)):
-                if rows * context <= 256 * _CONTEXT:
+                if rows * context <= 128 * 2048:
                     yield from bench.tune(rows, context)
             continue
         for rows in batches:

@@ -21,10 +21,9 @@ if not torch.cuda.is_available():
 from albireo.workers.kernels.cuda.norm import rms_norm
 from albireo.workers.parallel.cuda import (
     FUSIONS,
-    LETTERS,
     METHODS,
-    PARCELS,
     SLAB_BYTES,
+    TOGETHER,
     CudaCommunicator,
     GroupNotFormed,
 )
@@ -94,21 +93,26 @@ def sums_in_graphs(communicator: CudaCommunicator, device: torch.device) -> None
             assert gathered[:, 0, 0].tolist() == [10 * replay + r for r in range(SIZE)]
 
 
-def norms_of_all_fusions(communicator: CudaCommunicator, device: torch.device) -> None:
-    """In a graph, one after the other as in a step: the kernels come up beside each other."""
-    width, turns = 4096, [(r, f) for r in (1, 3, 32, 70, 256) for f in (PARCELS, LETTERS)] * 3
-    turns = [(rows, fusion) for rows, fusion in turns if fusion == PARCELS or rows <= 32]
+def sums_with_norms(communicator: CudaCommunicator, device: torch.device) -> None:
+    """In a graph, one after the other as in a step: the kernels come up beside each other.
+
+    Every other one fetches weights of an odd shape beside it.
+    """
+    ahead = torch.zeros(3001, 4104, dtype=torch.bfloat16, device=device)
+    width, turns = 4096, [1, 3, 32, 70, 256, 300, 512, 2] * 3
+    communicator.tune(width)
+    communicator.fusion_for = lambda *_: TOGETHER  # type: ignore[method-assign]
     weight = torch.rand(width, device=device) + 0.5
     dist.broadcast(weight, 0)
-    xs = [torch.zeros(r, width, dtype=torch.bfloat16, device=device) for r, _ in turns]
+    xs = [torch.zeros(r, width, dtype=torch.bfloat16, device=device) for r in turns]
     residuals = [torch.zeros_like(x) for x in xs]
     outs: list[torch.Tensor] = []
 
     def step() -> None:
         outs.clear()
-        for x, residual, (_, fusion) in zip(xs, residuals, turns, strict=True):
-            communicator._fusion_for = lambda *_, fusion=fusion: fusion  # type: ignore
-            out = communicator.sum_norm(x, residual, weight, 1e-6)
+        for n, (x, residual) in enumerate(zip(xs, residuals, strict=True)):
+            next_weight = ahead if n % 2 else None
+            out = communicator.sum_norm(x, residual, weight, 1e-6, ahead=next_weight)
             assert out is not None
             outs.append(out)
 
@@ -123,12 +127,14 @@ def norms_of_all_fusions(communicator: CudaCommunicator, device: torch.device) -
             for n, x in enumerate(xs):
                 turn = replay * 100 + n
                 x.copy_(brought(communicator.rank, x.numel(), x.dtype, turn).view_as(x))
+                x[0, : 2 * n] = -0.0
                 residuals[n].copy_(brought(77, x.numel(), x.dtype, turn).view_as(x))
             graph.replay()
             for n, (x, residual, out) in enumerate(zip(xs, residuals, outs, strict=True)):
                 turn = replay * 100 + n
                 expected = brought(77, x.numel(), x.dtype, turn).view_as(x).to(device)
                 total = summed(x.numel(), x.dtype, turn).view_as(x).to(device)
+                total[0, : 2 * n] = 0.0
                 normed = rms_norm(total, expected, weight, 1e-6)
                 assert torch.equal(residual, expected), (replay, turns[n])
                 assert torch.equal(out, normed), (replay, turns[n])
@@ -136,7 +142,7 @@ def norms_of_all_fusions(communicator: CudaCommunicator, device: torch.device) -
 
 def tunes(communicator: CudaCommunicator, device: torch.device) -> None:
     sums, norms = communicator.tune(1024)
-    assert set(norms[1]) == set(FUSIONS) and set(norms[1024]) == {"apart", "parcels"}
+    assert set(norms) == {2**bits for bits in range(12)} and set(norms[1024]) == set(FUSIONS)
     assert all(time > 0 for each in (*sums.values(), *norms.values()) for time in each.values())
 
 
@@ -222,7 +228,7 @@ def _run_rank(
 
 
 ROUNDS = [
-    sums_of_all_methods, sums_in_graphs, norms_of_all_fusions, tunes, samples_in_every_mode,
+    sums_of_all_methods, sums_in_graphs, sums_with_norms, tunes, samples_in_every_mode,
     chooses_a_mode, one_is_late,
 ]  # fmt: skip
 

@@ -31,6 +31,9 @@ class ReferenceKernels:
         copied = None if bias is None else bias.float().clone()
         return weight.float().clone(), copied, out_dtype or weight.dtype
 
+    def reads(self, packed: Any) -> torch.Tensor | None:
+        return None
+
     def linear(self, x: torch.Tensor, packed: Any) -> torch.Tensor:
         weight, bias, out_dtype = packed
         return F.linear(x.float(), weight, bias).to(out_dtype)

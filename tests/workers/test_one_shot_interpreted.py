@@ -15,7 +15,7 @@ from .interpreted import use_interpreter
 use_interpreter()
 
 from albireo.workers.parallel.one_shot import one_shot  # noqa: E402
-from albireo.workers.parallel.sum_norm import sum_norm  # noqa: E402
+from albireo.workers.parallel.sum_norm import NOTHING, sum_norm  # noqa: E402
 
 from .reference_kernels import ReferenceKernels  # noqa: E402
 
@@ -36,8 +36,7 @@ class Ranks:
         self.size, self.start = size, start
         self.slabs = shared(2 * SLAB_BYTES, torch.uint8)
         self.flags = shared(PROGRAMS * size, torch.int32, start)
-        self.parcels = shared(2 * size * ROOM, torch.float32)
-        self.letters = shared(2 * size * ROOM, torch.int64)
+        self.inboxes = shared(2 * size * ROOM, torch.int32, NOTHING)
 
 
 class Rank:
@@ -45,11 +44,13 @@ class Rank:
 
     def __init__(self, ranks: Ranks, rank: int) -> None:
         self.rank, self.size = rank, ranks.size
-        self._slabs, self._flags, self._parcels, self._letters = (
+        self._slabs, self._flags, self._inboxes = (
             torch.tensor([part.data_ptr() for part in parts])
-            for parts in (ranks.slabs, ranks.flags, ranks.parcels, ranks.letters)
+            for parts in (ranks.slabs, ranks.flags, ranks.inboxes)
         )
-        self._epochs = torch.full((PROGRAMS,), ranks.start, dtype=torch.int32)
+        self._epochs, self._norm_epochs = (
+            torch.full((PROGRAMS,), ranks.start, dtype=torch.int32) for _ in range(2)
+        )
 
     def collect(self, x: torch.Tensor, out: torch.Tensor, reduce: bool) -> None:
         one_shot[(PROGRAMS,)](
@@ -59,16 +60,16 @@ class Rank:
 
     def sum_norm(
         self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor,
-        inner: torch.Tensor | None, letters: bool,
+        inner: torch.Tensor | None,
     ) -> torch.Tensor:  # fmt: skip
         rows, width = x.shape
         out = torch.empty_like(x)
-        sum_norm[(PROGRAMS,)](
+        programs = min(rows, PROGRAMS)
+        sum_norm[(programs,)](
             x, residual, weight if inner is None else inner, weight, out,
-            self._letters if letters else self._parcels, self._flags, self._epochs,
-            rows, ROOM, self.rank, EPS,
+            self._inboxes, self._norm_epochs, rows, programs, ROOM, self.rank, EPS, x, 0, 0, 0,
             SIZE=self.size, WIDTH=width, PADDED=64, INNER=inner is not None,
-            LETTERS=letters, OVERLAP=False,
+            EMPTY=NOTHING, THREADS=32, OVERLAP=False,
         )  # fmt: skip
         return out
 
@@ -99,23 +100,25 @@ def sums_and_gathers(rank: Rank) -> list[bool]:
     return right
 
 
-def sums_and_norms(rank: Rank) -> list[bool]:
-    """Both ways to meet in turn, plain sums between them, with and without an inner norm."""
+def sums_and_norms(rank: Rank, dtype: torch.dtype) -> list[bool]:
+    """Plain sums between them, with and without an inner norm; some values are -0.0."""
     right, width = [], 48
     generator = torch.Generator().manual_seed(7)
     weight, inner = (torch.rand(width, generator=generator) + 0.5 for _ in range(2))
     for turn in range(2 * TURNS):
-        dtype, rows = (torch.bfloat16, torch.float32)[turn % 2], (1, 5, 3)[turn % 3]
+        rows = (1, 5, 3)[turn % 3]
         before = inner if turn % 4 > 1 else None
         length = rows * width
         x = _brought(rank.rank, turn, dtype, length).view(rows, width)
+        x[0, : 2 * turn] = -0.0
         residual = torch.randn(rows, width, generator=generator).to(dtype)
         expected_residual = residual.clone()
+        total = _summed(rank.size, turn, dtype, length).view(rows, width)
+        total[0, : 2 * turn] = 0.0
         expected = ReferenceKernels().add_rms_norm(
-            _summed(rank.size, turn, dtype, length).view(rows, width),
-            expected_residual, weight, EPS, before,
+            total, expected_residual, weight, EPS, before,
         )  # fmt: skip
-        out = rank.sum_norm(x, residual, weight, before, letters=turn % 3 != 1)
+        out = rank.sum_norm(x, residual, weight, before)
         tolerance = 1e-5 if dtype == torch.float32 else 1e-2
         same = functools.partial(torch.allclose, rtol=tolerance, atol=tolerance)
         right.append(same(out, expected) and same(residual, expected_residual))
@@ -132,7 +135,14 @@ def _run_rank(work: Callable[[Rank], list[bool]], ranks: Ranks, rank: int, resul
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("work", [sums_and_gathers, sums_and_norms])
+@pytest.mark.parametrize(
+    "work",
+    [
+        sums_and_gathers,
+        functools.partial(sums_and_norms, dtype=torch.bfloat16),
+        functools.partial(sums_and_norms, dtype=torch.float32),
+    ],
+)
 @pytest.mark.parametrize(("size", "start"), [(2, 0), (3, 2**31 - 4)])
 def test_ranks(work: Callable[[Rank], list[bool]], size: int, start: int) -> None:
     """start: of the count of collectives, which wraps round after 2**31."""

@@ -70,6 +70,10 @@ class Kernels(Protocol):
         """[T, k] -> [T, n]: x @ weight.T + bias."""
         ...
 
+    def reads(self, packed: Any) -> torch.Tensor | None:
+        """The weight [n, k] that `linear` reads, where fetching it ahead of time can help."""
+        ...
+
     def embed(self, tokens: torch.Tensor, table: torch.Tensor, first_id: int) -> torch.Tensor:
         """int32 [T] -> [T, hidden]; zeros for ids outside first_id .. first_id+len(table)-1."""
         ...

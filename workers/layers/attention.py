@@ -54,6 +54,7 @@ class Attention:
         self._kv_heads = shape.kv_heads // rank.size
         self._rope = rope
         self._qkv = ColumnParallelLinear(weights, ("q_proj", "k_proj", "v_proj"), rank)
+        self.reads = self._qkv.reads
         self._out = RowParallelLinear(weights, "o_proj", rank)
         self._q_norm = self._k_norm = None
         if shape.qk_norm:

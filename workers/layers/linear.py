@@ -33,6 +33,11 @@ class ColumnParallelLinear:
             torch.cat(parts), torch.cat(shares) if shares else None
         )
 
+    @property
+    def reads(self) -> torch.Tensor | None:
+        """See Kernels.reads."""
+        return self._kernels.reads(self._packed)
+
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return self._kernels.linear(x, self._packed)
 

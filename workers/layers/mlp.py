@@ -19,6 +19,7 @@ class MLP:
         kernels = rank.kernels
         self._gate = {"silu": kernels.silu_mul, "gelu": kernels.gelu_mul}[activation]
         self._gate_up = ColumnParallelLinear(weights, ("gate_proj", "up_proj"), rank)
+        self.reads = self._gate_up.reads
         self._down = RowParallelLinear(weights, "down_proj", rank)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:

@@ -29,6 +29,11 @@ class RMSNorm:
         self._rank = rank
         self._weight = norm_weight(weights, "weight", rank)
         self._eps = eps
+        self._ahead: torch.Tensor | None = None
+
+    def feeds(self, reads: torch.Tensor | None) -> None:
+        """reads: what the layer behind this norm reads first, see Kernels.reads."""
+        self._ahead = reads
 
     def add(
         self, x: torch.Tensor, residual: torch.Tensor, inner: RMSNorm | None = None
@@ -38,4 +43,4 @@ class RMSNorm:
         x: the sum of what the ranks give here, each its share; it is overwritten.
         """
         weight = None if inner is None else inner._weight
-        return self._rank.add_rms_norm(x, residual, self._weight, self._eps, weight)
+        return self._rank.add_rms_norm(x, residual, self._weight, self._eps, weight, self._ahead)

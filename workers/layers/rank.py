@@ -46,10 +46,14 @@ class Rank:
         weight: torch.Tensor,
         eps: float,
         inner: torch.Tensor | None = None,
+        ahead: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Kernels.add_rms_norm of the sum of all ranks' `share`, which is overwritten."""
+        """Kernels.add_rms_norm of the sum of all ranks' `share`, which is overwritten.
+
+        ahead: see Communicator.sum_norm.
+        """
         if self.size > 1:
-            done = self.communicator.sum_norm(share, residual, weight, eps, inner)
+            done = self.communicator.sum_norm(share, residual, weight, eps, inner, ahead)
             if done is not None:
                 return done
             self.communicator.all_reduce(share)

@@ -78,6 +78,8 @@ class DecoderLayer:
             )
         else:
             self._mlp = MLP(weights.at("mlp"), config.activation, rank)
+        self._attention_norm.feeds(self._attention.reads)
+        self._mlp_norm.feeds(self._mlp.reads)
         self._of_attention = self.output_norm = None
         if config.output_norms:
             self._of_attention = RMSNorm(weights.at("attention_output_norm"), eps, rank)
@@ -120,6 +122,7 @@ class Model:
         self._norm = RMSNorm(weights.at("model.norm"), config.rms_norm_eps, rank)
         head = "model.embed_tokens" if config.tie_embeddings else "lm_head"
         self._head = LMHead(weights.at(head), rank)
+        self._norm.feeds(self._head.reads)
 
     def add_layer(self, weights: Weights) -> None:
         """Adds the next layer; its weights may be forgotten afterwards."""

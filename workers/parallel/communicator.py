@@ -46,9 +46,11 @@ class Communicator(Protocol):
         weight: torch.Tensor,
         eps: float,
         inner: torch.Tensor | None = None,
+        ahead: torch.Tensor | None = None,
     ) -> torch.Tensor | None:
         """all_reduce(x) and Kernels.add_rms_norm in one; x [T, hidden] is not needed any more.
 
+        ahead: weights that are read next, see Kernels.reads; they may be fetched meanwhile.
         None, and nothing done, where two calls are as good.
         """
         ...
@@ -92,6 +94,7 @@ class Unfused:
         weight: torch.Tensor,
         eps: float,
         inner: torch.Tensor | None = None,
+        ahead: torch.Tensor | None = None,
     ) -> torch.Tensor | None:
         return None
 

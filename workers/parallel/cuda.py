@@ -32,12 +32,13 @@ import torch.distributed as dist
 import torch.distributed._symmetric_memory as symmetric_memory
 import triton
 
+from ..kernels.cuda.ahead import part_of
 from ..kernels.cuda.norm import norm_warps, rms_norm
 from ..kernels.cuda.overlap import overlapped
 from .graph_time import graph_us
 from .one_shot import PROGRAMS, one_shot
 from .peers import CudaPeerMemory
-from .sum_norm import sum_norm
+from .sum_norm import NORM_PROGRAMS, NOTHING, sum_norm
 
 if TYPE_CHECKING:
     from ...ipc.config import ActorSpec
@@ -47,12 +48,14 @@ ONE_SHOT, TWO_SHOT, NCCL = METHODS = ("one_shot", "two_shot", "nccl")
 SLAB_BYTES = 8 << 20
 """The most that our kernel and two_shot move: 1,024 rows of 4,096 in bfloat16."""
 
-APART, PARCELS, LETTERS = FUSIONS = ("apart", "parcels", "letters")
-"""How a sum is normalised: by two kernels, or by one of the two ways of sum_norm.py."""
+APART, TOGETHER = FUSIONS = ("apart", "together")
+"""How a sum is normalised: by two kernels, or by one (sum_norm.py)."""
 
-_PARCEL_BYTES = 2 << 20
-_LETTERS = 32 * 4096
-"""What a rank may send for one sum_norm: 256 rows of 4,096 in bfloat16, and values in letters."""
+_INBOX_BYTES = 4 << 20
+"""What a rank may send for one sum_norm: 512 rows of 4,096 in bfloat16."""
+
+_AHEAD_BYTES = 8 << 20
+"""Of the next weights, fetched beside a sum_norm (ahead.py): as much as comes in its time."""
 
 _FORMING_S = 300.0
 """How long a rank waits for others that still load their weights."""
@@ -121,6 +124,7 @@ class CudaCommunicator:
             ) from error
         self._method_by_bits: tuple[str, ...] = ()
         self._fusion_by_bits: tuple[str, ...] = ()
+        self._rows_of: tuple[int, torch.dtype] | None = None
 
     def all_reduce(self, x: torch.Tensor) -> None:
         """Sums x over all ranks, in place; x is contiguous, bfloat16 or float32."""
@@ -162,21 +166,20 @@ class CudaCommunicator:
         weight: torch.Tensor,
         eps: float,
         inner: torch.Tensor | None = None,
+        ahead: torch.Tensor | None = None,
     ) -> torch.Tensor | None:
         """See Communicator."""
         rows, width = x.shape
-        fusion = self._fusion_for(rows, width, x.nbytes)
-        if fusion == APART:
+        if self.fusion_for(rows, x.nbytes) == APART or (width, x.dtype) != self._rows_of:
             return None
-        return self._symmetric.sum_norm(x, residual, weight, eps, inner, fusion)
+        return self._symmetric.sum_norm(x, residual, weight, eps, inner, ahead)
 
-    def _fusion_for(self, rows: int, width: int, nbytes: int) -> str:
-        """How sum_norm does rows of `width` values, nbytes in all."""
+    def fusion_for(self, rows: int, nbytes: int) -> str:
+        """How sum_norm does rows of nbytes in all."""
         if not rows or not self._fusion_by_bits or not self._symmetric.fits(rows, nbytes):
             return APART
         bits = min((rows - 1).bit_length(), len(self._fusion_by_bits) - 1)
-        fusion = self._fusion_by_bits[bits]
-        return PARCELS if fusion == LETTERS and rows * width > _LETTERS else fusion
+        return self._fusion_by_bits[bits]
 
     def tune(
         self, width: int, dtype: torch.dtype = torch.bfloat16
@@ -195,6 +198,7 @@ class CudaCommunicator:
             }
         self._method_by_bits = self._agree(sums, METHODS)
         norms: dict[int, dict[str, float]] = {}
+        self._rows_of = width, dtype
         rows = 1
         while self._symmetric.fits(rows, rows * width * dtype.itemsize):
             norms[rows] = self._measure_norms(rows, width, dtype)
@@ -220,10 +224,10 @@ class CudaCommunicator:
             self.all_reduce(x)
             rms_norm(x, residual, weight, 1e-6)
 
-        fused = partial(self._symmetric.sum_norm, x, residual, weight, 1e-6, None)
-        ways: dict[str, Callable[[], object]] = {APART: apart, PARCELS: partial(fused, PARCELS)}
-        if rows * width <= _LETTERS:
-            ways[LETTERS] = partial(fused, LETTERS)
+        def together() -> None:
+            self._symmetric.sum_norm(x, residual, weight, 1e-6, None, None)
+
+        ways: dict[str, Callable[[], None]] = {APART: apart, TOGETHER: together}
         return {way: graph_us(run, self._device) for way, run in ways.items()}
 
     def close(self) -> None:
@@ -246,21 +250,23 @@ class CudaCommunicator:
 class _Symmetric:
     """Memory that all ranks have mapped: a part for two_shot, then what our kernels need.
 
-    part | slab | slab | flags | parcels | letters     see one_shot.py and sum_norm.py
+    part | slab | slab | flags | inbox | inbox     see one_shot.py and sum_norm.py
     """
 
     def __init__(self, rank: int, size: int, device: torch.device, group: Any) -> None:
         self._rank = rank
         self._size = size
         flag_bytes = -(-PROGRAMS * size * 4 // _ALIGNMENT) * _ALIGNMENT
-        parcel_bytes = 2 * size * _PARCEL_BYTES
-        total = 3 * SLAB_BYTES + flag_bytes + parcel_bytes + 2 * size * _LETTERS * 8
+        inboxes_at = 3 * SLAB_BYTES + flag_bytes
+        total = inboxes_at + 2 * size * _INBOX_BYTES
         self._memory, start = _map(total, rank, device, group)
         self._slabs = start + SLAB_BYTES
         self._flags = start + 3 * SLAB_BYTES
-        self._parcels = self._flags + flag_bytes
-        self._letters = self._parcels + parcel_bytes
+        self._inboxes = start + inboxes_at
+        self._memory[inboxes_at:].view(torch.int32).fill_(NOTHING)
+        _barrier(device)
         self._epochs = torch.zeros(PROGRAMS, dtype=torch.int32, device=device)
+        self._norm_epochs = torch.zeros(NORM_PROGRAMS, dtype=torch.int32, device=device)
 
     def part(self, length: int, dtype: torch.dtype) -> torch.Tensor:
         """Symmetric memory of `length` values, at most SLAB_BYTES."""
@@ -278,7 +284,7 @@ class _Symmetric:
 
     def fits(self, rows: int, nbytes: int) -> bool:
         """Whether sum_norm can do it: each row is where 16 bytes can be loaded at once."""
-        return nbytes <= _PARCEL_BYTES and nbytes // rows % _ALIGNMENT == 0
+        return nbytes <= _INBOX_BYTES and nbytes // rows % _ALIGNMENT == 0
 
     def sum_norm(
         self,
@@ -287,19 +293,21 @@ class _Symmetric:
         weight: torch.Tensor,
         eps: float,
         inner: torch.Tensor | None,
-        fusion: str,
+        ahead: torch.Tensor | None,
     ) -> torch.Tensor:
-        """See sum_norm.py; x fits(), and has at most _LETTERS values where it goes by letters."""
+        """See sum_norm.py; x fits()."""
         rows, width = x.shape
         padded = triton.next_power_of_2(width)
         out = torch.empty_like(x)
-        sum_norm[(PROGRAMS,)](
+        warps = norm_warps(padded)
+        fetch = part_of(ahead, _AHEAD_BYTES, 32 * warps)
+        programs = min(rows, NORM_PROGRAMS)
+        sum_norm[(programs + fetch.programs,)](
             x, residual, weight if inner is None else inner, weight, out,
-            self._letters if fusion == LETTERS else self._parcels, self._flags, self._epochs,
-            rows, _LETTERS if fusion == LETTERS else _PARCEL_BYTES // x.element_size(),
-            self._rank, eps,
+            self._inboxes, self._norm_epochs, rows, programs, _INBOX_BYTES // 4, self._rank, eps,
+            x if ahead is None else ahead, fetch.rows, fetch.row_bytes, fetch.part_bytes,
             SIZE=self._size, WIDTH=width, PADDED=padded, INNER=inner is not None,
-            LETTERS=fusion == LETTERS, num_warps=norm_warps(padded), **overlapped(x.device),
+            EMPTY=NOTHING, THREADS=32 * warps, num_warps=warps, **overlapped(x.device),
         )  # fmt: skip
         return out
 
@@ -314,10 +322,14 @@ def _map(
     # An allocation may lie inside a larger block, at the same place on every rank.
     inside = memory.data_ptr() - handle.buffer_ptrs[rank]
     start = torch.tensor(handle.buffer_ptrs, dtype=torch.int64, device=device) + inside
-    # Nobody's memory may be touched before it is zero.
+    _barrier(device)
+    return memory, start
+
+
+def _barrier(device: torch.device) -> None:
+    """Nobody's memory may be touched before it is as it begins."""
     dist.barrier(device_ids=[device.index])
     torch.cuda.synchronize(device)
-    return memory, start
 
 
 def _meet(store_path: str, rank: int, size: int, timeout_s: float) -> Any:

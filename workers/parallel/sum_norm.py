@@ -1,20 +1,22 @@
-"""All-reduce, addition to the residual stream and RMSNorm as one kernel, some rows a program.
+"""All-reduce, addition to the residual stream and RMSNorm as one kernel, a row a program.
 
 What a row-parallel layer leaves on each rank is summed, added and normalised
-without going through memory between.  Every rank writes its rows to all ranks'
-memory and then reads its own, so that nobody waits for a read over the link.
-Two ways to know that all is there, of which the caller chooses by size:
+without going through memory between.  Every rank writes its rows into the other
+ranks' inboxes and then reads its own, so that nobody waits for a read over the
+link.  An inbox is full of NOTHING, a word that no rank sends, until rows come: who
+reads waits until there is nothing of it left, and puts it back.  So there is no
+flag, no meeting and no byte too many (as the
+"Lamport" all-reduces of TensorRT-LLM do it).  A word is 32 bits, a float32 or two
+bfloat16, and arrives whole.
 
-    parcels   as they are; then the ranks meet (one_shot.py)
-    letters   each value with the number of the collective beside it: a reader waits until
-              all it reads are of this collective
+There are two inboxes, for the even and the odd collectives.  Program p has the
+rows p, p + NORM_PROGRAMS, ... of every collective, and counts those that it has
+rows in; programs without one are not launched.  All rows are of one width, so a
+place belongs to one program.  It is written again two collectives of that program
+later, by ranks that have had this rank's rows of the one between, which were sent
+when this one's were read and NOTHING was put back.
 
-Letters spare the meeting, for four times the bytes of bfloat16: they are for few
-rows.  An 8-byte word arrives whole, so a value and its number do (NCCL's "LL"
-protocol).  Parcels and letters have memory of their own, and the even and the
-odd collectives.  A place is written again two collectives later, by ranks that
-have had this rank's data of the collective between, or met it, which came when it
-had done with this one: that takes at least one row in each.
+Programs beyond those fetch the next layer's weights meanwhile (ahead.py).
 """
 
 from __future__ import annotations
@@ -22,84 +24,126 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ..kernels.cuda.ahead import fetch_ahead
 from ..kernels.cuda.norm import finish_row
 from ..kernels.cuda.overlap import come_up, wait
-from .one_shot import meet
+
+NORM_PROGRAMS = 256
+"""At most, besides those that fetch.  They wait for their peers, so all must be running at once."""
+
+NOTHING = -0x7FFF8000
+"""As int32: 0x80008000, two bfloat16 of -0.0, and a float32 of less than 1e-40."""
 
 
 @triton.jit
-def _send(value, epoch, letters, offset, here, SIZE: tl.constexpr):
-    """float32 values to the same place in all ranks' memory, with the number of the collective."""
-    bits = value.to(tl.uint32, bitcast=True).to(tl.uint64)
-    letter = (epoch.to(tl.uint32, bitcast=True).to(tl.uint64) << 32) | bits
+def _send(words, inboxes, place, here, rank, SIZE: tl.constexpr):
+    """int32 words to the same place in all others' inboxes."""
     for peer in tl.static_range(SIZE):
-        theirs = tl.load(letters + peer).to(tl.pointer_type(tl.uint64))
-        tl.store(tl.multiple_of(theirs + offset, 16), letter, mask=here, cache_modifier=".wt")
+        if peer != rank:
+            theirs = tl.load(inboxes + peer).to(tl.pointer_type(tl.int32))
+            tl.store(tl.multiple_of(theirs + place, 16), words, mask=here, cache_modifier=".wt")
 
 
 @triton.jit
-def _receive(epoch, mine, offset, here):
-    """float32 values, once all have come."""
-    place = tl.multiple_of(mine + offset, 16)
-    number = epoch.to(tl.uint32, bitcast=True).to(tl.uint64)
-    letter = tl.load(place, mask=here, other=0, volatile=True)
-    while tl.max((here & ((letter >> 32) != number)).to(tl.int32), 0) != 0:
-        letter = tl.load(place, mask=here, other=0, volatile=True)
-    return letter.to(tl.uint32).to(tl.float32, bitcast=True)
+def _receive(inbox, place, here, EMPTY: tl.constexpr):
+    """int32 words, once all have come; NOTHING takes their place."""
+    at = tl.multiple_of(inbox + place, 16)
+    words = tl.load(at, mask=here, other=0, volatile=True)
+    while tl.max((words == EMPTY).to(tl.int32), 0) != 0:
+        words = tl.load(at, mask=here, other=0, volatile=True)
+    tl.store(at, tl.full(words.shape, EMPTY, tl.int32), mask=here)
+    return words
 
 
-@triton.jit(do_not_specialize=["rank", "rows"])
+@triton.jit
+def _brought(x, place, here, EMPTY: tl.constexpr):
+    """int32 words of this rank, as it sends them: 0 for NOTHING, whose values are all but 0."""
+    words = tl.load(x + place, mask=here, other=0)
+    return tl.where(words == EMPTY, 0, words)
+
+
+@triton.jit
+def _sum(
+    own, inbox, place, part, here, rank,
+    SIZE: tl.constexpr, PAIRS: tl.constexpr, EMPTY: tl.constexpr,
+):  # fmt: skip
+    """float32 sums over the ranks in their order; own: this one's words, PAIRS: of two values.
+
+    place: of what rank 0 sent; each next rank's is `part` further.
+    """
+    low = tl.zeros(own.shape, tl.float32)
+    high = tl.zeros(own.shape, tl.float32)
+    for peer in tl.static_range(SIZE):
+        if peer == rank:
+            words = own
+        else:
+            words = _receive(inbox, place + peer * part, here, EMPTY)
+        if PAIRS:
+            low += (words << 16).to(tl.float32, bitcast=True)
+            high += (words & -65536).to(tl.float32, bitcast=True)
+        else:
+            low += words.to(tl.float32, bitcast=True)
+    if PAIRS:
+        total = tl.reshape(tl.join(low, high), [2 * own.shape[0]])
+    else:
+        total = low
+    return total
+
+
+@triton.jit(do_not_specialize=["rank", "rows", "programs"])
 def sum_norm(
-    x, residual, inner, weight, out, inboxes, flags, epochs,
-    rows, room, rank, eps,
+    x, residual, inner, weight, out, inboxes, epochs,
+    rows, programs, room, rank, eps, ahead, ahead_rows, ahead_row_bytes, ahead_part_bytes,
     SIZE: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, INNER: tl.constexpr,
-    LETTERS: tl.constexpr, OVERLAP: tl.constexpr,
+    EMPTY: tl.constexpr, THREADS: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """out = norm(residual += sum of the ranks' x [rows, WIDTH]), as kernels/cuda/norm.py does it.
 
     The sum is made in float32 in the order of the ranks and rounded to x's dtype
-    before it is used.  inboxes: int64 [SIZE], addresses of every rank's [2, SIZE, room],
-    by parity of the collective and sender: uint64 where LETTERS, else of x's dtype.
-    flags, epochs: see one_shot.py.  PADDED: WIDTH, up to a power of two.  Grid (PROGRAMS,).
+    before it is used.  inboxes: int64 [SIZE], addresses of every rank's int32
+    [2, SIZE, room], by parity of the collective and sender; EMPTY: NOTHING, which they are
+    full of.  epochs: int32 [NORM_PROGRAMS].  programs: those with rows, the least of rows and
+    NORM_PROGRAMS; the grid is (programs + any,), those beyond fetch, each with THREADS
+    threads.  PADDED: WIDTH, up to a power of two.
     """
     come_up(OVERLAP)
-    program, programs = tl.program_id(0), tl.num_programs(0)
+    program = tl.program_id(0)
+    if program >= programs:
+        fetch_ahead(
+            ahead, ahead_rows, ahead_row_bytes, ahead_part_bytes,
+            program - programs, tl.num_programs(0) - programs, THREADS,
+        )  # fmt: skip
+        return
     column = tl.arange(0, PADDED)
     here = column < WIDTH
     factor = tl.load(weight + column, mask=here, other=0.0).to(tl.float32)
+    element = x.dtype.element_ty
+    PAIRS: tl.constexpr = element.primitive_bitwidth == 16
+    VALUES: tl.constexpr = 2 if PAIRS else 1
+    WORDS: tl.constexpr = WIDTH // VALUES
+    word = tl.arange(0, PADDED // VALUES)
+    is_word = word < WORDS
+    words = x.to(tl.pointer_type(tl.int32))
     wait(OVERLAP)
     epoch = tl.load(epochs + program) + 1
-    first = (epoch & 1).to(tl.int64) * SIZE
-    element = x.dtype.element_ty
+    first = (epoch & 1).to(tl.int64) * SIZE * room
     for row in range(program, rows, programs):
-        at = row * WIDTH + column
-        place = (first + rank) * room + at
-        value = tl.load(x + at, mask=here, other=0.0)
-        if LETTERS:
-            _send(value.to(tl.float32), epoch, inboxes, place, here, SIZE)
-        else:
-            for peer in tl.static_range(SIZE):
-                theirs = tl.load(inboxes + peer).to(tl.pointer_type(element))
-                tl.store(tl.multiple_of(theirs + place, 16), value, mask=here)
-    if not LETTERS:
-        meet(flags, rank, program, epoch, SIZE)
+        place = row * WORDS + word
+        own = _brought(words, place, is_word, EMPTY)
+        _send(own, inboxes, first + rank * room + place, is_word, rank, SIZE)
+    # On its way while the others are waited for.
+    before = tl.load(residual + program * WIDTH + column, mask=here, other=0.0)
+    inbox = tl.load(inboxes + rank).to(tl.pointer_type(tl.int32))
     for row in range(program, rows, programs):
-        at = row * WIDTH + column
-        total = tl.zeros([PADDED], tl.float32)
-        for peer in tl.static_range(SIZE):
-            place = (first + peer) * room + at
-            if LETTERS:
-                mine = tl.load(inboxes + rank).to(tl.pointer_type(tl.uint64))
-                total += _receive(epoch, mine, place, here)
-            else:
-                mine = tl.load(inboxes + rank).to(tl.pointer_type(element))
-                brought = tl.load(
-                    tl.multiple_of(mine + place, 16), mask=here, other=0.0, cache_modifier=".cg"
-                )
-                total += brought.to(tl.float32)
+        place = row * WORDS + word
+        own = _brought(words, place, is_word, EMPTY)
+        total = _sum(own, inbox, first + place, room, is_word, rank, SIZE, PAIRS, EMPTY)
         start = row * WIDTH
         finish_row(
-            total.to(element).to(tl.float32), residual + start, inner, factor, out + start, column,
-            eps, WIDTH, INNER, True,
+            total.to(element).to(tl.float32), before.to(tl.float32), residual + start, inner,
+            factor, out + start, column, eps, WIDTH, INNER, True,
         )  # fmt: skip
+        following = row + programs
+        more = here & (following < rows)
+        before = tl.load(residual + following * WIDTH + column, mask=more, other=0.0)
     tl.store(epochs + program, epoch)

@@ -87,6 +87,9 @@ class CpuKernels:
             raise ValueError(f"a weight of {weight.dtype} for kernels of {self.dtype}")
         return pack_linear(weight, bias, out_dtype)
 
+    def reads(self, packed: PackedLinear) -> torch.Tensor | None:
+        return None
+
     def linear(self, x: torch.Tensor, packed: PackedLinear) -> torch.Tensor:
         return linear(self._team, x, packed)
 

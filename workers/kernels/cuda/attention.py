@@ -23,7 +23,8 @@ _MAX_SPLITS = 64
 _COUNTERS = 4096
 """Rows x KV heads that can be shared out among programs."""
 _INTERPRETED_PROCESSORS = 16
-_FEW_ROW_HEADS = 16
+_FEW_ROW_HEADS = 256
+"""Two for each multiprocessor of an H100, which more programs share than fit at once."""
 
 
 class DecodeTiling(NamedTuple):
@@ -44,12 +45,14 @@ def decode_tiling(width: int, dtype: torch.dtype, row_heads: int) -> DecodeTilin
     """How decodes are cut up; width: of a head's tile.  row_heads: decodes x KV heads.
 
     Many: rounds of 16 KB of keys, and as much of values.  Few, where every
-    program has only a round or two and latency decides: half of that, for half
-    the warps (measured on an H100 at 8 row heads: 5.9 us instead of 8.2).
+    program has only some rounds and latency decides: half of that, a round more on
+    its way, for half the warps, and all programs at once.  Measured on an H100 (tools/
+    gpu_kernel_bench.py --tune, head size 128, context 320), at 32, 64, 128 and 256 row
+    heads: TO_BE_MEASURED
     """
     keys = min(max(16384 // (width * dtype.itemsize), 16), 128)
     if row_heads <= _FEW_ROW_HEADS:
-        return DecodeTiling(keys=max(keys // 2, 16), step=64, programs=8, warps=2, stages=3)
+        return DecodeTiling(keys=max(keys // 2, 16), step=64, programs=2, warps=2, stages=3)
     return DecodeTiling(keys=keys, step=32, programs=4, warps=4, stages=2)
 
 

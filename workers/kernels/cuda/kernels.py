@@ -63,6 +63,9 @@ class CudaKernels:
     def linear(self, x: torch.Tensor, packed: PackedLinear) -> torch.Tensor:
         return invariant_linear(x, packed) if self.batch_invariant else linear(x, packed)
 
+    def reads(self, packed: PackedLinear) -> torch.Tensor | None:
+        return packed.weight
+
     def embed(self, tokens: torch.Tensor, table: torch.Tensor, first_id: int) -> torch.Tensor:
         return embed(tokens, table, first_id)
 

@@ -22,20 +22,21 @@ def _normalised(values, factor, eps, WIDTH: tl.constexpr):
 
 @triton.jit
 def finish_row(
-    values, residual, inner, factor, out, column, eps,
+    values, before, residual, inner, factor, out, column, eps,
     WIDTH: tl.constexpr, INNER: tl.constexpr, ADD: tl.constexpr,
 ):  # fmt: skip
     """From what is added to a row, in float32 and zeros beyond WIDTH, to its norm.
 
-    residual, out: of the row.  inner: see rms_norm.  factor: the weight at `column`.
+    before: what the residual stream is, in float32, where it is to ADD.  residual, out: of
+    the row.  inner: see rms_norm.  factor: the weight at `column`.
     """
     here = column < WIDTH
     dtype = out.dtype.element_ty
     if INNER:
-        before = tl.load(inner + column, mask=here, other=0.0).to(tl.float32)
-        values = _normalised(values, before, eps, WIDTH).to(dtype).to(tl.float32)
+        weight = tl.load(inner + column, mask=here, other=0.0).to(tl.float32)
+        values = _normalised(values, weight, eps, WIDTH).to(dtype).to(tl.float32)
     if ADD:
-        values += tl.load(residual + column, mask=here, other=0.0).to(tl.float32)
+        values += before
         rounded = values.to(dtype)
         tl.store(residual + column, rounded, mask=here)
         values = rounded.to(tl.float32)
@@ -56,7 +57,12 @@ def _rms_norm(
     factor = tl.load(weight + column, mask=here, other=0.0).to(tl.float32)
     wait(OVERLAP)
     values = tl.load(x + row + column, mask=here, other=0.0).to(tl.float32)
-    finish_row(values, residual + row, inner, factor, out + row, column, eps, WIDTH, INNER, ADD)
+    before = values
+    if ADD:
+        before = tl.load(residual + row + column, mask=here, other=0.0).to(tl.float32)
+    finish_row(
+        values, before, residual + row, inner, factor, out + row, column, eps, WIDTH, INNER, ADD
+    )  # fmt: skip
 
 
 def norm_warps(padded: int) -> int:
