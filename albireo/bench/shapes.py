@@ -1,9 +1,9 @@
 """Shapes of well-known models, for benches without their weights.
 
 A shape is a config.json; `write_model` puts it into a directory with a
-byte-level tokenizer, which `--load-format dummy` can serve.  Ids beyond the
-tokenizer's 256 bytes and its end token have no text, as padding rows of real
-models have none.
+byte-level tokenizer, which `--load-format dummy` can serve.  Text is encoded
+byte by byte; ids beyond the 256 bytes and the end token have a text each too,
+a space and the id, so that every token that is sampled is one to be sent.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 _END = "<|endoftext|>"
+_SPACE = "\u0120"
+"""As byte-level vocabularies write it."""
 
 
 def _qwen3(hidden: int, intermediate: int, layers: int, heads: int, tied: bool) -> dict[str, Any]:
@@ -145,7 +147,8 @@ def write_model(shape: str, directory: Path) -> None:
     config = {"hidden_act": "silu", "torch_dtype": "bfloat16", "eos_token_id": 256}
     (directory / "config.json").write_text(json.dumps(config | SHAPES[shape]))
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab = {character: index for index, character in enumerate(alphabet)}
+    words = (f"{_SPACE}{index}" for index in range(257, SHAPES[shape]["vocab_size"]))
+    vocab = {text: index for index, text in enumerate((*alphabet, _END, *words))}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
