@@ -1,15 +1,15 @@
 """Times the CUDA kernels in the shapes of a model's decode step, each beside its floor.
 
     python tools/gpu_kernel_bench.py [--shape qwen3-8b] [--batch 1,64] [--json]
-                                     [--tune | --tune-gemv | --tune-prefill | --apart]
+                                     [--tune | --tune-linear | --tune-prefill | --apart]
 
 A kernel runs once a layer, for some layers with weights and KV of their own
 (far more than the L2 cache holds), in one CUDA graph; a figure is the median
 of its replays, per launch.  `layer` is all of a layer in order, `step` what a
 model's layers and head make of it.  The floor is the bytes that must move over
 the bandwidth of a large copy, measured first.  --tune: decode attention alone,
-over ways to cut it up.  --tune-gemv: the linear layers of one row alone, by
-cuBLAS, as gemv.py has them now ("chosen"), and the best three of its tilings.
+over ways to cut it up.  --tune-linear: the linear layers of up to 64 rows alone, by
+cuBLAS, as gemv.py and few_rows.py have them now ("chosen"), and their best three tilings.
 --tune-prefill: prefill attention alone, over tiles.  --apart: kernels wait for
 each other instead of coming up early (overlap.py).
 """
@@ -27,7 +27,7 @@ import torch
 
 from albireo.workers.engine.batch import StepBatch
 from albireo.workers.kernels import create
-from albireo.workers.kernels.cuda import overlap
+from albireo.workers.kernels.cuda import few_rows, overlap
 from albireo.workers.kernels.interface import KVLayer
 
 _BLOCK = 16
@@ -291,14 +291,13 @@ class ShapeBench:
                 yield replace(row, case=f"{row.case} {tile}")
         attention._prefill_tile = chosen
 
-    def tune_gemv(self, layer: str) -> Iterator[Row]:
-        """A linear layer of one row: by cuBLAS, as chosen now, and the best of other tilings."""
-        from albireo.workers.kernels.cuda import linear
-        from albireo.workers.kernels.cuda.gemv import GemvTiling, gemv_tiling
+    def tune_linear(self, layer: str, rows: int) -> Iterator[Row]:
+        """A linear layer of few rows: by cuBLAS, as chosen now, and the best of other tilings."""
+        from albireo.workers.kernels.cuda import gemv, linear
 
         n, m = self.sizes[layer]
         out = torch.float32 if layer == "lm_head" else None
-        x, size = random(1, m), 2 * n * m
+        x, size = random(rows, m), 2 * n * m
         weight = random(n, m, scale=m**-0.5)
         copies = max(2, _BEYOND_L2 // size)
         packed = [self.kernels.pack_linear(weight, None, out) for _ in range(copies)]
@@ -311,20 +310,31 @@ class ShapeBench:
             for one in packed:
                 linear.cublas(x, one)
 
-        def timed(tiling: GemvTiling, case: str) -> Row:
-            linear.gemv_tiling = lambda *_: tiling
-            return self.row(layer, case, replay_us(run) / copies, size)
+        chooser = "gemv_tiling" if rows == 1 else "few_rows_tiling"
+        choose = getattr(linear, chooser)
 
-        chosen = gemv_tiling(m)
-        yield self.row(layer, "cuBLAS", replay_us(by_cublas) / copies, size)
+        def timed(tiling: object, case: str) -> Row:
+            setattr(linear, chooser, lambda *_: tiling)
+            return self.row(layer, f"B={rows} {case}", replay_us(run) / copies, size)
+
+        yield self.row(layer, f"B={rows} cuBLAS", replay_us(by_cublas) / copies, size)
+        chosen: object = choose(m) if rows == 1 else choose(n, m, rows)
         yield timed(chosen, f"chosen: {chosen}")
-        tilings = [
-            GemvTiling(rows, columns, warps, stages if m > columns else 1, once)
-            for rows, columns, warps, stages, once in _GEMV_TILINGS
-            if columns < 2 * m
-        ]
+        tilings: list[object] = []
+        if rows == 1:
+            tilings += [
+                gemv.GemvTiling(outputs, columns, warps, stages if m > columns else 1, once)
+                for outputs, columns, warps, stages, once in _GEMV_TILINGS
+                if columns < 2 * m
+            ]
+        else:
+            tilings += [
+                few_rows.FewRowsTiling(outputs, 128, splits, stages)
+                for outputs, splits, stages in itertools.product((64, 128), (1, 2, 4), (3, 4, 6))
+                if n % outputs == 0 and m >= 256 * splits and outputs * stages < 128 * 6
+            ]
         made = [timed(tiling, str(tiling)) for tiling in tilings]
-        linear.gemv_tiling = gemv_tiling
+        setattr(linear, chooser, choose)
         yield from sorted(made, key=lambda row: row.us)[:3]
 
     def _each_us(self, call: Callable[[int], object]) -> float:
@@ -369,9 +379,10 @@ def measure(options: argparse.Namespace, bandwidth: float) -> Iterator[Row]:
     batches = [int(size) for size in options.batch.split(",")]
     for name in options.shape.split(","):
         bench = ShapeBench(name, bandwidth)
-        if options.tune_gemv:
-            for layer in bench.sizes:
-                yield from bench.tune_gemv(layer)
+        if options.tune_linear:
+            for layer, rows in itertools.product(bench.sizes, batches):
+                if rows <= few_rows.MAX_ROWS:
+                    yield from bench.tune_linear(layer, rows)
             continue
         if options.tune_prefill:
             yield from bench.tune_prefill()
@@ -392,14 +403,16 @@ def main() -> None:
     parser.add_argument("--shape", default=",".join(SHAPES), help=", ".join(SHAPES))
     parser.add_argument("--batch", default="1,64,128,256")
     parser.add_argument("--tune", action="store_true", help="decode attention alone")
-    parser.add_argument("--tune-gemv", action="store_true", help="linear layers of one row alone")
+    parser.add_argument(
+        "--tune-linear", action="store_true", help="linear layers of few rows alone"
+    )
     parser.add_argument("--tune-prefill", action="store_true", help="prefill attention alone")
     parser.add_argument("--apart", action="store_true", help="kernels that wait for each other")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     options = parser.parse_args()
     torch.set_grad_enabled(False)
     if options.apart:
-        overlap._can_overlap = lambda _: False
+        overlap.can_overlap = lambda _: False
     bandwidth = copy_bandwidth()
     rows = []
     if not options.json:

@@ -17,6 +17,7 @@ if importlib.util.find_spec("triton") is None or not torch.cuda.is_available():
 
 from albireo.workers.engine.batch import StepBatch  # noqa: E402
 from albireo.workers.kernels import create  # noqa: E402
+from albireo.workers.kernels.cuda.few_rows import few_rows_tiling  # noqa: E402
 from albireo.workers.kernels.cuda.gemv import GemvTiling, gemv_tiling  # noqa: E402
 from albireo.workers.kernels.interface import Kernels  # noqa: E402
 
@@ -62,10 +63,20 @@ def test_one_row() -> None:
     checks.check_gemv(device, 1003, 90, GemvTiling(2, 128, 2, 1), torch.float32)
 
 
-def test_one_row_in_a_graph() -> None:
+def test_few_rows() -> None:
+    device = torch.device("cuda")
+    for rows, n, k in ((2, 6144, 4096), (16, 1024, 3072), (40, 4096, 12288), (64, 1024, 1024)):
+        tiling = few_rows_tiling(n, k, rows)
+        assert tiling is not None
+        checks.check_few_rows(device, rows, n, k, tiling, torch.bfloat16)
+        checks.check_few_rows(device, rows, n, k, tiling._replace(splits=1), torch.float32)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 64])
+def test_few_rows_in_a_graph(rows: int) -> None:
     k = kernels(torch.bfloat16)
     packed = k.pack_linear(torch.randn(2048, 1024).bfloat16(), torch.randn(2048).bfloat16())
-    x = torch.zeros(1, 1024, dtype=torch.bfloat16, device=k.device)
+    x = torch.zeros(rows, 1024, dtype=torch.bfloat16, device=k.device)
     k.linear(x, packed)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()

@@ -7,13 +7,15 @@ CPU.  Caches are full of NaN before they are written, as reused blocks may be.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch.nn import functional as F
 
 from albireo.workers.engine.batch import StepBatch
+from albireo.workers.kernels.cuda.few_rows import FewRowsTiling, few_rows
 from albireo.workers.kernels.cuda.gemv import GemvTiling, gemv
 from albireo.workers.kernels.interface import Kernels, KVLayer
 
@@ -138,15 +140,34 @@ def check_linear(
 def check_gemv(
     device: torch.device, n: int, width: int, tiling: GemvTiling, out: torch.dtype
 ) -> None:
+    run = functools.partial(gemv, out_dtype=out, tiling=tiling)
+    _check_kernel(run, device, 1, n, width, out)
+
+
+def check_few_rows(
+    device: torch.device, rows: int, n: int, width: int, tiling: FewRowsTiling, out: torch.dtype
+) -> None:
+    run = functools.partial(few_rows, out_dtype=out, tiling=tiling)
+    _check_kernel(run, device, rows, n, width, out)
+
+
+def _check_kernel(
+    run: Callable[..., torch.Tensor],
+    device: torch.device,
+    rows: int,
+    n: int,
+    width: int,
+    out: torch.dtype,
+) -> None:
     """Also that a second run has the same bits, and that an infinity stays in its output."""
     torch.manual_seed(n)
-    x, weight, bias = (torch.randn(s).bfloat16() for s in ((1, width), (n, width), (n,)))
+    x, weight, bias = (torch.randn(s).bfloat16() for s in ((rows, width), (n, width), (n,)))
     weight[n // 2, width // 2] = float("inf")
     there = [t.to(device) for t in (x, weight, bias)]
     for with_bias in (False, True):
-        got = gemv(there[0], there[1], there[2] if with_bias else None, out, tiling)
-        assert got.shape == (1, n) and got.dtype == out
-        again = gemv(there[0], there[1], there[2] if with_bias else None, out, tiling)
+        got = run(there[0], there[1], there[2] if with_bias else None)
+        assert got.shape == (rows, n) and got.dtype == out
+        again = run(there[0], there[1], there[2] if with_bias else None)
         assert torch.equal(again, got)
         wide = x.double() @ weight.double().T + (bias.double() if with_bias else 0)
         finite = wide.isfinite()

@@ -12,6 +12,7 @@ from .interpreted import use_interpreter
 use_interpreter()
 
 from albireo.workers.kernels.cuda.attention import DecodeTiling, num_splits  # noqa: E402
+from albireo.workers.kernels.cuda.few_rows import FewRowsTiling, few_rows_tiling  # noqa: E402
 from albireo.workers.kernels.cuda.gemv import GemvTiling, gemv_tiling  # noqa: E402
 from albireo.workers.kernels.cuda.kernels import CudaKernels  # noqa: E402
 
@@ -68,6 +69,38 @@ def test_linear(dtype: torch.dtype, invariant: bool) -> None:
 )
 def test_one_row(n: int, width: int, tiling: GemvTiling, out: torch.dtype) -> None:
     checks.check_gemv(torch.device("cpu"), n, width, tiling, out)
+
+
+@pytest.mark.parametrize("out", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize(
+    ("rows", "n", "width", "tiling"),
+    [
+        (2, 128, 256, FewRowsTiling(64, 64, 1, 3)),
+        (17, 64, 256, FewRowsTiling(32, 64, 3, 3)),
+        (64, 32, 160, FewRowsTiling(16, 32, 5, 2)),
+    ],
+    ids=str,
+)
+def test_few_rows(rows: int, n: int, width: int, tiling: FewRowsTiling, out: torch.dtype) -> None:
+    checks.check_few_rows(torch.device("cpu"), rows, n, width, tiling, out)
+
+
+@pytest.mark.parametrize(
+    ("n", "k", "rows", "splits", "stages"),
+    [
+        # Layers of Qwen3-8B: qkv, o, gate|up, down; those of a half.
+        (6144, 4096, 64, 1, 6), (4096, 4096, 8, 2, 6), (24576, 4096, 64, 1, 3),
+        (24576, 4096, 8, 1, 5), (4096, 12288, 33, 2, 6), (3072, 4096, 16, 2, 6),
+        # One that has few tiles, and few rounds: no share is empty.
+        (1024, 2048, 32, 6, 6), (1024, 1024, 2, 4, 6), (576, 1536, 2, 6, 6),
+    ],
+)  # fmt: skip
+def test_tiling_of_few_rows(n: int, k: int, rows: int, splits: int, stages: int) -> None:
+    assert few_rows_tiling(n, k, rows) == FewRowsTiling(64, 128, splits, stages)
+
+
+def test_what_few_rows_leaves_to_cublas() -> None:
+    assert few_rows_tiling(1000, 1024, 8) is None and few_rows_tiling(1024, 576, 8) is None
 
 
 @pytest.mark.parametrize(

@@ -41,16 +41,22 @@ def part_of(weight: torch.Tensor | None, nbytes: int, threads: int) -> Part:
 
 
 @triton.jit
+def fetch(address, part_bytes):
+    """part_bytes, a multiple of 16, from each int64 address on."""
+    tl.inline_asm_elementwise(
+        "cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0;",
+        "=r,l,r",
+        [address, tl.zeros(address.shape, tl.int32) + part_bytes],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
+
+
+@triton.jit
 def fetch_ahead(weight, rows, row_bytes, part_bytes, program, programs, THREADS: tl.constexpr):
     """Program `program` of `programs` fetches its share of a Part, a row a thread at a time."""
     each = tl.arange(0, THREADS)
     for first in range(program * THREADS, rows, programs * THREADS):
         row = tl.minimum(first + each, rows - 1).to(tl.int64)
-        tl.inline_asm_elementwise(
-            "cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0;",
-            "=r,l,r",
-            [weight.to(tl.int64) + row * row_bytes, tl.zeros([THREADS], tl.int32) + part_bytes],
-            dtype=tl.int32,
-            is_pure=False,
-            pack=1,
-        )
+        fetch(weight.to(tl.int64) + row * row_bytes, part_bytes)

@@ -9,7 +9,7 @@ their way to shared memory meanwhile.  The first round's are read before the
 kernel before has ended (overlap.py).
 
 The tiling follows from the layer's shape alone, so that all ranks take the
-same; tools/gpu_kernel_bench.py --tune-gemv looks for better ones.
+same; tools/gpu_kernel_bench.py --tune-linear looks for better ones.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ cuBLAS chooses its algorithm by the number of rows, so the bits of a row's
 result depend on the batch.  The Triton GEMM has one tile shape and one order
 of summation for all batches; it is what `--batch-invariant` pays for.
 
-A single row, which cuBLAS reads the weights for at three quarters of the
-memory's speed, has a kernel of its own (gemv.py).
+Where the weights' bytes decide, cuBLAS reads them at three quarters of the memory's
+speed: a single row has a kernel of its own (gemv.py), and so have some (few_rows.py).
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 
+from .few_rows import MAX_ROWS, counters, few_rows, few_rows_tiling
 from .gemv import gemv, gemv_tiling
+from .overlap import can_overlap
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,7 @@ def pack_linear(
     """A copy on the device."""
     if weight.stride() != (weight.shape[1], 1):
         raise ValueError(f"a weight of shape {tuple(weight.shape)} that is not contiguous")
+    counters(device)
     return PackedLinear(
         weight.to(device, copy=True),
         None if bias is None else bias.to(device, copy=True),
@@ -46,11 +49,16 @@ def pack_linear(
 
 
 def linear(x: torch.Tensor, packed: PackedLinear) -> torch.Tensor:
-    """[T, k] -> [T, n] by cuBLAS, or by gemv for one row of bfloat16."""
-    if x.shape[0] == 1 and x.dtype == torch.bfloat16:
-        tiling = gemv_tiling(x.shape[1])
-        return gemv(x, packed.weight, packed.bias, packed.out_dtype, tiling)
-    return cublas(x, packed)
+    """[T, k] -> [T, n] by cuBLAS, or for few rows of bfloat16 by kernels of our own."""
+    rows, k = x.shape
+    if x.dtype != torch.bfloat16 or rows > MAX_ROWS:
+        return cublas(x, packed)
+    if rows == 1:
+        return gemv(x, packed.weight, packed.bias, packed.out_dtype, gemv_tiling(k))
+    tiling = few_rows_tiling(len(packed.weight), k, rows) if can_overlap(x.device) else None
+    if tiling is None:
+        return cublas(x, packed)
+    return few_rows(x, packed.weight, packed.bias, packed.out_dtype, tiling)
 
 
 def cublas(x: torch.Tensor, packed: PackedLinear) -> torch.Tensor:

@@ -50,9 +50,10 @@ def wait(OVERLAP: tl.constexpr):
 
 def overlapped(device: torch.device) -> Mapping[str, Any]:
     """Arguments of a launch on `device` whose kernel follows the rules above."""
-    return _TOGETHER if device.type == "cuda" and _can_overlap(device) else _APART
+    return _TOGETHER if can_overlap(device) else _APART
 
 
 @functools.cache
-def _can_overlap(device: torch.device) -> bool:
-    return torch.cuda.get_device_capability(device) >= _FIRST_CAPABILITY
+def can_overlap(device: torch.device) -> bool:
+    """Whether it is a GPU that knows it."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= _FIRST_CAPABILITY
