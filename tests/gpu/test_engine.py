@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib.util
 import os
+import random
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,9 @@ from albireo.ipc.plan import PlanView  # noqa: E402
 from albireo.node.launch import stop_node  # noqa: E402
 from albireo.workers.engine.cuda.engine import CudaEngine  # noqa: E402
 from albireo.workers.engine.cuda.memory import GpuMemoryError  # noqa: E402
+from albireo.workers.engine.cuda.mixed_graphs import MixedGraphs  # noqa: E402
+from albireo.workers.engine.cuda.mixed_sizes import MixedSize  # noqa: E402
+from albireo.workers.engine.cuda.step_parts import StepParts  # noqa: E402
 from albireo.workers.engine.cuda.worker import create_engine  # noqa: E402
 from albireo.workers.kernels import create  # noqa: E402
 from albireo.workers.models.config import ModelConfig  # noqa: E402
@@ -33,7 +37,15 @@ from albireo.workers.models.load import load_model, read_config  # noqa: E402
 
 from ..node.processes import pids, wait_for, whole  # noqa: E402
 from ..workers.engine_driver import Driver, Request  # noqa: E402
-from ..workers.engine_story import CONFIG, CUDA, GEMMA, Results, cpu_driver, play  # noqa: E402
+from ..workers.engine_story import (  # noqa: E402
+    CONFIG,
+    CUDA,
+    GEMMA,
+    Results,
+    cpu_driver,
+    play,
+    play_mixed,
+)
 from ..workers.grammar_story import (  # noqa: E402
     VOCABULARY,
     check_grammars,
@@ -140,6 +152,78 @@ def test_graphs_change_no_token(make_engine: Callable[[EngineConfig], Results]) 
     captured = _many(Driver(make_engine(_BIG).step, _BIG), 40, 12)
     assert _many(Driver(make_engine(eager).step, eager), 40, 12) == captured
     assert _many(cpu_driver(_BIG), 40, 12) == captured
+
+
+def _random_chunks(driver: Driver) -> list[list[int]]:
+    """Prompts in chunks of any length beside decodes, many at once and few; then decodes alone."""
+    chance = random.Random(7)
+    requests = [
+        Request(
+            i + 1, [(5 * i + 3 * j) % 60 for j in range(chance.randint(1, 50))], slot=i,
+            blocks=[4 * i + n for n in range(4)], temperature=0.9 * (i % 4 == 0), seed=i,
+        )
+        for i in range(40)
+    ]  # fmt: skip
+    waiting, running = list(requests), []
+    while waiting or any(request.cached < len(request.tokens) - 1 for request in running):
+        taken = [waiting.pop() for _ in range(min(len(waiting), chance.choice((0, 1, 1, 9))))]
+        running += taken
+        chunk, decode = [], []
+        for request in running:
+            left = len(request.tokens) - request.cached
+            if left > 1 or not request.cached:
+                length = min(left, chance.randint(1, 50), 160 - sum(n for _, n in chunk))
+                chunk += [(request, length)] if length else []
+            elif len(request.tokens) < 62 and chance.random() < 0.8:
+                decode.append(request)
+        driver.run(take=taken, chunk=chunk, decode=decode)
+    for _ in range(3):
+        driver.run(decode=[request for request in requests if len(request.tokens) < 62])
+    return [request.tokens for request in requests]
+
+
+def test_graphs_of_mixed_steps_change_no_token(
+    make_engine: Callable[[EngineConfig], Results], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every mixed step of these stories is one, padded to several sizes; launched, it is equal."""
+    replayed: list[MixedSize] = []
+    forward = MixedGraphs.forward
+
+    def spy(graphs: MixedGraphs, size: MixedSize) -> torch.Tensor:
+        replayed.append(size)
+        return forward(graphs, size)
+
+    def launched(parts: StepParts, size: MixedSize) -> torch.Tensor:
+        raise AssertionError(f"a mixed step of {size} was launched kernel by kernel")
+
+    large = msgspec.structs.replace(_BIG, max_num_batched_tokens=200)
+    for engine, story in ((CUDA, play_mixed), (CUDA, play), (large, _random_chunks)):
+        graphs = msgspec.structs.replace(engine, cuda_graphs=True)
+        eager = msgspec.structs.replace(engine, cuda_graphs=False)
+        expected = story(Driver(make_engine(eager).step, engine))
+        results = make_engine(graphs)
+        with monkeypatch.context() as patch:
+            patch.setattr(MixedGraphs, "forward", spy)
+            patch.setattr(StepParts, "forward_mixed", launched)
+            assert story(Driver(results.step, engine)) == expected
+        assert replayed
+    assert {size.rows for size in replayed} == {24, 64, 128, 200}
+
+
+def test_a_mixed_step_that_no_graph_holds_is_launched(
+    make_engine: Callable[[EngineConfig], Results],
+) -> None:
+    """More short prompts than there are places for, and then few."""
+    engine = msgspec.structs.replace(_BIG, cuda_graphs=True)
+
+    def story(driver: Driver) -> list[list[int]]:
+        requests = [Request(i + 1, [i, i + 1], slot=i, blocks=[i]) for i in range(30)]
+        driver.run(take=requests[:20], chunk=[(request, 2) for request in requests[:20]])
+        later = requests[20:28]
+        driver.run(take=later, chunk=[(each, 2) for each in later], decode=requests[:20])
+        return [request.tokens for request in requests[:28]]
+
+    assert story(Driver(make_engine(engine).step, engine)) == story(cpu_driver(engine))
 
 
 def test_all_parameters_against_one_forward_pass(

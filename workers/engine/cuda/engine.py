@@ -6,10 +6,11 @@ are queued in one stream:
 
     copy of the plan's words    from pinned memory
     copies of KV blocks         where the plan has any
-    apply, gather, forward      a decode step: one CUDA graph; with prefill: launched one by one
+    apply, gather, forward      one CUDA graph, of a decode step or a mixed one (mixed_sizes.py)
     sample, advance             behind a wait for masks where rows have grammars (grammar_rows.py);
                                 a decode step: a second graph, with more of them around it where
-                                rows change their logits or ask for logprobs (graphs.py)
+                                rows change their logits or ask for logprobs (graphs.py); a mixed
+                                step: launched one by one, while the GPU has the forward pass to do
     copy of the tokens          into pinned memory, then the event that the collector waits for
 
 The next step reads slots and KV cache as this one leaves them, by the stream's
@@ -33,12 +34,15 @@ from ...parallel.graph_time import graph_us
 from ...sampling.cuda.masks import MaskTables
 from ..slot_state import SlotState
 from .block_copies import BlockCopies
+from .capture import collector_paused
 from .flights import Collector, Deliver, Fail, Flight
 from .gpu_clock import FlightRecorder
 from .grammar_rows import StepMasks
 from .graphs import DecodeGraphs
 from .kinds import SlotNeeds, StepNeeds
 from .memory import MemoryAccount
+from .mixed_graphs import MixedGraphs
+from .mixed_sizes import captured_mixed_sizes, most_rows, size_of
 from .profile_plans import profile_plans
 from .slot_tables import SlotTables
 from .step_parts import StepParts
@@ -74,6 +78,7 @@ class CudaEngine:
         config = model.config
         device = kernels.device
         self._engine = engine
+        self._config = config
         self._sampler = sampler
         self._logprobs = logprobs
         self._memory = memory
@@ -112,6 +117,7 @@ class CudaEngine:
         self._mirror = SlotState(engine.num_slots)
         self._needs = SlotNeeds(engine.num_slots)
         self._graphs: DecodeGraphs | None = None
+        self._mixed: MixedGraphs | None = None
         flights = [
             Flight(len(self._tables.words), engine.max_num_seqs)
             for _ in range(2 * (engine.lookahead + 1))
@@ -144,14 +150,31 @@ class CudaEngine:
         for case, by_mode in times.items():
             logging.info("us of sampling modes, %s: %s", case, by_mode)
         if engine.cuda_graphs:
-            # An empty plan: `apply` inside the graphs changes no slot while they are made.
-            self._tables.words.zero_()
-            with self._memory.taking("CUDA graphs"):
-                self._graphs = DecodeGraphs(engine.max_num_seqs, self._parts)
+            self._capture()
         swap_block_ns = self._copies.measure_ns()
         torch.cuda.synchronize()
         logging.info("GPU memory: %s", self._memory.describe())
         return swap_block_ns
+
+    def _capture(self) -> None:
+        """The largest first: the others fit into the memory that they took."""
+        engine = self._engine
+        begun_s = time.monotonic()
+        # An empty plan: `apply` inside the graphs changes no slot while they are made.
+        self._tables.words.zero_()
+        sizes = captured_mixed_sizes(
+            most_rows(self._config, engine.tp, engine.max_num_batched_tokens), engine.max_num_seqs
+        )
+        with self._memory.taking("CUDA graphs"), collector_paused():
+            pool = torch.cuda.graph_pool_handle()
+            self._mixed = MixedGraphs(sizes, self._parts.forward_mixed, pool)
+            mixed_s = time.monotonic() - begun_s
+            self._graphs = DecodeGraphs(engine.max_num_seqs, self._parts, pool)
+        logging.info(
+            "CUDA graphs: %d of mixed steps of up to %d tokens in %.1f s, %d of decode steps in "
+            "%.1f s", len(sizes), sizes[-1].rows, mixed_s, self._graphs.count,
+            time.monotonic() - begun_s - mixed_s,
+        )  # fmt: skip
 
     @torch.inference_mode()
     def step(self, plan: PlanView, idle: bool) -> None:
@@ -189,7 +212,7 @@ class CudaEngine:
                 self._masks.prepare(rows.slots, flight)
             self._graphs.sample(size, needs)
         else:
-            self._launch_eagerly(plan, len(rows), needs, flight)
+            self._launch_mixed(plan, len(rows), needs, flight)
         if len(rows):
             flight.ids[: len(rows)].copy_(tables.sampled[: len(rows)], non_blocking=True)
         if needs.logprobs or len(plan.score):
@@ -212,16 +235,22 @@ class CudaEngine:
             records = self._logprobs.score_records[:scores]
             flight.score_records[:scores].copy_(records, non_blocking=True)
 
-    def _launch_eagerly(
-        self, plan: PlanView, sampled: int, needs: StepNeeds, flight: Flight
-    ) -> None:
+    def _launch_mixed(self, plan: PlanView, sampled: int, needs: StepNeeds, flight: Flight) -> None:
         """A step with prefill chunks or takes, or any where there are no graphs."""
-        self._parts.apply(plan, self._needs)
+        parts = self._parts
         if not len(plan.chunk) and not len(plan.decode):
+            parts.apply()
+            parts.keep_edits(plan, self._needs)
             flight.forwarded.record(self._stream)
             return
-        logits = self._parts.forward_mixed(plan, sampled)
+        size = size_of(plan, sampled)
+        if self._mixed and (padded := self._mixed.padded(size)):
+            size = padded
+            logits = self._mixed.forward(size)
+        else:
+            logits = parts.forward_mixed(size)
         flight.forwarded.record(self._stream)
+        parts.keep_edits(plan, self._needs)
         if needs.masks:
             self._masks.prepare(self._mirror.rows.slots, flight)
-        self._parts.sample_mixed(logits, plan, needs, sampled)
+        parts.sample_mixed(logits, size, sampled, len(plan.score), needs)
