@@ -8,6 +8,7 @@ and their collector.
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,7 +19,9 @@ import pytest
 import torch
 
 from albireo.ipc.config import EngineConfig
-from albireo.ipc.plan import MAX_PLAN_SCORES
+from albireo.ipc.plan import MAX_PLAN_SCORES, PlanView
+from albireo.ipc.ring import RingReader, RingWriter, create_ring
+from albireo.ipc.rings import plan_ring
 from albireo.workers.models.config import ModelConfig
 from albireo.workers.models.load import load_rank
 from albireo.workers.parallel.communicator import SingleRank
@@ -57,6 +60,11 @@ class FakeEvent:
 
     def __init__(self, enable_timing: bool = False, blocking: bool = False) -> None:
         self.at = 0.0
+
+    reached = True
+
+    def query(self) -> bool:
+        return self.reached
 
     def record(self, stream: object) -> None:
         self.at = time.perf_counter()
@@ -127,7 +135,9 @@ def make_engine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Results]:
         monkeypatch.setattr(f"{profile_plans.__module__}.{name}", 2)
     kernels = CudaKernels(torch.float32, False, torch.device("cpu"))
 
-    def make(engine: EngineConfig, config: ModelConfig = CONFIG) -> Results:
+    def make(
+        engine: EngineConfig, config: ModelConfig = CONFIG, plan_memory: memoryview | None = None
+    ) -> Results:
         model = load_rank("", config, torch.float32, "dummy", 1, 0, kernels, print)
         vocab, seqs = config.vocab_size, engine.max_num_seqs
         sampler = CudaSampler(seqs, vocab, 0, None, "cpu")
@@ -143,6 +153,7 @@ def make_engine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Results]:
                 fail,
                 Account(),  # type: ignore[arg-type]
                 vocabulary=VOCABULARY,
+                plan_memory=plan_memory,
             )
         )
 
@@ -242,6 +253,62 @@ def test_as_many_logits_as_rows_in_another_order(
     player.asking.prompt_len, player.first, player.scored = 2, 2, 1
     story.play()
     check_story(story)
+
+
+class FakeRuntime:
+    """CUDA's: what is registered with it.  status: 0, or why nothing is."""
+
+    def __init__(self, status: int) -> None:
+        self.status, self.registered = status, {}
+
+    def cudaHostRegister(self, address: int, nbytes: int, flags: int) -> int:
+        self.registered[address] = nbytes
+        return self.status
+
+    def cudaHostUnregister(self, address: int) -> None:
+        del self.registered[address]
+
+
+@pytest.mark.parametrize("status", [0, 712])
+def test_plans_are_read_from_their_ring(
+    status: int, make_engine: Callable[..., Results], monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    """A frame is in use until its copy is done; where CUDA does not take the ring, it is staged."""
+    runtime, staged = FakeRuntime(status), []
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
+    stage = flights.Flight.stage
+    monkeypatch.setattr(flights.Flight, "stage", lambda *args: staged.append(1) or stage(*args))
+    spec = plan_ring(0, CUDA)
+    fd = create_ring(spec)
+    writer, reader = RingWriter(spec, fd), RingReader(spec, fd, "worker0", at_once=spec.frames)
+    results = make_engine(CUDA, plan_memory=reader.memory)
+    assert list(runtime.registered.values()) == [len(reader.memory)]
+    monkeypatch.setattr(FakeEvent, "reached", False)
+
+    def step(plan: PlanView, idle: bool) -> Any:
+        writer.reserve(0)[: plan.words.nbytes] = plan.words.tobytes()
+        writer.publish(plan.words.nbytes)
+        answer = results.step(PlanView(reader.wait(1)), idle)
+        in_use = results.engine.plans_in_use()
+        assert in_use == (0 if status else reader.held)
+        if reader.held == 3:
+            monkeypatch.setattr(FakeEvent, "reached", True)
+            assert results.engine.plans_in_use() == 0
+            monkeypatch.setattr(FakeEvent, "reached", False)
+            in_use = 0
+        for _ in range(reader.held - in_use):
+            reader.release()
+        return answer
+
+    request = Request(1, [5, 9, 33], slot=2, blocks=[7])
+    tokens = Driver(step, CUDA).generate(request, 5)
+    assert tokens == cpu_driver().generate(Request(1, [5, 9, 33], slot=2, blocks=[7]), 5)
+    assert len(staged) == (5 if status else 0)
+    assert ("could not be registered with CUDA (error 712)" in caplog.text) == bool(status)
+    results.engine.finish()
+    assert bool(runtime.registered) == bool(status), "what was registered is so no more"
+    os.close(fd)
 
 
 def test_a_plan_that_contradicts_the_slots_is_refused(results: Results) -> None:

@@ -1,10 +1,10 @@
 """A step on the GPU: everything is launched, nothing is waited for.
 
 One CudaEngine a worker process.  The worker's loop calls step() with each plan
-and has the plan's frame back at once; up to as many steps as there are flights
-are queued in one stream:
+and has the plan's frame back once it is copied; up to as many steps as there are
+flights are queued in one stream:
 
-    copy of the plan's words    from pinned memory
+    copy of the plan's words    from the ring's own memory (plan_memory.py)
     copies of KV blocks         where the plan has any
     apply, gather, forward      one CUDA graph, of a decode step or a mixed one (mixed_sizes.py)
     sample, advance             behind a wait for masks where rows have grammars (grammar_rows.py);
@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from typing import TYPE_CHECKING
 
 import torch
@@ -43,6 +44,7 @@ from .kinds import SlotNeeds, StepNeeds
 from .memory import MemoryAccount
 from .mixed_graphs import MixedGraphs
 from .mixed_sizes import captured_mixed_sizes, most_rows, size_of
+from .plan_memory import PlanMemory
 from .profile_plans import profile_plans
 from .slot_tables import SlotTables
 from .step_parts import StepParts
@@ -60,6 +62,7 @@ class CudaEngine:
     The calling thread's current stream is the engine's from now on; it must be
     no default stream.  deliver, fail: see flights.py.  recorder: of the worker's
     timeline.  vocabulary: what grammars are made with; without it no request may have one.
+    plan_memory: the ring's, where plans come from one; they are read there, by the GPU too.
     """
 
     def __init__(
@@ -74,6 +77,7 @@ class CudaEngine:
         memory: MemoryAccount,
         recorder: FlightRecorder | None = None,
         vocabulary: Vocabulary | None = None,
+        plan_memory: memoryview | None = None,
     ) -> None:
         config = model.config
         device = kernels.device
@@ -122,6 +126,8 @@ class CudaEngine:
             Flight(len(self._tables.words), engine.max_num_seqs)
             for _ in range(2 * (engine.lookahead + 1))
         ]
+        self._ring = PlanMemory.register(plan_memory, device) if plan_memory else None
+        self._copying: deque[Flight] = deque()
         self._collector = Collector(
             flights, deliver, fail, engine.step_timeout_s, recorder or FlightRecorder({})
         )
@@ -186,9 +192,18 @@ class CudaEngine:
         self._launch(plan, flight)
         self._collector.send(flight)
 
+    def plans_in_use(self) -> int:
+        """See StepEngine: those whose copy to the GPU is not done."""
+        while self._copying and self._copying[0].begun.query():
+            self._copying.popleft()
+        return len(self._copying)
+
     def finish(self) -> None:
         """Returns when all results are delivered."""
         self._collector.finish()
+        if self._ring:
+            self._ring.close()
+            self._ring = None
 
     def _launch(self, plan: PlanView, flight: Flight) -> None:
         mirror, tables = self._mirror, self._tables
@@ -199,10 +214,8 @@ class CudaEngine:
         self._masks.apply_plan(plan)
         rows = mirror.rows
         needs = self._needs.of(rows.slots)
-        words = flight.stage(plan.step, plan.words, rows.requests)
-        tables.words[: len(words)].copy_(words, non_blocking=True)
-        flight.launched_ns = time.monotonic_ns()
-        flight.begun.record(self._stream)
+        flight.begin(plan.step, rows.requests)
+        self._copy_plan(plan, flight)
         copies_end = len(plan.copy) and self._copies.begin(plan, tables.words)
         if self._graphs and len(plan.decode) and not len(plan.chunk) and not len(plan.take):
             size = self._graphs.padded(len(plan.decode))
@@ -220,6 +233,17 @@ class CudaEngine:
         if copies_end:
             self._copies.end()
         flight.done.record(self._stream)
+
+    def _copy_plan(self, plan: PlanView, flight: Flight) -> None:
+        """The plan's words on their way to the device, and the step's first event."""
+        words = self._ring.find(plan.words) if self._ring else None
+        if words is not None:
+            self._copying.append(flight)
+        else:
+            words = flight.stage(plan.words)
+        self._tables.words[: len(words)].copy_(words, non_blocking=True)
+        flight.launched_ns = time.monotonic_ns()
+        flight.begun.record(self._stream)
 
     def _report_logprobs(self, plan: PlanView, needs: StepNeeds, flight: Flight) -> None:
         """What the GPU has found goes to pinned memory; whose it is, the flight is told."""
