@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from .loaded import LoadedModel
 
 _IDLE_SLICE_S = 0.25
-_IN_USE_SLICE_S = 0.002
-"""While the engine reads plans: their frames go back soon, so that the ring has room."""
 
 
 def main(
@@ -109,7 +107,7 @@ def _release(plans: RingReader, engine: StepEngine) -> None:
 def _wait_for_plan(plans: RingReader) -> memoryview | None:
     """The next plan, or None when there is none for a slice of time."""
     try:
-        return plans.wait(_IN_USE_SLICE_S if plans.held else _IDLE_SLICE_S)
+        return plans.wait(_IDLE_SLICE_S)
     except RingTimeout:
         return None
 
