@@ -49,7 +49,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     num_blocks: KV blocks of `block_size` tokens on every rank.
     step_timeout_s: a step that takes longer is a fault.
     sim_step_ms: step time of the `sim` device.
-    cuda_graphs: decode steps on a GPU run as captured graphs.
+    cuda_graphs: steps on a GPU run as captured graphs, but for large prefills.
     sampling_mode: "gather", "sequence", "vocab", or "auto" for the fastest that fits a step.
     async_output: text is made while the next step runs; else the next plan waits for it.
     prefix_caching: prompts share the KV blocks of their common prefixes.

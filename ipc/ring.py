@@ -167,7 +167,8 @@ class RingWriter:
             state = f"{describe_process(pid)}; released {released}"
             if taken > released:
                 held = "holds" if is_alive(pid) else "died while holding"
-                state += f", {held} frame {taken}"
+                first = f"s {released + 1} to" if taken > released + 1 else ""
+                state += f", {held} frame{first} {taken}"
             laggards.append(f"{name} ({state})")
         return laggards
 
@@ -177,10 +178,17 @@ class RingReader:
 
     event: its eventfd, for readers that poll other descriptors too.  After
     readiness: clear_event(), then poll() until it returns None.
+    at_once: frames it may have taken and not yet released.
     """
 
     def __init__(
-        self, spec: RingSpec, fd: int, reader: str, event: int | None = None, spin_us: int = 0
+        self,
+        spec: RingSpec,
+        fd: int,
+        reader: str,
+        event: int | None = None,
+        spin_us: int = 0,
+        at_once: int = 1,
     ) -> None:
         if reader not in spec.readers:
             raise RingError(
@@ -200,15 +208,23 @@ class RingReader:
         self._words = memory.words
         self._headers = layout.headers
         self._frames = [frame.toreadonly() for frame in layout.payloads(memory)]
-        self._released = memory.words[self._line]
-        self._words[self._line + _TAKEN] = self._released
-        self._held = False
+        self._at_once = at_once
+        self._released = self._taken = memory.words[self._line]
+        self._words[self._line + _TAKEN] = self._taken
+
+    @property
+    def held(self) -> int:
+        """Frames that were taken and are not released."""
+        return self._taken - self._released
+
+    @property
+    def memory(self) -> memoryview:
+        """The whole ring, as it is mapped here, for devices that read frames where they lie."""
+        return self._memory.view
 
     def poll(self) -> memoryview | None:
         """The next frame (read-only, as long as its message), or None if there is none yet."""
-        if self._held:
-            raise RingError(f"{self._who()}: release frame {self._released + 1} first")
-        if self._words[_PUBLISHED] <= self._released:
+        if self._words[_PUBLISHED] <= self._taken:
             return None
         return self._take()
 
@@ -218,7 +234,7 @@ class RingReader:
         if frame is not None:
             return frame
         start = time.monotonic()
-        wanted = self._released + 1
+        wanted = self._taken + 1
         if not self._memory.wait_until(_PUBLISHED, wanted, start + self._spin_s, start + timeout_s):
             published, _, pid = self._words[_WRITER : _WRITER + 3]
             raise RingTimeout(
@@ -228,10 +244,9 @@ class RingReader:
         return self._take()
 
     def release(self) -> None:
-        """Gives the frame back; views of it must not be used any more."""
-        if not self._held:
+        """Gives the oldest frame back; views of it must not be used any more."""
+        if not self.held:
             raise RingError(f"{self._who()}: release without a frame")
-        self._held = False
         self._released += 1
         self._words[self._line] = self._released
         self._memory.wake(self._line)
@@ -248,14 +263,15 @@ class RingReader:
             os.eventfd_read(self.fileno())
 
     def _take(self) -> memoryview:
+        if self.held >= self._at_once:
+            raise RingError(f"{self._who()}: release frame {self._released + 1} first")
         words = self._words
-        place = self._released % self._spec.frames
-        sequence = self._released + 1
+        place = self._taken % self._spec.frames
+        sequence = self._taken + 1
         header = self._headers[place]
         if words[header] != sequence:
             raise RingError(f"{self._who()}: frame {sequence} was overwritten by {words[header]}")
-        words[self._line + _TAKEN] = sequence
-        self._held = True
+        words[self._line + _TAKEN] = self._taken = sequence
         return self._frames[place][: words[header + 1]]
 
     def _who(self) -> str:

@@ -2,7 +2,9 @@
 
 The supervisor creates them, the group's processes attach to them, all from the
 same EngineConfig.  At most lookahead + 1 steps are without a result and a ring
-holds twice that, so a full ring is a fault, not a wait.
+holds twice that, so a full ring is a fault, not a wait.  That leaves room for a
+GPU that reads plans from their frames: it has read those of steps with a
+result, and whoever launches the next step then gives their frames back.
 """
 
 from __future__ import annotations

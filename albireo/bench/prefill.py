@@ -81,6 +81,7 @@ def bench_prefill(
         "device": device,
         "dtype": dtype,
         "groups": list(options.groups),
+        "cuda_graphs": options.cuda_graphs,
         "product_tflop_per_s": round(rate / 1e12, 1),
         **measured,
     }

@@ -28,17 +28,21 @@ from albireo.node.options import DTYPES, NodeOptions, OptionError, parse_groups
     "--device", type=click.Choice(("auto", "cpu", "cuda")), default="auto", show_default=True
 )
 @click.option("--dtype", type=click.Choice(DTYPES), default="auto", show_default=True)
+@click.option("--cuda-graphs/--no-cuda-graphs", default=True, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="The result as JSON.")
 def prefill(
-    shape: str, groups: str, prompts: str, mixed: str, device: str, dtype: str, as_json: bool
-) -> None:
+    shape: str, groups: str, prompts: str, mixed: str, device: str, dtype: str,
+    cuda_graphs: bool, as_json: bool,
+) -> None:  # fmt: skip
     """Prompts, alone and between decodes, against the cost of the matrix products."""
     from albireo.bench.nodes import BenchError
     from albireo.bench.prefill import bench_prefill
     from albireo.client import AlbireoError
 
     try:
-        options = NodeOptions(groups=parse_groups(groups), device=device, dtype=dtype)
+        options = NodeOptions(
+            groups=parse_groups(groups), device=device, dtype=dtype, cuda_graphs=cuda_graphs
+        )
         cases = [_pair(part) for part in prompts.split(",")]
         result = bench_prefill(shape, options, cases, _pair(mixed))
     except (BenchError, AlbireoError, OptionError, RuntimeError, ValueError) as error:

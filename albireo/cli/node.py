@@ -225,7 +225,7 @@ def _chunks_are_always(context: click.Context, parameter: click.Parameter, value
     "cuda_graphs",
     default=True,
     show_default=True,
-    help="Capture the decode step on a GPU.",
+    help="Capture steps on a GPU: those of decodes, and forward passes with prefill chunks.",
 )
 @click.option(
     "--async-scheduling/--no-async-scheduling",

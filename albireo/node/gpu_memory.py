@@ -6,7 +6,8 @@
     - logits                        max_num_seqs x vocabulary / tp, float32: themselves, and what
                                     sampling makes of them
     - context                       CUDA context, kernels, cuBLAS; with tp > 1 the communicators
-    - graphs                        what CUDA graphs keep besides the memory of a step
+    - graphs                        what CUDA graphs keep besides the memory of a step, and the
+                                    activations of the largest mixed step that one may be of
 
 The worker then runs the worst step there can be and captures its graphs; where
 that does not fit it says what each part has really taken
@@ -19,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from albireo.ipc.config import ModelInfo
+from albireo.workers.engine.cuda.mixed_sizes import MOST_ROWS
 
 from .gpus import Gpu
 
@@ -70,6 +72,7 @@ def estimate(
     """The sum of the module's table, for the group's GPU with the least free memory."""
     fullest = min(gpus, key=lambda gpu: gpu.free)
     shard = -(-model.vocab_size // tp)
+    captured = min(MOST_ROWS, max_num_batched_tokens) * model.activation_bytes_per_token
     return GpuMemory(
         gpu=fullest.name,
         free=fullest.free,
@@ -78,5 +81,5 @@ def estimate(
         activations=max_num_batched_tokens * model.activation_bytes_per_token,
         logits=_LOGITS_COPIES * max_num_seqs * shard * 4,
         context=_CONTEXT_BYTES + (_COMMUNICATOR_BYTES if tp > 1 else 0),
-        graphs=_GRAPH_BYTES if graphs else 0,
+        graphs=_GRAPH_BYTES + captured if graphs else 0,
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import importlib.util
 import os
+import random
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -22,10 +24,16 @@ if importlib.util.find_spec("triton") is None or not torch.cuda.is_available():
 from albireo.bench.shapes import write_model  # noqa: E402
 from albireo.client import Client  # noqa: E402
 from albireo.ipc.config import ActorSpec, EngineConfig  # noqa: E402
+from albireo.ipc.paths import log_path  # noqa: E402
 from albireo.ipc.plan import PlanView  # noqa: E402
+from albireo.ipc.ring import RingReader, RingWriter, create_ring  # noqa: E402
+from albireo.ipc.rings import plan_ring  # noqa: E402
 from albireo.node.launch import stop_node  # noqa: E402
 from albireo.workers.engine.cuda.engine import CudaEngine  # noqa: E402
 from albireo.workers.engine.cuda.memory import GpuMemoryError  # noqa: E402
+from albireo.workers.engine.cuda.mixed_graphs import MixedGraphs  # noqa: E402
+from albireo.workers.engine.cuda.mixed_sizes import MixedSize  # noqa: E402
+from albireo.workers.engine.cuda.step_parts import StepParts  # noqa: E402
 from albireo.workers.engine.cuda.worker import create_engine  # noqa: E402
 from albireo.workers.kernels import create  # noqa: E402
 from albireo.workers.models.config import ModelConfig  # noqa: E402
@@ -33,7 +41,15 @@ from albireo.workers.models.load import load_model, read_config  # noqa: E402
 
 from ..node.processes import pids, wait_for, whole  # noqa: E402
 from ..workers.engine_driver import Driver, Request  # noqa: E402
-from ..workers.engine_story import CONFIG, CUDA, GEMMA, Results, cpu_driver, play  # noqa: E402
+from ..workers.engine_story import (  # noqa: E402
+    CONFIG,
+    CUDA,
+    GEMMA,
+    Results,
+    cpu_driver,
+    play,
+    play_mixed,
+)
 from ..workers.grammar_story import (  # noqa: E402
     VOCABULARY,
     check_grammars,
@@ -70,14 +86,16 @@ def make_engine() -> Any:
     """make_engine(EngineConfig, config) -> Results around a warm CudaEngine of a dummy model."""
     made: list[CudaEngine] = []
 
-    def make(engine: EngineConfig, config: ModelConfig = CONFIG) -> Results:
+    def make(
+        engine: EngineConfig, config: ModelConfig = CONFIG, plan_memory: memoryview | None = None
+    ) -> Results:
         def create_one(deliver: Any, fail: Any) -> CudaEngine:
             spec = ActorSpec(
                 role="worker", name="g0.worker0", node="test", incarnation=0, runtime_dir="",
                 threads=1, log_level="info", model=MODEL, engine=engine, group=0, rank=0,
             )  # fmt: skip
             actor: Any = SimpleNamespace(spec=spec, phase=print, fatal=fail)
-            made.append(create_engine(actor, {}, config, VOCABULARY, deliver))
+            made.append(create_engine(actor, {}, config, VOCABULARY, deliver, plan_memory))
             return made[-1]
 
         results = Results(create_one)
@@ -142,6 +160,78 @@ def test_graphs_change_no_token(make_engine: Callable[[EngineConfig], Results]) 
     assert _many(cpu_driver(_BIG), 40, 12) == captured
 
 
+def _random_chunks(driver: Driver) -> list[list[int]]:
+    """Prompts in chunks of any length beside decodes, many at once and few; then decodes alone."""
+    chance = random.Random(7)
+    requests = [
+        Request(
+            i + 1, [(5 * i + 3 * j) % 60 for j in range(chance.randint(1, 50))], slot=i,
+            blocks=[4 * i + n for n in range(4)], temperature=0.9 * (i % 4 == 0), seed=i,
+        )
+        for i in range(40)
+    ]  # fmt: skip
+    waiting, running = list(requests), []
+    while waiting or any(request.cached < len(request.tokens) - 1 for request in running):
+        taken = [waiting.pop() for _ in range(min(len(waiting), chance.choice((0, 1, 1, 9))))]
+        running += taken
+        chunk, decode = [], []
+        for request in running:
+            left = len(request.tokens) - request.cached
+            if left > 1 or not request.cached:
+                length = min(left, chance.randint(1, 50), 160 - sum(n for _, n in chunk))
+                chunk += [(request, length)] if length else []
+            elif len(request.tokens) < 62 and chance.random() < 0.8:
+                decode.append(request)
+        driver.run(take=taken, chunk=chunk, decode=decode)
+    for _ in range(3):
+        driver.run(decode=[request for request in requests if len(request.tokens) < 62])
+    return [request.tokens for request in requests]
+
+
+def test_graphs_of_mixed_steps_change_no_token(
+    make_engine: Callable[[EngineConfig], Results], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every mixed step of these stories is one, padded to several sizes; launched, it is equal."""
+    replayed: list[MixedSize] = []
+    forward = MixedGraphs.forward
+
+    def spy(graphs: MixedGraphs, size: MixedSize) -> torch.Tensor:
+        replayed.append(size)
+        return forward(graphs, size)
+
+    def launched(parts: StepParts, size: MixedSize) -> torch.Tensor:
+        raise AssertionError(f"a mixed step of {size} was launched kernel by kernel")
+
+    large = msgspec.structs.replace(_BIG, max_num_batched_tokens=200)
+    for engine, story in ((CUDA, play_mixed), (CUDA, play), (large, _random_chunks)):
+        graphs = msgspec.structs.replace(engine, cuda_graphs=True)
+        eager = msgspec.structs.replace(engine, cuda_graphs=False)
+        expected = story(Driver(make_engine(eager).step, engine))
+        results = make_engine(graphs)
+        with monkeypatch.context() as patch:
+            patch.setattr(MixedGraphs, "forward", spy)
+            patch.setattr(StepParts, "forward_mixed", launched)
+            assert story(Driver(results.step, engine)) == expected
+        assert replayed
+    assert {size.rows for size in replayed} == {24, 64, 128, 200}
+
+
+def test_a_mixed_step_that_no_graph_holds_is_launched(
+    make_engine: Callable[[EngineConfig], Results],
+) -> None:
+    """More short prompts than there are places for, and then few."""
+    engine = msgspec.structs.replace(_BIG, cuda_graphs=True)
+
+    def story(driver: Driver) -> list[list[int]]:
+        requests = [Request(i + 1, [i, i + 1], slot=i, blocks=[i]) for i in range(30)]
+        driver.run(take=requests[:20], chunk=[(request, 2) for request in requests[:20]])
+        later = requests[20:28]
+        driver.run(take=later, chunk=[(each, 2) for each in later], decode=requests[:20])
+        return [request.tokens for request in requests[:28]]
+
+    assert story(Driver(make_engine(engine).step, engine)) == story(cpu_driver(engine))
+
+
 def test_all_parameters_against_one_forward_pass(
     make_engine: Callable[[EngineConfig], Results],
 ) -> None:
@@ -160,16 +250,9 @@ def test_all_parameters_against_one_forward_pass(
 def test_steps_are_queued_without_waiting(make_engine: Callable[[EngineConfig], Results]) -> None:
     """The launches of several steps return before the first has ended; results come in order."""
     results = make_engine(CUDA)
-    plans: list[PlanView] = []
-    driver = Driver(lambda plan, idle: _keep(plans, plan), CUDA)
-    request = Request(1, [3, 4, 5], slot=1, blocks=[0, 1])
-    driver.run(take=[request], chunk=[(request, 3)])
-    for _ in range(2):
-        request.tokens.append(0)
-        driver.run(decode=[request])
     before = len(results.delivered)
     torch.cuda._sleep(200_000_000)
-    for plan in plans:
+    for plan in _three_plans():
         results.engine.step(plan, False)
     assert len(results.delivered) == before
     torch.cuda.synchronize()
@@ -179,9 +262,51 @@ def test_steps_are_queued_without_waiting(make_engine: Callable[[EngineConfig], 
     assert results.rows[-1][0][2] == alone[-1]
 
 
-def _keep(plans: list[PlanView], plan: PlanView) -> Any:
-    plans.append(plan)
-    return SimpleNamespace(rows=torch.empty(0, 3))
+def test_plans_are_copied_from_their_ring(
+    make_engine: Callable[..., Results], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each frame is in use until its copy is done; where CUDA refuses the memory, none is."""
+    spec = plan_ring(0, CUDA)
+    fd = create_ring(spec)
+    writer, reader = RingWriter(spec, fd), RingReader(spec, fd, "worker0", at_once=spec.frames)
+    os.close(fd)
+    expected = cpu_driver(CUDA).generate(Request(1, [3, 4, 5], slot=1, blocks=[0, 1]), 3)
+    for in_use in (3, 0):
+        if not in_use:
+            ring = torch.frombuffer(reader.memory, dtype=torch.uint8)
+            torch.cuda.cudart().cudaHostRegister(ring.data_ptr(), ring.nbytes, 0)
+        results = make_engine(CUDA, plan_memory=reader.memory)
+        refused = "could not be registered with CUDA (error 712)" in caplog.text
+        assert refused == (in_use == 0)
+        torch.cuda._sleep(200_000_000)
+        for plan in _three_plans():
+            writer.reserve(0)[: plan.words.nbytes] = plan.words.tobytes()
+            writer.publish(plan.words.nbytes)
+            results.engine.step(PlanView(reader.wait(1)), False)
+        assert results.engine.plans_in_use() == in_use
+        torch.cuda.synchronize()
+        assert results.engine.plans_in_use() == 0
+        for _ in range(3):
+            reader.release()
+        results.engine.finish()
+        assert results.rows[-1][0][2] == expected[-1]
+
+
+def _three_plans() -> list[PlanView]:
+    """Of one request: a prefill and two decodes, whose tokens nobody has seen."""
+    plans: list[PlanView] = []
+
+    def keep(plan: PlanView, idle: bool) -> Any:
+        plans.append(plan)
+        return SimpleNamespace(rows=torch.empty(0, 3))
+
+    driver = Driver(keep, CUDA)
+    request = Request(1, [3, 4, 5], slot=1, blocks=[0, 1])
+    driver.run(take=[request], chunk=[(request, 3)])
+    for _ in range(2):
+        request.tokens.append(0)
+        driver.run(decode=[request])
+    return plans
 
 
 def test_memory_that_does_not_suffice_is_refused_with_the_sum(
@@ -233,6 +358,19 @@ def test_a_node_on_the_gpu_answers_as_one_on_the_cpu(
         stop_node(node, now=True)
         same = sum(a == b for a, b in zip(found, expected, strict=True))
         assert same >= len(requests) - 1, (name, same)
+
+
+def test_a_node_registers_its_plan_ring(
+    start_node: Callable[..., str], tiny_model_dir: Path
+) -> None:
+    node = start_node(
+        name="ring", model=str(tiny_model_dir), load_format="dummy", device="cuda", max_num_seqs=8
+    )
+    answers = _answers(node, [([i, i + 1, i + 2], 0.0) for i in range(20)], 30)
+    assert [len(answer) for answer in answers] == [30] * 20
+    log = log_path(node).read_text()
+    assert re.search(r"the plan ring's \d+ bytes are registered with CUDA", log)
+    assert re.search(r"CUDA graphs: \d+ of mixed steps of up to 2048 tokens", log)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")

@@ -128,6 +128,19 @@ def test_any_chunking_gives_the_same_bits_when_asked(dtype: torch.dtype) -> None
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("invariant", [False, True])
+def test_a_padded_step_is_the_same_step(dtype: torch.dtype, invariant: bool) -> None:
+    """Spare rows of NaN, empty chunks and decodes: attention's grid is that of a captured size."""
+    conversation = Conversation(LLAMA, dtype, [1, 16, 65, 150, 320, 700], 2)
+    k = kernels(dtype, invariant)
+    steps = conversation.cut([1, 16, 40, 300])
+    for padding in ((0, 3, 2), (100, 200, 60)):
+        padded = checks.check_attention(k, conversation, steps, padding=padding)
+        if invariant:
+            assert torch.equal(padded, checks.check_attention(k, conversation, steps))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_nan_stays_in_its_row(dtype: torch.dtype) -> None:
     checks.check_nan_stays_in_its_row(kernels(dtype), dtype)
 

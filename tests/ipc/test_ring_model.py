@@ -40,20 +40,26 @@ class RingMachine(RuleBasedStateMachine):
         frames=st.integers(1, 5),
         readers=st.integers(1, 3),
         sequence=st.sampled_from([0, 2**31 - 2, 2**32 - 2, 2**63 - 2]),
+        at_once=st.integers(1, 3),
     )
-    def start(self, frames: int, readers: int, sequence: int) -> None:
+    def start(self, frames: int, readers: int, sequence: int, at_once: int) -> None:
         self.spec = RingSpec("g0.model", frames, FRAME_BYTES, NAMES[:readers])
         fd = create_ring(self.spec)
         set_sequence(fd, sequence, readers)
         self.writer = RingWriter(self.spec, fd)
-        self.readers = {name: RingReader(self.spec, fd, name) for name in self.spec.readers}
+        self.at_once = at_once
+        self.readers = {
+            name: RingReader(self.spec, fd, name, at_once=at_once) for name in self.spec.readers
+        }
         os.close(fd)
         self.unread: dict[str, deque[bytes]] = {name: deque() for name in self.spec.readers}
-        self.held: dict[str, tuple[memoryview, bytes]] = {}
+        self.held: dict[str, deque[tuple[memoryview, bytes]]] = {
+            name: deque() for name in self.spec.readers
+        }
 
     def in_use(self, name: str) -> int:
         """Frames that this reader keeps the writer from using."""
-        return len(self.unread[name]) + (name in self.held)
+        return len(self.unread[name]) + len(self.held[name])
 
     def full(self) -> list[str]:
         return [name for name in self.spec.readers if self.in_use(name) == self.spec.frames]
@@ -89,7 +95,7 @@ class RingMachine(RuleBasedStateMachine):
     def take(self, name: str) -> None:
         if name not in self.readers:
             return
-        if name in self.held:
+        if self.unread[name] and len(self.held[name]) == self.at_once:
             with pytest.raises(RingError, match="release frame"):
                 self.readers[name].poll()
             return
@@ -100,23 +106,24 @@ class RingMachine(RuleBasedStateMachine):
                 self.readers[name].wait(0)
             return
         assert frame is not None
-        self.held[name] = (frame, self.unread[name].popleft())
+        self.held[name].append((frame, self.unread[name].popleft()))
 
     @rule(name=st.sampled_from(NAMES))
     def release(self, name: str) -> None:
         if name not in self.readers:
             return
-        if name not in self.held:
+        if not self.held[name]:
             with pytest.raises(RingError, match="without a frame"):
                 self.readers[name].release()
             return
-        del self.held[name]
+        self.held[name].popleft()
         self.readers[name].release()
+        assert self.readers[name].held == len(self.held[name])
 
     @invariant()
     def held_frames_are_untouched(self) -> None:
-        for frame, payload in getattr(self, "held", {}).values():
-            assert frame == payload
+        for held in getattr(self, "held", {}).values():
+            assert all(frame == payload for frame, payload in held)
 
 
 TestRingMachine = RingMachine.TestCase

@@ -18,6 +18,8 @@ import torch
 from albireo.ipc.plan import TAKE_ALLOWS, TAKE_COUNTS, TAKE_FLAGS, PlanView
 from albireo.workers.engine.cuda import apply_plan
 from albireo.workers.engine.cuda.edit_state import keep_edits
+from albireo.workers.engine.cuda.gather import gather_mixed
+from albireo.workers.engine.cuda.mixed_sizes import size_of
 from albireo.workers.engine.cuda.slot_tables import SlotTables
 from albireo.workers.sampling.cuda.edit_tables import IN_PROMPT, NEWEST
 from albireo.workers.sampling.cuda.edits import edit
@@ -124,11 +126,7 @@ class Story:
             self.askings[int(row[0])].flags & TAKE_COUNTS for row in (*plan.history, *plan.chunk)
         )
         keep_edits(tables, plan, bool(plan.take[:, TAKE_FLAGS].any()), counted)
-        if len(plan.chunk):
-            apply_plan.gather_chunks(tables, len(plan.chunk))
-        apply_plan.gather_decodes(
-            tables, len(plan.decode), len(plan.chunk_token), len(plan.chunk), sampling
-        )
+        gather_mixed(tables, size_of(plan, sampling + len(plan.decode)))
 
     def _sample(self, slots: list[int], sequences: int) -> None:
         """Edits logits of rows of these slots, padded by the dummy, checks them, draws tokens."""

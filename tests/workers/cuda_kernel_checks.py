@@ -192,9 +192,16 @@ class Conversation:
         self.first_row = [sum(lengths[:s]) for s in range(len(lengths))]
 
     def run(
-        self, k: Kernels, steps: Sequence[tuple[Sequence[Chunk], int]], normed: bool = False
+        self,
+        k: Kernels,
+        steps: Sequence[tuple[Sequence[Chunk], int]],
+        normed: bool = False,
+        padding: tuple[int, int, int] = (0, 0, 0),
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(queries, outputs) of all tokens; a step is (chunks, number of them that are prefill)."""
+        """(queries, outputs) of all tokens; a step is (chunks, number of them that are prefill).
+
+        padding: see PagedSequences.padded; what pads is NaN.
+        """
         shape, device = self.shape, k.device
         kv = empty_cache(k, self.paged, shape, self.dtype)
         q_norm, k_norm = (n.to(device) for n in self.norms) if normed else (None, None)
@@ -205,12 +212,14 @@ class Conversation:
             rows = torch.cat([torch.arange(n) + self.first_row[s] + at for s, at, n in chunks])
             batch = on_device(self.paged.batch(chunks), device)
             batch.num_chunks = num_chunks
+            batch = self.paged.padded(batch, *padding)
+            spare = torch.full_like(qkv[:1], float("nan")).expand(padding[0], -1)
             q = k.rope_and_cache(
-                qkv[rows.to(device)], shape.heads, shape.kv_heads, shape.head_dim,
-                q_norm, k_norm, EPS, rope, batch, kv,
+                torch.cat([qkv[rows.to(device)], spare]), shape.heads, shape.kv_heads,
+                shape.head_dim, q_norm, k_norm, EPS, rope, batch, kv,
             )  # fmt: skip
-            queries[rows] = q.cpu()
-            outputs[rows] = k.attention(q, kv, batch, shape.head_dim**-0.5, shape.window).cpu()
+            out = k.attention(q, kv, batch, shape.head_dim**-0.5, shape.window)
+            queries[rows], outputs[rows] = q[: len(rows)].cpu(), out[: len(rows)].cpu()
         return queries, outputs
 
     def whole(self) -> list[tuple[list[Chunk], int]]:
@@ -243,10 +252,14 @@ class Conversation:
 
 
 def check_attention(
-    k: Kernels, conversation: Conversation, steps: Sequence, normed: bool = False
+    k: Kernels,
+    conversation: Conversation,
+    steps: Sequence,
+    normed: bool = False,
+    padding: tuple[int, int, int] = (0, 0, 0),
 ) -> torch.Tensor:
     """Against the reference; returns the outputs."""
-    queries, outputs = conversation.run(k, steps, normed)
+    queries, outputs = conversation.run(k, steps, normed, padding)
     expected = conversation.run(ReferenceKernels(), conversation.whole(), normed)
     for got, wanted in zip((queries, outputs), expected, strict=True):
         error = (got.double() - wanted.double()).norm() / wanted.double().norm()

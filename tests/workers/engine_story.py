@@ -88,6 +88,21 @@ def cpu_driver(
     return Driver(made.step, engine)
 
 
+def play_mixed(driver: Driver) -> list[list[int]]:
+    """A chunk alone, one that does not end its prompt beside a decode, its end behind it; decodes.
+
+    Both prompts share their first block, which the second one finds in the cache.
+    """
+    one = Request(1, list(range(3, 21)), slot=1, blocks=[6, 2])
+    two = Request(2, list(range(3, 30)), slot=0, blocks=[6, 9], cached=16)
+    driver.run(take=[one], chunk=[(one, 10)])
+    driver.run(chunk=[(one, 8)])
+    driver.run(take=[two], chunk=[(two, 4)], decode=[one])
+    driver.run(chunk=[(two, 7)], decode=[one])
+    driver.run(decode=[two, one])
+    return [one.tokens, two.tokens]
+
+
 def play(driver: Driver) -> list[list[int]]:
     """Chunked prefill beside decodes, a slot used again, greedy and sampled rows."""
     one = Request(1, [5, 9, 33, 2, 7], slot=0, blocks=[7, 3])

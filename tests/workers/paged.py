@@ -25,6 +25,7 @@ class PagedSequences:
         self.num_blocks = sum(needed) + 3
         blocks = rng.permutation(self.num_blocks).astype(np.int32)
         self.slots = rng.permutation(len(lengths) + 2)[: len(lengths)]
+        self.scratch = int(blocks[-1])
         self.tables = np.full((len(lengths) + 2, max(needed) + 1), 2**30, np.int32)
         at = 0
         for slot, count in zip(self.slots, needed, strict=True):
@@ -51,6 +52,32 @@ class PagedSequences:
             block_tables=ints(self.tables),
             sample_rows=ints([0]),
             num_chunks=len(chunks),
+        )
+
+    def padded(self, batch: StepBatch, rows: int, chunks: int, decodes: int) -> StepBatch:
+        """The batch with so many rows, empty chunks and empty decodes more."""
+        count, sequences = batch.num_chunks, len(batch.slots)
+        starts, device = batch.query_start, batch.slots.device
+
+        def widened(x: torch.Tensor) -> torch.Tensor:
+            nothing = torch.zeros(chunks + decodes, dtype=torch.int32, device=device)
+            return torch.cat([x[:count], nothing[:chunks], x[count:], nothing[chunks:]])
+
+        def longer(x: torch.Tensor, value: int) -> torch.Tensor:
+            return torch.cat([x, torch.full((rows,), value, dtype=torch.int32, device=device)])
+
+        where = [*range(count), *[count] * chunks, *range(count, sequences + 1)]
+        where += [sequences] * decodes
+        return StepBatch(
+            tokens=longer(batch.tokens, 0),
+            positions=longer(batch.positions, 0),
+            kv_index=longer(batch.kv_index, self.scratch * self.block_size),
+            query_start=starts[torch.tensor(where, device=device)],
+            context_len=widened(batch.context_len),
+            slots=widened(batch.slots),
+            block_tables=batch.block_tables,
+            sample_rows=batch.sample_rows,
+            num_chunks=count + chunks,
         )
 
     def everything(self) -> StepBatch:

@@ -1,14 +1,17 @@
 """The GPU's engine without a GPU: real kernels in the interpreter, events that happen at once.
 
-Graphs are not here (tests/gpu has them); all else is: plans, tables, mixed
-steps, sampling, flights and their collector.
+Graphs are stand-ins that do their work again, those of decodes not even that (tests/gpu
+has real ones); all else is here: plans, tables, mixed steps, padding, sampling, flights
+and their collector.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -16,19 +19,33 @@ import pytest
 import torch
 
 from albireo.ipc.config import EngineConfig
-from albireo.ipc.plan import MAX_PLAN_SCORES
+from albireo.ipc.plan import MAX_PLAN_SCORES, PlanView
+from albireo.ipc.ring import RingReader, RingWriter, create_ring
+from albireo.ipc.rings import plan_ring
 from albireo.workers.models.config import ModelConfig
 from albireo.workers.models.load import load_rank
 from albireo.workers.parallel.communicator import SingleRank
 
 from .engine_driver import Driver, Request
-from .engine_story import CONFIG, CUDA, GEMMA, Results, cpu_driver, play
+from .engine_story import CONFIG, CUDA, GEMMA, Results, cpu_driver, play, play_mixed
 from .interpreted import use_interpreter
 
 use_interpreter()
 
-from albireo.workers.engine.cuda import block_copies, flights, grammar_rows  # noqa: E402
+from albireo.workers.engine.cuda import (  # noqa: E402
+    block_copies,
+    flights,
+    grammar_rows,
+    mixed_graphs,
+)
 from albireo.workers.engine.cuda.engine import CudaEngine  # noqa: E402
+from albireo.workers.engine.cuda.mixed_graphs import MixedGraphs  # noqa: E402
+from albireo.workers.engine.cuda.mixed_sizes import (  # noqa: E402
+    MOST_ROWS,
+    MixedSize,
+    captured_mixed_sizes,
+    most_rows,
+)
 from albireo.workers.engine.cuda.profile_plans import profile_plans  # noqa: E402
 from albireo.workers.kernels.cuda.kernels import CudaKernels  # noqa: E402
 from albireo.workers.sampling.cuda.logprobs import Logprobs  # noqa: E402
@@ -43,6 +60,11 @@ class FakeEvent:
 
     def __init__(self, enable_timing: bool = False, blocking: bool = False) -> None:
         self.at = 0.0
+
+    reached = True
+
+    def query(self) -> bool:
+        return self.reached
 
     def record(self, stream: object) -> None:
         self.at = time.perf_counter()
@@ -59,6 +81,26 @@ class FakeStream:
 
     def wait_event(self, event: FakeEvent) -> None:
         assert event.at
+
+
+class FakeGraph:
+    """A CUDA graph whose work is done again, and its result put where it was at first."""
+
+    replays = 0
+
+    def __init__(self, work: Callable[[], Any], result: Any) -> None:
+        self._work, self._result = work, result
+
+    def replay(self) -> None:
+        FakeGraph.replays += 1
+        again = self._work()
+        if self._result is not None:
+            self._result.copy_(again)
+
+
+def fake_capture(work: Callable[[], Any], pool: object) -> tuple[FakeGraph, Any]:
+    result = work()
+    return FakeGraph(work, result), result
 
 
 class Account:
@@ -93,7 +135,9 @@ def make_engine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Results]:
         monkeypatch.setattr(f"{profile_plans.__module__}.{name}", 2)
     kernels = CudaKernels(torch.float32, False, torch.device("cpu"))
 
-    def make(engine: EngineConfig, config: ModelConfig = CONFIG) -> Results:
+    def make(
+        engine: EngineConfig, config: ModelConfig = CONFIG, plan_memory: memoryview | None = None
+    ) -> Results:
         model = load_rank("", config, torch.float32, "dummy", 1, 0, kernels, print)
         vocab, seqs = config.vocab_size, engine.max_num_seqs
         sampler = CudaSampler(seqs, vocab, 0, None, "cpu")
@@ -109,6 +153,7 @@ def make_engine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Results]:
                 fail,
                 Account(),  # type: ignore[arg-type]
                 vocabulary=VOCABULARY,
+                plan_memory=plan_memory,
             )
         )
 
@@ -129,6 +174,49 @@ def test_the_tokens_are_those_of_the_cpu(
     assert results.delivered == [], "what warming up samples is nobody's result"
     assert play(Driver(results.step, CUDA)) == play(cpu_driver(CUDA, config))
     results.engine.finish()
+
+
+def test_steps_are_padded_to_what_is_captured(
+    results: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mixed_graphs, "captured", fake_capture)
+    monkeypatch.setattr(mixed_graphs, "borrowed", lambda logits: logits)
+    engine = results.engine
+    with torch.inference_mode():
+        engine._mixed = MixedGraphs([MixedSize(12, 2, 3, 3)], engine._parts.forward_mixed, None)
+    FakeGraph.replays = 0
+    assert play_mixed(Driver(results.step, CUDA)) == play_mixed(cpu_driver())
+    assert FakeGraph.replays == len(results.delivered) == 5
+    engine.finish()
+
+
+@pytest.mark.parametrize("seqs", [1, 3, 8, 40, 256, 1000])
+@pytest.mark.parametrize("rows", [1, 24, 64, 500, 2048])
+def test_sizes_of_mixed_steps(rows: int, seqs: int) -> None:
+    sizes = captured_mixed_sizes(rows, seqs)
+    assert sizes == sorted(set(sizes))
+    assert len(sizes) <= 36
+    for size in sizes:
+        assert size.decodes == size.logits <= min(size.rows, seqs)
+        assert size.chunks <= seqs
+    # The largest holds any step of so many rows, but for more prompts than it has places.
+    most = min(rows, seqs)
+    assert sizes[-1].holds(MixedSize(rows, sizes[-1].chunks, most, most))
+    assert sizes[0].rows == min(rows, 64)
+
+
+def test_graphs_of_mixed_steps_end_where_launching_is_faster() -> None:
+    def shape(hidden: int, inner: int, layers: int, kv_heads: int = 8) -> ModelConfig:
+        return replace(
+            CONFIG, hidden_size=hidden, intermediate_size=inner, num_layers=layers,
+            num_heads=hidden // 128, num_kv_heads=kv_heads, head_dim=128,
+        )  # fmt: skip
+
+    assert most_rows(CONFIG, 1, 4096) == MOST_ROWS
+    assert most_rows(CONFIG, 1, 24) == 24
+    assert most_rows(shape(4096, 12288, 36), 1, 4096) == 512
+    assert most_rows(shape(4096, 12288, 36), 2, 4096) == 1024
+    assert most_rows(shape(8192, 49152, 80), 1, 4096) == 64
 
 
 def test_all_parameters_against_one_forward_pass(
@@ -165,6 +253,62 @@ def test_as_many_logits_as_rows_in_another_order(
     player.asking.prompt_len, player.first, player.scored = 2, 2, 1
     story.play()
     check_story(story)
+
+
+class FakeRuntime:
+    """CUDA's: what is registered with it.  status: 0, or why nothing is."""
+
+    def __init__(self, status: int) -> None:
+        self.status, self.registered = status, {}
+
+    def cudaHostRegister(self, address: int, nbytes: int, flags: int) -> int:
+        self.registered[address] = nbytes
+        return self.status
+
+    def cudaHostUnregister(self, address: int) -> None:
+        del self.registered[address]
+
+
+@pytest.mark.parametrize("status", [0, 712])
+def test_plans_are_read_from_their_ring(
+    status: int, make_engine: Callable[..., Results], monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    """A frame is in use until its copy is done; where CUDA does not take the ring, it is staged."""
+    runtime, staged = FakeRuntime(status), []
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
+    stage = flights.Flight.stage
+    monkeypatch.setattr(flights.Flight, "stage", lambda *args: staged.append(1) or stage(*args))
+    spec = plan_ring(0, CUDA)
+    fd = create_ring(spec)
+    writer, reader = RingWriter(spec, fd), RingReader(spec, fd, "worker0", at_once=spec.frames)
+    results = make_engine(CUDA, plan_memory=reader.memory)
+    assert list(runtime.registered.values()) == [len(reader.memory)]
+    monkeypatch.setattr(FakeEvent, "reached", False)
+
+    def step(plan: PlanView, idle: bool) -> Any:
+        writer.reserve(0)[: plan.words.nbytes] = plan.words.tobytes()
+        writer.publish(plan.words.nbytes)
+        answer = results.step(PlanView(reader.wait(1)), idle)
+        in_use = results.engine.plans_in_use()
+        assert in_use == (0 if status else reader.held)
+        if reader.held == 3:
+            monkeypatch.setattr(FakeEvent, "reached", True)
+            assert results.engine.plans_in_use() == 0
+            monkeypatch.setattr(FakeEvent, "reached", False)
+            in_use = 0
+        for _ in range(reader.held - in_use):
+            reader.release()
+        return answer
+
+    request = Request(1, [5, 9, 33], slot=2, blocks=[7])
+    tokens = Driver(step, CUDA).generate(request, 5)
+    assert tokens == cpu_driver().generate(Request(1, [5, 9, 33], slot=2, blocks=[7]), 5)
+    assert len(staged) == (5 if status else 0)
+    assert ("could not be registered with CUDA (error 712)" in caplog.text) == bool(status)
+    results.engine.finish()
+    assert bool(runtime.registered) == bool(status), "what was registered is so no more"
+    os.close(fd)
 
 
 def test_a_plan_that_contradicts_the_slots_is_refused(results: Results) -> None:

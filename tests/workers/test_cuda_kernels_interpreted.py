@@ -162,6 +162,18 @@ def test_any_chunking_gives_the_same_bits_when_asked(dtype: torch.dtype) -> None
     assert torch.equal(cut, whole)
 
 
+@pytest.mark.parametrize("invariant", [False, True])
+@pytest.mark.parametrize("padding", [(7, 0, 0), (0, 3, 2), (70, 140, 5)], ids=str)
+def test_a_padded_step_is_the_same_step(padding: tuple[int, int, int], invariant: bool) -> None:
+    """Spare rows, empty chunks, more of them than are looked at at once, and empty decodes."""
+    conversation = Conversation(Shape(3, 1, 16, window=20), torch.float32, [60, 17, 1], 4)
+    k = kernels(torch.float32, invariant)
+    steps = [([(0, 0, 41), (1, 0, 16)], 2), ([(2, 0, 1), (0, 41, 19), (1, 16, 1)], 2)]
+    padded = checks.check_attention(k, conversation, steps, padding=padding)
+    if invariant:
+        assert torch.equal(padded, checks.check_attention(k, conversation, conversation.whole()))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_nan_stays_in_its_row(dtype: torch.dtype) -> None:
     checks.check_nan_stays_in_its_row(kernels(dtype), dtype)

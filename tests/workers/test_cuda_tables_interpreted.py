@@ -19,7 +19,9 @@ from .interpreted import use_interpreter
 use_interpreter()
 
 from albireo.workers.engine.cuda import apply_plan  # noqa: E402
+from albireo.workers.engine.cuda.gather import gather_decodes, gather_mixed  # noqa: E402
 from albireo.workers.engine.cuda.graphs import captured_sizes  # noqa: E402
+from albireo.workers.engine.cuda.mixed_sizes import MixedSize, size_of  # noqa: E402
 from albireo.workers.engine.cuda.slot_tables import SlotTables  # noqa: E402
 
 SLOTS, BLOCK_SIZE, MAX_BLOCKS, BATCHED, BLOCKS = 11, 4, 9, 48, 200
@@ -89,17 +91,15 @@ def gpu_tables() -> SlotTables:
     )
 
 
-def gather(tables: SlotTables, plan: PlanView) -> StepBatch:
-    """As CudaEngine._launch_eagerly."""
-    chunks, decodes, rows = len(plan.chunk), len(plan.decode), len(plan.chunk_token)
-    sampled = int((plan.chunk[:, 3] != 0).sum()) + decodes
+def gather(tables: SlotTables, plan: PlanView, padding: MixedSize | None = None) -> StepBatch:
+    """As StepParts.forward_mixed; padding: what the step's size is enlarged by."""
+    size = size_of(plan, int((plan.chunk[:, 3] != 0).sum()) + len(plan.decode))
+    if padding is not None:
+        size = MixedSize(*(own + more for own, more in zip(size, padding, strict=True)))
     tables.words[: len(plan.words)] = torch.from_numpy(plan.words.copy())
     apply_plan.apply(tables)
-    if chunks:
-        apply_plan.gather_chunks(tables, chunks)
-    if decodes:
-        apply_plan.gather_decodes(tables, decodes, rows, chunks, sampled - decodes)
-    return tables.batch(rows + decodes, chunks + decodes, sampled, chunks)
+    gather_mixed(tables, size)
+    return tables.batch(size)
 
 
 FIELDS = ("tokens", "positions", "kv_index", "query_start", "context_len", "slots", "sample_rows")
@@ -135,6 +135,55 @@ def test_the_tables_agree_with_those_of_the_cpu(seed: int) -> None:
         assert np.array_equal(gpu.last_token[:SLOTS].numpy(), cpu.state.last_token)
 
 
+@pytest.mark.parametrize("seed", range(2))
+def test_a_padded_step_is_the_same_step(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Places of chunks and decodes that are empty, rows and logits of nobody, behind each."""
+    # More programs than one.
+    monkeypatch.setattr(f"{gather_mixed.__module__}._BLOCK", 16)
+    plans, chance = RandomPlans(seed), random.Random(seed)
+    exact, padded = gpu_tables(), gpu_tables()
+    for _ in range(12):
+        plan = plans.next()
+        if not len(plan.chunk) and not len(plan.decode):
+            continue
+        n_chunk, n_decode = len(plan.chunk), len(plan.decode)
+        chunks, decodes = chance.randrange(SLOTS - n_chunk + 1), chance.randrange(4)
+        decodes = min(decodes, SLOTS - n_decode)
+        rows = len(plan.chunk_token) + n_decode
+        spare = chance.choice((0, 1, BATCHED + SLOTS - rows))
+        more = MixedSize(spare, chunks, decodes, chance.randrange(3))
+        wanted = gather(exact, plan)
+        # What was there before must not matter.
+        for name in FIELDS:
+            getattr(padded, name).fill_(-7)
+        got = gather(padded, plan, more)
+        assert torch.equal(got.tokens[:rows], wanted.tokens)
+        assert torch.equal(got.positions[:rows], wanted.positions)
+        assert torch.equal(got.kv_index[:rows], wanted.kv_index)
+        assert got.tokens[rows:].tolist() == [0] * more.rows
+        assert got.positions[rows:].tolist() == [0] * more.rows
+        assert set(got.kv_index[rows:].tolist()) <= set(range(BLOCKS * 4, BLOCKS * 4 + 4))
+        sampled = len(wanted.sample_rows)
+        assert torch.equal(got.sample_rows[:sampled], wanted.sample_rows)
+        assert got.sample_rows[sampled:].tolist() == [0] * more.logits
+        assert got.num_chunks == n_chunk + chunks
+        for name, nothing in (("slots", SLOTS), ("context_len", 0)):
+            parts = getattr(wanted, name).split([n_chunk, n_decode])
+            expected = [*parts[0].tolist(), *[nothing] * chunks]
+            expected += [*parts[1].tolist(), *[nothing] * decodes]
+            assert getattr(got, name).tolist() == expected, name
+        starts = wanted.query_start.tolist()
+        expected = [*starts[:n_chunk], *[starts[n_chunk]] * chunks]
+        expected += [*starts[n_chunk:], *[starts[-1]] * decodes]
+        assert got.query_start.tolist() == expected
+        for tables, batch in ((exact, wanted), (padded, got)):
+            tables.sampled[:sampled] = torch.arange(sampled, dtype=torch.int32)
+            apply_plan.advance(tables, len(batch.slots), sampled)
+        for name in ("position", "last_token", "sample_slots", "draw_position"):
+            count = None if name in ("position", "last_token") else sampled
+            assert torch.equal(getattr(padded, name)[:count], getattr(exact, name)[:count]), name
+
+
 def test_padding_rows_are_the_dummy_slot_and_leave_nothing() -> None:
     tables = gpu_tables()
     tables.position[:] = torch.arange(SLOTS + 1, dtype=torch.int32) % 8
@@ -143,7 +192,7 @@ def test_padding_rows_are_the_dummy_slot_and_leave_nothing() -> None:
     plan = _plan([], [], [], [], [3, 1])
     tables.words[: len(plan.words)] = torch.from_numpy(plan.words.copy())
     apply_plan.apply(tables)
-    apply_plan.gather_decodes(tables, 8)
+    gather_decodes(tables, 8)
     assert tables.slots[:8].tolist() == [3, 1] + [SLOTS] * 6
     assert tables.positions[2:8].tolist() == [0] * 6
     assert tables.kv_index[2:8].tolist() == [BLOCKS * BLOCK_SIZE] * 6

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from types import SimpleNamespace
@@ -17,9 +18,11 @@ from albireo.ipc.config import ActorSpec, ModelInfo
 from albireo.ipc.plan import FLAG_STOP, ResultView, write_plan
 from albireo.ipc.ring import RingReader, RingTimeout, RingWriter, create_ring
 from albireo.ipc.rings import plan_ring, result_ring
-from albireo.ipc.shared_memory import create
+from albireo.ipc.shared_memory import WORDS_PER_LINE, create, map_memory
 from albireo.ipc.simulated import sim_token
+from albireo.workers.engine import process
 from albireo.workers.engine.process import main
+from albireo.workers.engine.sim import SimEngine
 from albireo.workers.parallel.canary import canary_bytes
 
 from ..plans import sections_of
@@ -154,6 +157,32 @@ def test_every_plan_gets_a_result_that_both_readers_see(make_group: Callable[...
     worker.result(5.0)
     for fd in ("result.event.scheduler", "result.event.detokenizer"):
         assert os.eventfd_read(group.fds[fd]) == 12
+
+
+class LateReader(SimEngine):
+    """Reads its newest plan until the next one comes."""
+
+    def plans_in_use(self) -> int:
+        return 1
+
+
+def test_a_frame_is_held_while_its_plan_is_in_use(
+    make_group: Callable[..., Group], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "SimEngine", LateReader)
+    group = make_group()
+    worker = group.start()
+    words = map_memory(group.fds["plan.memory"]).words
+    released, taken = (2 * WORDS_PER_LINE + word for word in (0, 1))
+    for count in range(1, 12):
+        step = group.plan()
+        assert group.result("scheduler")[0] == group.result("detokenizer")[0] == step
+        deadline = time.monotonic() + 5
+        while words[released] < count - 1 and time.monotonic() < deadline:
+            time.sleep(0.001)
+        assert (words[released], words[taken]) == (count - 1, count)
+    group.plan(flags=FLAG_STOP)
+    worker.result(5.0)
 
 
 def test_the_last_plan_ends_the_worker_after_its_result(make_group: Callable[..., Group]) -> None:

@@ -8,6 +8,10 @@ each.
     rows        | chunk 0 . . . . | chunk 1 . . | d | d | d |
     query_start 0                 5             8   9  10  11
 
+A batch that is padded to a captured size (engine/cuda/mixed_sizes.py) has
+sequences without rows, context_len 0, behind the chunks and behind the
+decodes, and rows of no sequence at its end, whose results nobody reads.
+
 A row at position p of a sequence attends to keys 0..p.  Where a sequence
 appears in a batch says nothing about its slot: `slots` does.
 """
@@ -28,7 +32,7 @@ class StepBatch:
     tokens: [T] token ids.
     positions: [T] position of each row in its sequence.
     kv_index: [T] where the row's key and value go: block * block_size + offset.
-    query_start: [S + 1] first row of each sequence, and T.
+    query_start: [S + 1] first row of each sequence, and where the last one's end: T, or less.
     context_len: [S] tokens of the sequence after this step (last position + 1).
     slots: [S] row of `block_tables` that belongs to the sequence.
     block_tables: [slots, max_blocks] block numbers; entry i of a row

@@ -110,6 +110,10 @@ class Engine:
             rows=self._slots.commit(tokens), forward_us=forward_us, times=times, logprobs=logprobs
         )
 
+    def plans_in_use(self) -> int:
+        """A plan has been read when step() returns."""
+        return 0
+
     def finish(self) -> None:
         """Every step has returned its result."""
 

@@ -45,14 +45,16 @@ def main(
     vocabulary: for grammars; on `sim` nothing.
     """
     spec = actor.spec
+    ring = plan_ring(spec.group, spec.engine)
     plans = RingReader(
-        plan_ring(spec.group, spec.engine),
+        ring,
         fds["plan.memory"],
         f"worker{spec.rank}",
         spin_us=spec.engine.spin_us,
+        at_once=ring.frames,
     )
     results = ResultWriter(spec, fds)
-    engine = _create_engine(actor, fds, model, vocabulary, results)
+    engine = _create_engine(actor, fds, model, vocabulary, results, plans.memory)
     actor.phase("warming up")
     results.swap_block_ns = engine.warm_up()
     actor.ready()
@@ -76,6 +78,7 @@ def _serve(
             if actor.stopping.is_set():
                 return
             actor.answer_ping(step)
+            _release(plans, engine)
             frame = _wait_for_plan(plans)
         start_ns = time.monotonic_ns()
         if idle:
@@ -83,7 +86,7 @@ def _serve(
         plan = PlanView(frame)
         step, flags, words = plan.step, plan.flags, len(plan.words)
         result = engine.step(plan, idle)
-        plans.release()
+        _release(plans, engine)
         end_ns = time.monotonic_ns()
         if result is None:
             recorder.launched(step, start_ns, end_ns, words)
@@ -92,6 +95,13 @@ def _serve(
             recorder.computed(step, start_ns, end_ns, result, words)
         actor.answer_ping(step)
     engine.finish()
+
+
+def _release(plans: RingReader, engine: StepEngine) -> None:
+    """Gives the frames back whose plans the engine has read."""
+    if plans.held:
+        for _ in range(plans.held - engine.plans_in_use()):
+            plans.release()
 
 
 def _wait_for_plan(plans: RingReader) -> memoryview | None:
@@ -108,6 +118,7 @@ def _create_engine(
     model: LoadedModel | ModelConfig | None,
     vocabulary: Vocabulary | None,
     results: ResultWriter,
+    plan_memory: memoryview,
 ) -> StepEngine:
     spec, engine = actor.spec, actor.spec.engine
     if engine.device == "sim":
@@ -119,7 +130,9 @@ def _create_engine(
     if engine.device == "cuda":
         from .cuda.worker import create_engine
 
-        return create_engine(actor, fds, cast("ModelConfig", model), vocabulary, results.deliver)
+        return create_engine(
+            actor, fds, cast("ModelConfig", model), vocabulary, results.deliver, plan_memory
+        )
     from .engine import Engine
 
     loaded = cast("LoadedModel", model)

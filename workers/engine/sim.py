@@ -57,6 +57,10 @@ class SimEngine:
             rows=rows, forward_us=round(self._step_ms * 1000), times=times, logprobs=logprobs
         )
 
+    def plans_in_use(self) -> int:
+        """A plan has been read when step() returns."""
+        return 0
+
     def finish(self) -> None:
         """Every step has returned its result."""
 

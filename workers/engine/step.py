@@ -43,11 +43,18 @@ class StepEngine(Protocol):
         ...
 
     def step(self, plan: PlanView, idle: bool) -> StepResult | None:
-        """Carries out a plan; keeps no view of it.
+        """Carries out a plan; keeps no view of it beyond what plans_in_use() says.
 
         idle: the engine had nothing to do before this plan came.  None: the
         step is only begun, and the engine delivers the result itself when it is
         there, in the order of the plans.
+        """
+        ...
+
+    def plans_in_use(self) -> int:
+        """So many of the newest plans are still read where they lie; asked by the caller of step().
+
+        Every one is done with when its result is there, at the latest.
         """
         ...
 

@@ -1,18 +1,18 @@
-"""The kernels around a forward pass: a plan into the slot tables, the tables into a step's input.
+"""The kernels around a forward pass: a plan into the slot tables, and a step's end into them.
 
 In stream order, every step:
 
     apply     take and append sections into the tables; the decode set, padded, into `decode`
-    gather    a row, or several, for each sequence: token, position, place in the cache
+    gather    a row, or several, for each sequence: see gather.py
     (forward pass, sampling)
     advance   positions move past the step; sampled tokens become the slots' last tokens,
               and are counted where penalties or bad words look at them
 
-The plan is read on the device, its counts included, so `apply` and the gather
-of decodes take no number that changes from step to step and can be captured.
-The numbers that a mixed step does pass are plain integers, never specialised
-on.  All kernels run under Triton's interpreter too (TRITON_INTERPRET=1), which
-is how they are tested without a GPU.
+The plan is read on the device, its counts included, so `apply` and the gathers
+take no number that changes from step to step and can be captured.  The sizes
+of a step are plain integers, never specialised on.  All kernels run under
+Triton's interpreter too (TRITON_INTERPRET=1), which is how they are tested
+without a GPU.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from ....ipc.plan import (
     APPEND_WORDS,
     CHUNK_WORDS,
     PLAN_HEADER,
-    SCORE_WORDS,
     TAKE_COUNTS,
     TAKE_FLAGS,
     TAKE_FREQUENCY,
@@ -49,7 +48,6 @@ from .slot_tables import SlotTables
 
 _PROGRAMS = 16
 _BLOCK = 128
-_CHUNK_PARTS = 8
 
 # Words of a plan's header: see ipc/plan.py.
 _N_TAKE, _N_APPEND, _N_CHUNK, _N_CHUNK_TOKEN, _N_DECODE = 4, 5, 6, 7, 8
@@ -79,7 +77,6 @@ _FLAGS = tl.constexpr(TAKE_FLAGS)
 _UNTIL = tl.constexpr(TAKE_UNTIL)
 _LOGPROBS = tl.constexpr(TAKE_LOGPROBS)
 _COUNTS = tl.constexpr(TAKE_COUNTS)
-_SCORE = tl.constexpr(SCORE_WORDS)
 _NEWEST = tl.constexpr(NEWEST)
 assert TAKE_REQUEST == 1, "the request stays on the CPU; the kernel skips its word"
 
@@ -150,95 +147,6 @@ def _apply(
         tl.store(decode + i, tl.where(i < n_decode, slot, dummy_slot), mask=i < capacity)
 
 
-@triton.jit(do_not_specialize=["count", "first_row", "first_sequence", "first_sample"])
-def _gather_decodes(
-    decode, position, last_token, block_tables,
-    tokens, positions, kv_index, query_start, context_len, slots,
-    sample_rows, sample_slots, draw_position,
-    count, first_row, first_sequence, first_sample, table_width,
-    BLOCK_SIZE: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """One row for each of `count` decodes, after the rows and sequences of the chunks."""
-    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    there = i < count
-    slot = tl.load(decode + i, mask=there, other=0)
-    at = tl.load(position + slot, mask=there, other=0)
-    token = tl.load(last_token + slot, mask=there, other=0)
-    block = tl.load(block_tables + slot * table_width + at // BLOCK_SIZE, mask=there, other=0)
-    row = first_row + i
-    sequence = first_sequence + i
-    sample = first_sample + i
-    tl.store(tokens + row, token, mask=there)
-    tl.store(positions + row, at, mask=there)
-    tl.store(kv_index + row, block * BLOCK_SIZE + at % BLOCK_SIZE, mask=there)
-    tl.store(slots + sequence, slot, mask=there)
-    tl.store(query_start + sequence, row, mask=i <= count)
-    tl.store(context_len + sequence, at + 1, mask=there)
-    tl.store(sample_rows + sample, row, mask=there)
-    tl.store(sample_slots + sample, slot, mask=there)
-    tl.store(draw_position + sample, at + 1, mask=there)
-
-
-@triton.jit
-def _gather_chunks(
-    words, block_tables,
-    tokens, positions, kv_index, query_start, context_len, slots,
-    sample_rows, sample_slots, draw_position, table_width,
-    BLOCK_SIZE: tl.constexpr, CHUNKS: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Program (c, p) writes every PARTS-th piece of chunk c's rows; CHUNKS: a bound of all."""
-    chunk = tl.program_id(0)
-    part = tl.program_id(1)
-    n_take = tl.load(words + _AT_N_TAKE)
-    n_append = tl.load(words + _AT_N_APPEND)
-    n_chunk = tl.load(words + _AT_N_CHUNK)
-    chunks = words + _HEADER + n_take * _TAKE + n_append * _APPEND
-    chunk_tokens = chunks + n_chunk * _CHUNK
-
-    others = tl.arange(0, CHUNKS)
-    before = others < chunk
-    lengths = tl.load(chunks + others * _CHUNK + 2, mask=before, other=0)
-    samples = tl.load(chunks + others * _CHUNK + 3, mask=before, other=0)
-    first_row = tl.sum(lengths, 0)
-    sample = tl.sum((samples != 0).to(tl.int32), 0)
-
-    slot = tl.load(chunks + chunk * _CHUNK)
-    start = tl.load(chunks + chunk * _CHUNK + 1)
-    length = tl.load(chunks + chunk * _CHUNK + 2)
-    does_sample = tl.load(chunks + chunk * _CHUNK + 3) != 0
-    if part == 0:
-        tl.store(slots + chunk, slot)
-        tl.store(query_start + chunk, first_row)
-        tl.store(query_start + chunk + 1, first_row + length)
-        tl.store(context_len + chunk, start + length)
-        if does_sample:
-            tl.store(sample_rows + sample, first_row + length - 1)
-            tl.store(sample_slots + sample, slot)
-            tl.store(draw_position + sample, start + length)
-    for first in range(part * BLOCK, length, PARTS * BLOCK):
-        i = first + tl.arange(0, BLOCK)
-        there = i < length
-        row = first_row + i
-        at = start + i
-        token = tl.load(chunk_tokens + row, mask=there, other=0)
-        block = tl.load(block_tables + slot * table_width + at // BLOCK_SIZE, mask=there, other=0)
-        tl.store(tokens + row, token, mask=there)
-        tl.store(positions + row, at, mask=there)
-        tl.store(kv_index + row, block * BLOCK_SIZE + at % BLOCK_SIZE, mask=there)
-
-
-@triton.jit(do_not_specialize=["scores_at", "count", "first_sample"])
-def _gather_scores(
-    words, sample_rows, score_tokens, scores_at, count, first_sample, BLOCK: tl.constexpr
-):
-    """Rows of the chunks, after the sampling rows, and the tokens that follow them."""
-    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    there = i < count
-    score = words + scores_at + i * _SCORE
-    tl.store(sample_rows + first_sample + i, tl.load(score, mask=there, other=0), mask=there)
-    tl.store(score_tokens + i, tl.load(score + 1, mask=there, other=0), mask=there)
-
-
 @triton.jit(do_not_specialize=["sequences", "sampled_rows"])
 def _advance(
     position, last_token, slots, context_len, sample_slots, draw_position, sampled,
@@ -284,43 +192,6 @@ def apply(tables: SlotTables) -> None:
         edits.frequency, edits.flags, edits.until, edits.prompt_len, tables.block_tables,
         tables.decode, tables.block_tables.shape[1], tables.dummy_slot, tables.max_num_seqs,
         PROGRAMS=_PROGRAMS, BLOCK=_BLOCK,
-    )  # fmt: skip
-
-
-def gather_decodes(
-    tables: SlotTables, count: int, chunk_rows: int = 0, chunks: int = 0, sampling_chunks: int = 0
-) -> None:
-    """Rows of the first `count` slots of tables.decode, behind those of the plan's chunks."""
-    _gather_decodes[(triton.cdiv(count + 1, _BLOCK),)](
-        tables.decode, tables.position, tables.last_token, tables.block_tables,
-        tables.tokens, tables.positions, tables.kv_index, tables.query_start,
-        tables.context_len, tables.slots, tables.sample_rows, tables.sample_slots,
-        tables.draw_position,
-        count, chunk_rows, chunks, sampling_chunks, tables.block_tables.shape[1],
-        BLOCK_SIZE=tables.block_size, BLOCK=_BLOCK,
-    )  # fmt: skip
-
-
-def gather_chunks(tables: SlotTables, chunks: int) -> None:
-    """Rows of the plan's prefill chunks, which come first in a step."""
-    _gather_chunks[(chunks, _CHUNK_PARTS)](
-        tables.words, tables.block_tables,
-        tables.tokens, tables.positions, tables.kv_index, tables.query_start,
-        tables.context_len, tables.slots, tables.sample_rows, tables.sample_slots,
-        tables.draw_position, tables.block_tables.shape[1],
-        BLOCK_SIZE=tables.block_size, CHUNKS=triton.next_power_of_2(tables.max_num_seqs),
-        PARTS=_CHUNK_PARTS, BLOCK=_BLOCK,
-    )  # fmt: skip
-
-
-def gather_scores(tables: SlotTables, scores_at: int, scores: int, sampled: int) -> None:
-    """Rows whose logits are wanted besides those that sample, of which there are `sampled`.
-
-    scores_at: where the plan's score section begins, in words.
-    """
-    _gather_scores[(triton.cdiv(scores, _BLOCK),)](
-        tables.words, tables.sample_rows, tables.score_tokens, scores_at, scores, sampled,
-        BLOCK=_BLOCK,
     )  # fmt: skip
 
 

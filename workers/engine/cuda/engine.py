@@ -1,15 +1,16 @@
 """A step on the GPU: everything is launched, nothing is waited for.
 
 One CudaEngine a worker process.  The worker's loop calls step() with each plan
-and has the plan's frame back at once; up to as many steps as there are flights
-are queued in one stream:
+and has the plan's frame back once it is copied; up to as many steps as there are
+flights are queued in one stream:
 
-    copy of the plan's words    from pinned memory
+    copy of the plan's words    from the ring's own memory (plan_memory.py)
     copies of KV blocks         where the plan has any
-    apply, gather, forward      a decode step: one CUDA graph; with prefill: launched one by one
+    apply, gather, forward      one CUDA graph, of a decode step or a mixed one (mixed_sizes.py)
     sample, advance             behind a wait for masks where rows have grammars (grammar_rows.py);
                                 a decode step: a second graph, with more of them around it where
-                                rows change their logits or ask for logprobs (graphs.py)
+                                rows change their logits or ask for logprobs (graphs.py); a mixed
+                                step: launched one by one, while the GPU has the forward pass to do
     copy of the tokens          into pinned memory, then the event that the collector waits for
 
 The next step reads slots and KV cache as this one leaves them, by the stream's
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from typing import TYPE_CHECKING
 
 import torch
@@ -33,12 +35,16 @@ from ...parallel.graph_time import graph_us
 from ...sampling.cuda.masks import MaskTables
 from ..slot_state import SlotState
 from .block_copies import BlockCopies
+from .capture import collector_paused
 from .flights import Collector, Deliver, Fail, Flight
 from .gpu_clock import FlightRecorder
 from .grammar_rows import StepMasks
 from .graphs import DecodeGraphs
 from .kinds import SlotNeeds, StepNeeds
 from .memory import MemoryAccount
+from .mixed_graphs import MixedGraphs
+from .mixed_sizes import captured_mixed_sizes, most_rows, size_of
+from .plan_memory import PlanMemory
 from .profile_plans import profile_plans
 from .slot_tables import SlotTables
 from .step_parts import StepParts
@@ -56,6 +62,7 @@ class CudaEngine:
     The calling thread's current stream is the engine's from now on; it must be
     no default stream.  deliver, fail: see flights.py.  recorder: of the worker's
     timeline.  vocabulary: what grammars are made with; without it no request may have one.
+    plan_memory: the ring's, where plans come from one; they are read there, by the GPU too.
     """
 
     def __init__(
@@ -70,10 +77,12 @@ class CudaEngine:
         memory: MemoryAccount,
         recorder: FlightRecorder | None = None,
         vocabulary: Vocabulary | None = None,
+        plan_memory: memoryview | None = None,
     ) -> None:
         config = model.config
         device = kernels.device
         self._engine = engine
+        self._config = config
         self._sampler = sampler
         self._logprobs = logprobs
         self._memory = memory
@@ -112,10 +121,13 @@ class CudaEngine:
         self._mirror = SlotState(engine.num_slots)
         self._needs = SlotNeeds(engine.num_slots)
         self._graphs: DecodeGraphs | None = None
+        self._mixed: MixedGraphs | None = None
         flights = [
             Flight(len(self._tables.words), engine.max_num_seqs)
             for _ in range(2 * (engine.lookahead + 1))
         ]
+        self._ring = PlanMemory.register(plan_memory, device) if plan_memory else None
+        self._copying: deque[Flight] = deque()
         self._collector = Collector(
             flights, deliver, fail, engine.step_timeout_s, recorder or FlightRecorder({})
         )
@@ -144,14 +156,31 @@ class CudaEngine:
         for case, by_mode in times.items():
             logging.info("us of sampling modes, %s: %s", case, by_mode)
         if engine.cuda_graphs:
-            # An empty plan: `apply` inside the graphs changes no slot while they are made.
-            self._tables.words.zero_()
-            with self._memory.taking("CUDA graphs"):
-                self._graphs = DecodeGraphs(engine.max_num_seqs, self._parts)
+            self._capture()
         swap_block_ns = self._copies.measure_ns()
         torch.cuda.synchronize()
         logging.info("GPU memory: %s", self._memory.describe())
         return swap_block_ns
+
+    def _capture(self) -> None:
+        """The largest first: the others fit into the memory that they took."""
+        engine = self._engine
+        begun_s = time.monotonic()
+        # An empty plan: `apply` inside the graphs changes no slot while they are made.
+        self._tables.words.zero_()
+        sizes = captured_mixed_sizes(
+            most_rows(self._config, engine.tp, engine.max_num_batched_tokens), engine.max_num_seqs
+        )
+        with self._memory.taking("CUDA graphs"), collector_paused():
+            pool = torch.cuda.graph_pool_handle()
+            self._mixed = MixedGraphs(sizes, self._parts.forward_mixed, pool)
+            mixed_s = time.monotonic() - begun_s
+            self._graphs = DecodeGraphs(engine.max_num_seqs, self._parts, pool)
+        logging.info(
+            "CUDA graphs: %d of mixed steps of up to %d tokens in %.1f s, %d of decode steps in "
+            "%.1f s", len(sizes), sizes[-1].rows, mixed_s, self._graphs.count,
+            time.monotonic() - begun_s - mixed_s,
+        )  # fmt: skip
 
     @torch.inference_mode()
     def step(self, plan: PlanView, idle: bool) -> None:
@@ -163,9 +192,18 @@ class CudaEngine:
         self._launch(plan, flight)
         self._collector.send(flight)
 
+    def plans_in_use(self) -> int:
+        """See StepEngine: those whose copy to the GPU is not done."""
+        while self._copying and self._copying[0].begun.query():
+            self._copying.popleft()
+        return len(self._copying)
+
     def finish(self) -> None:
         """Returns when all results are delivered."""
         self._collector.finish()
+        if self._ring:
+            self._ring.close()
+            self._ring = None
 
     def _launch(self, plan: PlanView, flight: Flight) -> None:
         mirror, tables = self._mirror, self._tables
@@ -176,10 +214,8 @@ class CudaEngine:
         self._masks.apply_plan(plan)
         rows = mirror.rows
         needs = self._needs.of(rows.slots)
-        words = flight.stage(plan.step, plan.words, rows.requests)
-        tables.words[: len(words)].copy_(words, non_blocking=True)
-        flight.launched_ns = time.monotonic_ns()
-        flight.begun.record(self._stream)
+        flight.begin(plan.step, rows.requests)
+        self._copy_plan(plan, flight)
         copies_end = len(plan.copy) and self._copies.begin(plan, tables.words)
         if self._graphs and len(plan.decode) and not len(plan.chunk) and not len(plan.take):
             size = self._graphs.padded(len(plan.decode))
@@ -189,7 +225,7 @@ class CudaEngine:
                 self._masks.prepare(rows.slots, flight)
             self._graphs.sample(size, needs)
         else:
-            self._launch_eagerly(plan, len(rows), needs, flight)
+            self._launch_mixed(plan, len(rows), needs, flight)
         if len(rows):
             flight.ids[: len(rows)].copy_(tables.sampled[: len(rows)], non_blocking=True)
         if needs.logprobs or len(plan.score):
@@ -197,6 +233,17 @@ class CudaEngine:
         if copies_end:
             self._copies.end()
         flight.done.record(self._stream)
+
+    def _copy_plan(self, plan: PlanView, flight: Flight) -> None:
+        """The plan's words on their way to the device, and the step's first event."""
+        words = self._ring.find(plan.words) if self._ring else None
+        if words is not None:
+            self._copying.append(flight)
+        else:
+            words = flight.stage(plan.words)
+        self._tables.words[: len(words)].copy_(words, non_blocking=True)
+        flight.launched_ns = time.monotonic_ns()
+        flight.begun.record(self._stream)
 
     def _report_logprobs(self, plan: PlanView, needs: StepNeeds, flight: Flight) -> None:
         """What the GPU has found goes to pinned memory; whose it is, the flight is told."""
@@ -212,16 +259,22 @@ class CudaEngine:
             records = self._logprobs.score_records[:scores]
             flight.score_records[:scores].copy_(records, non_blocking=True)
 
-    def _launch_eagerly(
-        self, plan: PlanView, sampled: int, needs: StepNeeds, flight: Flight
-    ) -> None:
+    def _launch_mixed(self, plan: PlanView, sampled: int, needs: StepNeeds, flight: Flight) -> None:
         """A step with prefill chunks or takes, or any where there are no graphs."""
-        self._parts.apply(plan, self._needs)
+        parts = self._parts
         if not len(plan.chunk) and not len(plan.decode):
+            parts.apply()
+            parts.keep_edits(plan, self._needs)
             flight.forwarded.record(self._stream)
             return
-        logits = self._parts.forward_mixed(plan, sampled)
+        size = size_of(plan, sampled)
+        if self._mixed and (padded := self._mixed.padded(size)):
+            size = padded
+            logits = self._mixed.forward(size)
+        else:
+            logits = parts.forward_mixed(size)
         flight.forwarded.record(self._stream)
+        parts.keep_edits(plan, self._needs)
         if needs.masks:
             self._masks.prepare(self._mirror.rows.slots, flight)
-        self._parts.sample_mixed(logits, plan, needs, sampled)
+        parts.sample_mixed(logits, size, sampled, len(plan.score), needs)

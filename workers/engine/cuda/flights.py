@@ -35,7 +35,7 @@ Fail = Callable[[str], None]
 class Flight:
     """One step, from the launch of its plan to the delivery of its result.
 
-    words: pinned, the plan.  ids: pinned [max_num_seqs] int32, the sampled
+    words: pinned, the plan where it is staged.  ids: pinned [max_num_seqs] int32, the sampled
     tokens.  records, score_records: pinned [rows, LOGPROB_WORDS] int32, of the
     sampling rows and of the scored ones, request and position missing.  All are
     also there as numpy arrays.  count: sampling rows.
@@ -65,13 +65,16 @@ class Flight:
         self.launched_ns = 0
         self._asking = self._asked_at = self._scored = self._scored_at = _NOTHING
 
-    def stage(self, step: int, words: Int32Array, requests: Int32Array) -> torch.Tensor:
-        """Keeps what the step needs of its plan; the pinned words, to be copied to the device."""
+    def begin(self, step: int, requests: Int32Array) -> None:
+        """Keeps what the step's result needs of its plan."""
         self.step = step
         self.grammars = None
         self.count = len(requests)
         self._asking = self._asked_at = self._scored = self._scored_at = _NOTHING
         self._requests[: self.count] = requests
+
+    def stage(self, words: Int32Array) -> torch.Tensor:
+        """The plan in pinned memory, to be copied to the device."""
         self._words_array[: len(words)] = words
         return self.words[: len(words)]
 

@@ -11,11 +11,12 @@ All but the first are a few kernels: graphs of them cost next to nothing to
 make, and less than the kernels to launch.
 
 A batch runs at the next captured size; the rows that are missing are those of
-the dummy slot (slot_tables.py).  All graphs share one memory pool.  That is
-sound because the graphs of a size are always replayed one after the other and
-nothing in the pool is read later: what lasts from step to step (tables, KV
-cache, tokens) lies outside.  Sizes are captured from the largest down, so the
-smaller ones fit into the memory that the largest took.
+the dummy slot (slot_tables.py).  All graphs share one memory pool, those of
+mixed steps (mixed_graphs.py) too.  That is sound because the graphs of a step
+are always replayed one after the other and nothing in the pool is read later:
+what lasts from step to step (tables, KV cache, tokens) lies outside.  Sizes are
+captured from the largest down, so the smaller ones fit into the memory that the
+largest took.
 
 Everything is run once at its size before it is captured, in the same stream:
 Triton compiles, cuBLAS makes its workspace and the allocator grows then, not
@@ -24,14 +25,13 @@ while a stream is being captured.
 
 from __future__ import annotations
 
-import contextlib
-import gc
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
 
+from .capture import captured
 from .kinds import SamplingKind, StepNeeds
 
 
@@ -72,22 +72,18 @@ class _Graphs(NamedTuple):
 class DecodeGraphs:
     """Made before the worker is ready; then forward() and sample() replay."""
 
-    def __init__(self, max_num_seqs: int, step: DecodeStep) -> None:
-        """Captures every size in the current stream, which must not be the default one."""
+    def __init__(self, max_num_seqs: int, step: DecodeStep, pool: Any) -> None:
+        """Captures every size in the current stream, which must not be the default one.
+
+        pool: of torch.cuda.graph_pool_handle().
+        """
         self._sizes = captured_sizes(max_num_seqs)
         self._size_for = [0] * (max_num_seqs + 1)
         for size in reversed(self._sizes):
             self._size_for[: size + 1] = [size] * (size + 1)
-        pool = torch.cuda.graph_pool_handle()
         self._graphs: dict[int, _Graphs] = {}
-        collecting = gc.isenabled()
-        gc.disable()
-        try:
-            for size in reversed(self._sizes):
-                self._graphs[size] = _capture_size(size, step, pool)
-        finally:
-            if collecting:
-                gc.enable()
+        for size in reversed(self._sizes):
+            self._graphs[size] = _capture_size(size, step, pool)
 
     @property
     def count(self) -> int:
@@ -129,32 +125,8 @@ def _capture_size(size: int, step: DecodeStep, pool: Any) -> _Graphs:
         part(logits)
     del logits
     torch.cuda.synchronize()
-    forward = torch.cuda.CUDAGraph()
-    with _capturing(forward, pool):
-        logits = step.forward(size)
-    graphs = []
-    for part in behind:
-        graph = torch.cuda.CUDAGraph()
-        with _capturing(graph, pool):
-            part(logits)
-        graphs.append(graph)
+    forward, logits = captured(partial(step.forward, size), pool)
+    graphs = [captured(partial(part, logits), pool)[0] for part in behind]
     # The logits' memory goes back to the pool: the next sizes use it again.
     keep, edit, mask, *sample, finish = graphs
     return _Graphs(forward, keep, edit, mask, tuple(sample), finish)
-
-
-class _capturing:
-    """torch.cuda.graph without its waiting and emptied caches, more than a hundred times over."""
-
-    def __init__(self, graph: torch.cuda.CUDAGraph, pool: Any) -> None:
-        self._graph = graph
-        self._pool = pool
-
-    def __enter__(self) -> None:
-        # Other threads may use CUDA meanwhile: a communicator's watchdog, say.
-        self._graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
-
-    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        # What went wrong inside is the error to show, not that the capture is broken by it.
-        with contextlib.suppress(RuntimeError) if kind else contextlib.nullcontext():
-            self._graph.capture_end()

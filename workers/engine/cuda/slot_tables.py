@@ -1,7 +1,7 @@
 """What a GPU worker remembers of every slot, and the buffers of a step, all on the device.
 
-The kernels of apply_plan.py and edit_state.py are the only writers; sampling
-reads the parameters.
+The kernels of apply_plan.py, gather.py and edit_state.py are the only writers;
+sampling reads the parameters.
 The meanings are those of slot_state.py.  One row more than there are slots: the
 dummy slot, the last one, stands in for the rows that pad a batch to a
 captured size.  It is greedy, stays at position 0, and its block table names the
@@ -18,6 +18,7 @@ import torch
 from ....ipc.plan import MAX_PLAN_SCORES, plan_bytes
 from ...sampling.cuda.edit_tables import EditTables
 from ..batch import StepBatch
+from .mixed_sizes import MixedSize
 
 
 class SlotTables:
@@ -79,25 +80,27 @@ class SlotTables:
         self.tokens = ints(rows)
         self.positions = ints(rows)
         self.kv_index = ints(rows)
-        self.query_start = ints(max_num_seqs + 1)
-        self.context_len = ints(max_num_seqs)
-        self.slots = ints(max_num_seqs)
+        # Chunks and decodes are padded apart.
+        self.query_start = ints(2 * max_num_seqs + 1)
+        self.context_len = ints(2 * max_num_seqs)
+        self.slots = ints(2 * max_num_seqs)
         self.sample_rows = ints(max_num_seqs + MAX_PLAN_SCORES)
         self.score_tokens = ints(MAX_PLAN_SCORES)
         self.sample_slots = ints(max_num_seqs)
         self.draw_position = ints(max_num_seqs)
         self.sampled = ints(max_num_seqs)
 
-    def batch(self, rows: int, sequences: int, sampled: int, chunks: int) -> StepBatch:
+    def batch(self, size: MixedSize) -> StepBatch:
         """The step's input as the model sees it: views of the buffers."""
+        sequences = size.chunks + size.decodes
         return StepBatch(
-            tokens=self.tokens[:rows],
-            positions=self.positions[:rows],
-            kv_index=self.kv_index[:rows],
+            tokens=self.tokens[: size.rows],
+            positions=self.positions[: size.rows],
+            kv_index=self.kv_index[: size.rows],
             query_start=self.query_start[: sequences + 1],
             context_len=self.context_len[:sequences],
             slots=self.slots[:sequences],
             block_tables=self.block_tables,
-            sample_rows=self.sample_rows[:sampled],
-            num_chunks=chunks,
+            sample_rows=self.sample_rows[: size.logits],
+            num_chunks=size.chunks,
         )

@@ -1,9 +1,10 @@
-"""The parts of a step on the GPU: graphs.py captures them, mixed steps launch them.
+"""The parts of a step on the GPU: graphs capture them, other steps launch them.
 
     forward -> keep -> edit -> mask -> sample -> finish, as graphs.py says
+    forward_mixed -> keep_edits -> sample_mixed, of any plan; only the first is captured
 
-All of them work on the buffers of SlotTables and take nothing but sizes, so what
-is captured once fits every step of its size.
+What is captured works on the buffers of SlotTables and takes nothing but sizes,
+so that it fits every step of its size.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ import torch
 from ....ipc.plan import TAKE_FLAGS, PlanView
 from ...sampling.cuda.edits import edit
 from ...sampling.cuda.masks import MaskTables, mask
-from .apply_plan import advance, apply, gather_chunks, gather_decodes, gather_scores
+from .apply_plan import advance, apply
 from .edit_state import keep_edits
+from .gather import gather_decodes, gather_mixed
 from .kinds import SamplingKind, SlotNeeds, StepNeeds
+from .mixed_sizes import MixedSize
 from .slot_tables import SlotTables
 
 if TYPE_CHECKING:
@@ -51,7 +54,7 @@ class StepParts:
         """The plan's effect, and the logits of a step of `rows` decodes and nothing else."""
         apply(self._tables)
         gather_decodes(self._tables, rows)
-        return self._model.forward(self._tables.batch(rows, rows, rows, 0), self._kv)
+        return self._model.forward(self._tables.batch(MixedSize(rows, 0, rows, rows)), self._kv)
 
     def keep(self, logits: torch.Tensor, rows: int) -> None:
         """What finish() needs of the logits before they are edited."""
@@ -75,39 +78,39 @@ class StepParts:
         tables = self._tables
         self._logprobs.finish(tables.sample_slots[:rows], tables.logprobs, tables.sampled[:rows])
 
-    def apply(self, plan: PlanView, needs: SlotNeeds) -> None:
-        """The plan's effect on the slots, edits and histories included.
+    def apply(self) -> None:
+        """The plan's effect on the slots, but for keep_edits()."""
+        apply(self._tables)
+
+    def forward_mixed(self, size: MixedSize) -> torch.Tensor:
+        """The effect of a plan that feeds something, and its logits [size.logits, width].
+
+        size: of the plan, or what it is padded to.
+        """
+        apply(self._tables)
+        gather_mixed(self._tables, size)
+        return self._model.forward(self._tables.batch(size), self._kv)
+
+    def keep_edits(self, plan: PlanView, needs: SlotNeeds) -> None:
+        """After apply(): what the plan's takes change in logits, and tokens that are counted.
 
         needs: the mirror's, the plan's takes included.
         """
-        apply(self._tables)
         flagged = bool(plan.take[:, TAKE_FLAGS].any())
         counted = needs.counts(np.concatenate([plan.history[:, 0], plan.chunk[:, 0]]))
         if flagged or counted:
             keep_edits(self._tables, plan, flagged, counted)
 
-    def forward_mixed(self, plan: PlanView, sampled: int) -> torch.Tensor:
-        """After apply(): the logits [sampled + scored rows, width] of any plan that feeds some."""
-        tables = self._tables
-        chunks, decodes, chunk_rows = len(plan.chunk), len(plan.decode), len(plan.chunk_token)
-        scores = len(plan.score)
-        if chunks:
-            gather_chunks(tables, chunks)
-        if decodes:
-            gather_decodes(tables, decodes, chunk_rows, chunks, sampled - decodes)
-        if scores:
-            scores_at = plan.words.size - plan.copy.size - plan.score.size
-            gather_scores(tables, scores_at, scores, sampled)
-        batch = tables.batch(chunk_rows + decodes, chunks + decodes, sampled + scores, chunks)
-        return self._model.forward(batch, self._kv)
-
     def sample_mixed(
-        self, logits: torch.Tensor, plan: PlanView, needs: StepNeeds, sampled: int
+        self, logits: torch.Tensor, size: MixedSize, sampled: int, scores: int, needs: StepNeeds
     ) -> None:
-        """From those logits to tokens, logprobs and scores."""
-        scores = len(plan.score)
+        """From the logits of forward_mixed() to tokens, logprobs and scores: as many as there are.
+
+        The others of size.logits are padding.
+        """
         if scores:
-            self._logprobs.score(logits[sampled:], self._tables.score_tokens[:scores])
+            scored = logits[sampled : sampled + scores]
+            self._logprobs.score(scored, self._tables.score_tokens[:scores])
         logits = logits[:sampled]
         if needs.logprobs:
             self.keep(logits, sampled)
@@ -115,7 +118,7 @@ class StepParts:
             self.edit(logits, sampled)
         if needs.masks:
             self.mask(logits, sampled)
-        self._sample(logits, len(plan.chunk) + len(plan.decode), sampled, needs.kind)
+        self._sample(logits, size.chunks + size.decodes, sampled, needs.kind)
         if needs.logprobs:
             self.finish(sampled)
 

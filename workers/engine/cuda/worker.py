@@ -39,10 +39,12 @@ def create_engine(
     config: ModelConfig,
     vocabulary: Vocabulary | None,
     deliver: Deliver,
+    plan_memory: memoryview | None = None,
 ) -> CudaEngine:
     """Loads this rank's weights and makes its KV cache; the engine is still to be warmed up.
 
     deliver: gets every step's result, in a thread of the engine's own.
+    plan_memory: see CudaEngine.
     Raises GpuMemoryError, and the errors of models/load.py.
     """
     spec, engine = actor.spec, actor.spec.engine
@@ -74,7 +76,7 @@ def create_engine(
     actor.phase("making the KV cache")
     return CudaEngine(
         model, kernels, engine, sampler, logprobs, deliver, actor.fatal, memory,
-        FlightRecorder(fds), vocabulary,
+        FlightRecorder(fds), vocabulary, plan_memory,
     )  # fmt: skip
 
 

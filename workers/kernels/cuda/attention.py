@@ -1,7 +1,8 @@
 """Causal attention over the paged cache: chunks by one kernel, decodes by another.
 
 Both launches follow from plain ints and shapes (rows, sequences, chunks,
-width of the block tables), so a captured launch serves any lengths.
+width of the block tables), so a captured launch serves any lengths, and any
+smaller step, padded as StepBatch says.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ class Attention:
         chunks = sequences if self._batch_invariant else batch.num_chunks
         decodes = sequences - chunks
         if chunks:
-            _prefill(q, out, kv, batch, chunks, rows - decodes, scale, window)
+            _prefill(q, out, kv, batch, chunks, scale, window)
         if decodes:
             self._decode(q, out, kv, batch, decodes, scale, window)
         return out
@@ -101,10 +102,10 @@ class Attention:
         scale: float,
         window: int,
     ) -> None:
-        """The last `decodes` sequences, with one row each."""
+        """The last `decodes` sequences, with one row each, or none."""
         if self._counters is None:
             raise RuntimeError("attention before new_kv_layer: there is no cache yet")
-        rows, heads, head_dim = q.shape
+        _, heads, head_dim = q.shape
         _, kv_heads, block_size, _ = kv.keys.shape
         group = heads // kv_heads
         longest = batch.block_tables.shape[1] * block_size
@@ -124,12 +125,12 @@ class Attention:
             sums,
             summary,
             self._counters,
+            batch.query_start,
             batch.context_len,
             batch.slots,
             batch.block_tables,
             batch.block_tables.stride(0),
             len(batch.context_len) - decodes,
-            rows - decodes,
             splits,
             scale * math.log2(math.e),
             HEADS=heads,
@@ -166,12 +167,11 @@ def _prefill(
     kv: KVLayer,
     batch: StepBatch,
     chunks: int,
-    rows: int,
     scale: float,
     window: int,
 ) -> None:
-    """The first `chunks` sequences, which have the first `rows` rows."""
-    _, heads, head_dim = q.shape
+    """The first `chunks` sequences, which have the first rows, and may have all of them."""
+    rows, heads, head_dim = q.shape
     _, kv_heads, block_size, _ = kv.keys.shape
     group = heads // kv_heads
     tile_rows, tile_keys, warps, stages = _prefill_tile(padded(head_dim), q.dtype, group)

@@ -2,6 +2,8 @@
 
     grid  (kv_heads, splits, sequences); a program has all query heads of one KV head
 
+A sequence without keys, which pads a captured size, has no row: its programs return at once.
+
 The splits of a row take equal shares of its actual length, so that a short
 context wastes nothing; programs beyond it return at once.  A row that one
 program does alone is written by it.  Otherwise each leaves its sums, and the
@@ -56,19 +58,19 @@ def _add_up(
 
 
 @triton.jit(
-    do_not_specialize=["first_sequence", "first_row", "splits"],
-    do_not_specialize_on_alignment=["context_len", "slots", "block_tables"],
+    do_not_specialize=["first_sequence", "splits"],
+    do_not_specialize_on_alignment=["query_start", "context_len", "slots", "block_tables"],
 )
 def decode(
     q, keys, values, out, sums, summary, counters,
-    context_len, slots, block_tables, table_width,
-    first_sequence, first_row, splits, scale,
+    query_start, context_len, slots, block_tables, table_width,
+    first_sequence, splits, scale,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, WINDOW: tl.constexpr, ALONE: tl.constexpr,
     GROUP_P2: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, STEP: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """Sequence first_sequence + i has its row at first_row + i; scale is for powers of two.
+    """Sequences first_sequence + i, of one row each; scale is for powers of two.
 
     ROWS: query heads of a KV head, padded for the tensor cores.  TILE: keys of
     one round.  STEP: a share is a multiple of it.  ALONE: splits is 1.  WIDTH: see
@@ -84,7 +86,7 @@ def decode(
         lowest = tl.maximum(length - WINDOW, 0)
     start = lowest // BLOCK_SIZE * BLOCK_SIZE
     share = tl.maximum(tl.cdiv(tl.cdiv(length - start, splits), STEP), 1) * STEP
-    used = tl.maximum(tl.cdiv(length - start, share), 1)
+    used = tl.cdiv(length - start, share)
     if split >= used:
         return
     begin = start + split * share
@@ -92,7 +94,8 @@ def decode(
 
     r, d, j = tl.arange(0, ROWS), tl.arange(0, WIDTH), tl.arange(0, TILE)
     table = block_tables + tl.load(slots + first_sequence + sequence).to(tl.int64) * table_width
-    first_head = ((first_row + sequence) * HEADS + kv_head * GROUP).to(tl.int64) * HEAD_DIM
+    row = tl.load(query_start + first_sequence + sequence)
+    first_head = (row * HEADS + kv_head * GROUP).to(tl.int64) * HEAD_DIM
     place = r[:, None] * HEAD_DIM + d[None, :]
     is_head = in_head((r < GROUP)[:, None], d, HEAD_DIM, WIDTH)
     query = tl.load(q + first_head + place, mask=is_head, other=0.0)

@@ -8,6 +8,10 @@ query_start[c] // n + c on.  That leaves each chunk enough of them, and at most
 one too many, which returns at once.  The last tiles have the most keys, so
 they start first.
 
+A captured launch has places for more chunks and rows than there are: chunks
+without tokens, behind the others.  The tiles that these would need start last,
+and return at once.
+
 A row adds up the same keys in the same rounds wherever its tile begins, so
 its bits do not depend on how a prompt was cut, nor on other rows.
 """
@@ -19,6 +23,18 @@ import triton.language as tl
 
 from .overlap import come_up, wait
 from .paging import in_head
+
+
+@triton.jit
+def _count_tiles(query_start, num_chunks, TOKENS: tl.constexpr, AT_ONCE: tl.constexpr):
+    """Tiles of the chunks up to the last that has tokens."""
+    rows = tl.load(query_start + num_chunks)
+    count = 0
+    for first in range(0, num_chunks, AT_ONCE):
+        chunk = first + tl.arange(0, AT_ONCE)
+        start = tl.load(query_start + chunk, mask=chunk < num_chunks, other=2147483647)
+        count += tl.sum((start < rows).to(tl.int32), 0)
+    return rows // TOKENS + count
 
 
 @triton.jit
@@ -91,7 +107,9 @@ def prefill(
     come_up(OVERLAP)
     wait(OVERLAP)
     kv_head = tl.program_id(0)
-    tile = tl.num_programs(1) - 1 - tl.program_id(1)
+    tile = _count_tiles(query_start, num_chunks, TOKENS, 128) - 1 - tl.program_id(1)
+    if tile < 0:
+        return
     chunk = _chunk_of(query_start, num_chunks, tile, TOKENS, 128)
     row = tl.load(query_start + chunk)
     tokens = tl.load(query_start + chunk + 1) - row

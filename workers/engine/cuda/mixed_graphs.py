@@ -1,0 +1,44 @@
+"""Graphs of the forward pass of mixed steps: the plan's effect, input, layers, LM head.
+
+Sampling is launched behind them, with the rows that there are: the GPU has the
+forward pass to do meanwhile.  They share the decode graphs' memory pool, and the
+logits lie in it until the next replay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+
+from .capture import borrowed, captured
+from .mixed_sizes import MixedSize
+
+
+class MixedGraphs:
+    """Made before the worker is ready, of sizes in ascending order; see DecodeGraphs."""
+
+    def __init__(
+        self, sizes: Sequence[MixedSize], forward: Callable[[MixedSize], torch.Tensor], pool: Any
+    ) -> None:
+        """forward: StepParts.forward_mixed, captured for each size in the current stream."""
+        self._sizes = sizes
+        self._graphs: dict[MixedSize, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
+        for size in reversed(sizes):
+            forward(size)
+            torch.cuda.synchronize()
+            graph, logits = captured(partial(forward, size), pool)
+            self._graphs[size] = graph, borrowed(logits)
+            del logits
+
+    def padded(self, step: MixedSize) -> MixedSize | None:
+        """The captured size for a step of this one; None where it is to be launched."""
+        return next((size for size in self._sizes if size.holds(step)), None)
+
+    def forward(self, size: MixedSize) -> torch.Tensor:
+        """StepParts.forward_mixed of a captured size; the logits last until the next replay."""
+        graph, logits = self._graphs[size]
+        graph.replay()
+        return logits

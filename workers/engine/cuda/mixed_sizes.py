@@ -1,0 +1,86 @@
+"""How large a mixed step is, and the sizes that graphs of them are captured for.
+
+    rows      of chunks and decodes together, in few steps up to `most_rows`
+    chunks    places for so many: one for each 16 rows, as few prompts are shorter
+    decodes, logits    places for so many of each, the same number: one of 16, 64, 256, ...
+
+Which graph a step gets follows from its plan alone, so all ranks take the same.
+
+A graph saves the CPU's launches, and nothing where the GPU is slower than those.
+There is none for such steps: padding would cost what the graph does not bring,
+and each one costs time at start-up and memory.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from ....ipc.plan import PlanView
+from ...models.config import ModelConfig
+
+_ROWS = (64, 128, 256, 384, 512, 768, 1024, 1536, 2048)
+MOST_ROWS = _ROWS[-1]
+"""Of any graph."""
+_SEQUENCES = (16, 64, 256, 1024)
+_ROWS_A_CHUNK = 16
+_LEAST_CHUNKS = 8
+
+_LAUNCH_S = 350e-6
+"""To launch a layer's kernels one by one: measured, an eager step of Qwen3-8B beside an H200."""
+_FLOP_PER_S = 600e12
+"""Of an H100's matrix products in a prefill."""
+
+
+class MixedSize(NamedTuple):
+    """Of a mixed step, or what it is padded to.
+
+    rows: of all sequences.  chunks, decodes: sequences, in this order.  logits: rows
+    that sample, then those that are scored.
+    """
+
+    rows: int
+    chunks: int
+    decodes: int
+    logits: int
+
+    def holds(self, step: MixedSize) -> bool:
+        """Whether a step of this size can be padded to mine."""
+        return all(mine >= its for mine, its in zip(self, step, strict=True))
+
+
+def size_of(plan: PlanView, sampled: int) -> MixedSize:
+    """As it is; sampled: its sampling rows."""
+    decodes = len(plan.decode)
+    return MixedSize(
+        len(plan.chunk_token) + decodes, len(plan.chunk), decodes, sampled + len(plan.score)
+    )
+
+
+def most_rows(config: ModelConfig, tp: int, max_num_batched_tokens: int) -> int:
+    """Rows of the largest size: beyond, a step takes the GPU longer than launching it the CPU."""
+    bound = _LAUNCH_S * config.num_layers * _FLOP_PER_S * tp / (2 * _multiplied(config))
+    return min(max(_ROWS[0], *(each for each in _ROWS if each <= bound)), max_num_batched_tokens)
+
+
+def _multiplied(config: ModelConfig) -> float:
+    """Weights of the layers that a token is multiplied by; of experts, the chosen ones."""
+    weights = 0.0
+    for name, shape in config.tensor_shapes().items():
+        if name.startswith("model.layers."):
+            share = config.experts_per_token / config.num_experts if ".experts." in name else 1.0
+            weights += share * math.prod(shape)
+    return weights
+
+
+def captured_mixed_sizes(rows: int, max_num_seqs: int) -> list[MixedSize]:
+    """Up to so many rows, in ascending order: the first that holds a step wastes least."""
+    return [
+        MixedSize(each, min(max(each // _ROWS_A_CHUNK, _LEAST_CHUNKS), max_num_seqs), count, count)
+        for each in _up_to(rows, _ROWS)
+        for count in _up_to(min(each, max_num_seqs), _SEQUENCES)
+    ]
+
+
+def _up_to(most: int, sizes: tuple[int, ...]) -> list[int]:
+    return [size for size in sizes if size < most] + [most]
