@@ -270,11 +270,11 @@ def test_plans_are_copied_from_their_ring(
     fd = create_ring(spec)
     writer, reader = RingWriter(spec, fd), RingReader(spec, fd, "worker0", at_once=spec.frames)
     os.close(fd)
+    ring, cudart = torch.frombuffer(reader.memory, dtype=torch.uint8), torch.cuda.cudart()
     expected = cpu_driver(CUDA).generate(Request(1, [3, 4, 5], slot=1, blocks=[0, 1]), 3)
     for in_use in (3, 0):
         if not in_use:
-            ring = torch.frombuffer(reader.memory, dtype=torch.uint8)
-            torch.cuda.cudart().cudaHostRegister(ring.data_ptr(), ring.nbytes, 0)
+            cudart.cudaHostRegister(ring.data_ptr(), ring.nbytes, 0)
         results = make_engine(CUDA, plan_memory=reader.memory)
         refused = "could not be registered with CUDA (error 712)" in caplog.text
         assert refused == (in_use == 0)
@@ -290,6 +290,7 @@ def test_plans_are_copied_from_their_ring(
             reader.release()
         results.engine.finish()
         assert results.rows[-1][0][2] == expected[-1]
+    assert int(cudart.cudaHostUnregister(ring.data_ptr())) == 0
 
 
 def _three_plans() -> list[PlanView]:

@@ -17,7 +17,7 @@ if importlib.util.find_spec("triton") is None or not torch.cuda.is_available():
 
 from albireo.workers.engine.batch import StepBatch  # noqa: E402
 from albireo.workers.kernels import create  # noqa: E402
-from albireo.workers.kernels.cuda.few_rows import few_rows_tiling  # noqa: E402
+from albireo.workers.kernels.cuda.few_rows import FewRowsTiling, few_rows_tiling  # noqa: E402
 from albireo.workers.kernels.cuda.gemv import GemvTiling, gemv_tiling  # noqa: E402
 from albireo.workers.kernels.interface import Kernels  # noqa: E402
 
@@ -68,8 +68,10 @@ def test_few_rows() -> None:
     for rows, n, k in ((2, 6144, 4096), (16, 1024, 3072), (40, 4096, 12288), (64, 1024, 1024)):
         tiling = few_rows_tiling(n, k, rows)
         assert tiling is not None
-        checks.check_few_rows(device, rows, n, k, tiling, torch.bfloat16)
-        checks.check_few_rows(device, rows, n, k, tiling._replace(splits=1), torch.float32)
+        for out in (torch.bfloat16, torch.float32):
+            checks.check_few_rows(device, rows, n, k, tiling, out)
+    one = FewRowsTiling(64, 128, splits=1, stages=4)
+    checks.check_few_rows(device, 23, 1024, 3072, one, torch.float32)
 
 
 @pytest.mark.parametrize("rows", [1, 7, 64])

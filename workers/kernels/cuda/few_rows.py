@@ -63,7 +63,7 @@ def few_rows_tiling(n: int, k: int, rows: int) -> FewRowsTiling | None:
 
 def _padded(rows: int) -> int:
     """Rows of a tile: what the tensor cores take."""
-    return max(16, triton.next_power_of_2(rows))
+    return max(16, 1 << (rows - 1).bit_length())
 
 
 @triton.jit(do_not_specialize=["rows"])
