@@ -142,7 +142,7 @@ def test_a_padded_step_is_the_same_step(seed: int, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(f"{gather_mixed.__module__}._BLOCK", 16)
     plans, chance = RandomPlans(seed), random.Random(seed)
     exact, padded = gpu_tables(), gpu_tables()
-    for _ in range(12):
+    for _ in range(8):
         plan = plans.next()
         if not len(plan.chunk) and not len(plan.decode):
             continue
