@@ -190,6 +190,27 @@ def test_steps_are_padded_to_what_is_captured(
     engine.finish()
 
 
+def test_the_smallest_graph_that_holds_a_step_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mixed_graphs, "captured", fake_capture)
+    monkeypatch.setattr(mixed_graphs, "borrowed", lambda logits: logits)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    sizes = captured_mixed_sizes(512, 100)
+    graphs = MixedGraphs(sizes, lambda size: torch.zeros(size.logits), None)
+    for step, expected in (
+        ((1, 0, 1, 1), (64, 8, 16, 16)),
+        ((64, 8, 16, 16), (64, 8, 16, 16)),
+        ((65, 1, 16, 17), (128, 8, 64, 64)),
+        ((60, 9, 3, 3), (256, 16, 16, 16)),
+        ((300, 1, 99, 100), (384, 24, 100, 100)),
+        ((512, 32, 100, 100), (512, 32, 100, 100)),
+        ((513, 1, 0, 1), None),
+        ((300, 33, 0, 1), None),
+        ((300, 1, 0, 101), None),
+    ):
+        assert graphs.padded(MixedSize(*step)) == expected, step
+        assert all(size.holds(MixedSize(*step)) for size in sizes if size == expected)
+
+
 @pytest.mark.parametrize("seqs", [1, 3, 8, 40, 256, 1000])
 @pytest.mark.parametrize("rows", [1, 24, 64, 500, 2048])
 def test_sizes_of_mixed_steps(rows: int, seqs: int) -> None:

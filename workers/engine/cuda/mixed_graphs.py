@@ -7,6 +7,7 @@ logits lie in it until the next replay.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -25,6 +26,7 @@ class MixedGraphs:
     ) -> None:
         """forward: StepParts.forward_mixed, captured for each size in the current stream."""
         self._sizes = sizes
+        self._rows = [size.rows for size in sizes]
         self._graphs: dict[MixedSize, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
         for size in reversed(sizes):
             forward(size)
@@ -35,7 +37,8 @@ class MixedGraphs:
 
     def padded(self, step: MixedSize) -> MixedSize | None:
         """The captured size for a step of this one; None where it is to be launched."""
-        return next((size for size in self._sizes if size.holds(step)), None)
+        large_enough = self._sizes[bisect_left(self._rows, step.rows) :]
+        return next((size for size in large_enough if size.holds(step)), None)
 
     def forward(self, size: MixedSize) -> torch.Tensor:
         """StepParts.forward_mixed of a captured size; the logits last until the next replay."""
