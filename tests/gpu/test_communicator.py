@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import queue
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -213,46 +214,62 @@ def one_is_late(communicator: CudaCommunicator, device: torch.device) -> None:
         assert torch.equal(x.cpu(), summed(len(x), x.dtype, turn)), turn
 
 
-def _run_rank(
-    work: Callable[[CudaCommunicator, torch.device], None], path: str, rank: int, results: Any
-) -> None:
-    try:
-        device = torch.device("cuda", rank)
-        torch.cuda.set_device(device)
-        communicator = CudaCommunicator(path, rank, SIZE, device, 60.0)
-        work(communicator, device)
-        torch.cuda.synchronize(device)
-        results.put((rank, None))
-    except BaseException:
-        results.put((rank, traceback.format_exc()))
-
-
 ROUNDS = [
     sums_of_all_methods, sums_in_graphs, sums_with_norms, tunes, samples_in_every_mode,
     chooses_a_mode, one_is_late,
 ]  # fmt: skip
+Outcome = tuple[int, str, str | None]
+"""(rank, round, what failed)"""
 
 
-@pytest.mark.parametrize("work", ROUNDS)
-def test_two_gpus(work: Callable[..., None], tmp_path: Path) -> None:
+def _run_rank(path: str, rank: int, results: Any) -> None:
+    """All rounds in one process, up to the first that fails: the ranks would be out of step."""
+    name = "the meeting"
+    try:
+        device = torch.device("cuda", rank)
+        torch.cuda.set_device(device)
+        communicator = CudaCommunicator(path, rank, SIZE, device, 60.0)
+        for work in ROUNDS:
+            name = work.__name__
+            work(communicator, device)
+            torch.cuda.synchronize(device)
+            for replaced in ("method_for", "fusion_for"):
+                vars(communicator).pop(replaced, None)
+            results.put((rank, name, None))
+    except BaseException:
+        results.put((rank, name, traceback.format_exc()))
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[Outcome]:
+    """Of both ranks, up to the first failure."""
+    path = str(tmp_path_factory.mktemp("ranks") / "store")
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
     ranks = [
-        context.Process(
-            target=_run_rank, args=(work, str(tmp_path / "store"), rank, results), daemon=True
-        )
+        context.Process(target=_run_rank, args=(path, rank, results), daemon=True)
         for rank in range(SIZE)
     ]
     for process in ranks:
         process.start()
+    found: list[Outcome] = []
     try:
-        for _ in ranks:
-            rank, failure = results.get(timeout=DEADLINE_S)
-            assert failure is None, f"rank {rank}:\n{failure}"
+        while len(found) < SIZE * len(ROUNDS) and all(failure is None for *_, failure in found):
+            found.append(results.get(timeout=DEADLINE_S))
+    except queue.Empty:
+        found.append((-1, "any round", f"no rank has reported for {DEADLINE_S:g} s"))
     finally:
         for process in ranks:
             process.kill()
             process.join()
+    return found
+
+
+@pytest.mark.parametrize("work", ROUNDS)
+def test_two_gpus(work: Callable[..., None], outcomes: list[Outcome]) -> None:
+    passed = [rank for rank, name, failure in outcomes if name == work.__name__ and failure is None]
+    failures = [f"rank {rank}, {name}: {why}" for rank, name, why in outcomes if why is not None]
+    assert sorted(passed) == list(range(SIZE)), failures
 
 
 def test_a_missing_rank_is_named(tmp_path: Path) -> None:
