@@ -12,8 +12,9 @@ from albireo.ipc.config import (
 
 from .core_plan import CorePlan, make_core_plan
 from .fork_protocol import Load, Loaded
-from .gpus import Gpu, assign, visible_gpus
+from .gpus import Gpu, visible_gpus
 from .options import NodeOptions, OptionError
+from .placement import assign, nvml_distance
 from .sizing import comm_bytes, size_engine
 
 
@@ -53,7 +54,8 @@ class Blueprint:
         )
         self._gpus: list[tuple[Gpu, ...]] = [()] * len(options.groups)
         if loaded.device == "cuda":
-            self._gpus = assign(options.groups, visible_gpus())
+            gpus = visible_gpus()
+            self._gpus = assign(options.groups, gpus, nvml_distance(gpus))
         self.engines: list[EngineConfig] = [
             size_engine(
                 options, load.model_path, loaded.device, loaded.dtype, loaded.model, tp,

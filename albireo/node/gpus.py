@@ -1,4 +1,4 @@
-"""The GPUs of this machine as NVML reports them, and which group gets which.
+"""The GPUs of this machine as NVML reports them.
 
 The supervisor asks NVML, never CUDA: a CUDA context takes memory and must not
 exist before a fork.  GPUs are named by their UUIDs, which CUDA_VISIBLE_DEVICES
@@ -64,19 +64,6 @@ def chosen(found: Sequence[Gpu], visible: str | None) -> list[Gpu]:
             break  # As CUDA does: what follows an unknown entry is invisible too.
         gpus.append(matching[0])
     return gpus
-
-
-def assign(groups: Sequence[int], gpus: Sequence[Gpu]) -> list[tuple[Gpu, ...]]:
-    """Consecutive GPUs for the groups' ranks.  Raises OptionError when there are too few."""
-    needed = sum(groups)
-    if needed > len(gpus):
-        names = ", ".join(sorted({gpu.name for gpu in gpus})) or "none"
-        raise OptionError(
-            f"--groups asks for {needed} ranks with a GPU each, but {len(gpus)} are visible "
-            f"({names}); lower --groups or look at CUDA_VISIBLE_DEVICES"
-        )
-    ends = [sum(groups[: number + 1]) for number in range(len(groups))]
-    return [tuple(gpus[end - tp : end]) for end, tp in zip(ends, groups, strict=True)]
 
 
 def _describe(nvml: object, index: int) -> Gpu:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -11,8 +12,9 @@ from albireo.bench.shapes import write_model
 from albireo.node.core_plan import make_core_plan
 from albireo.node.fork_protocol import Load
 from albireo.node.gpu_memory import estimate
-from albireo.node.gpus import Gpu, assign, chosen
+from albireo.node.gpus import Gpu, chosen
 from albireo.node.options import NodeOptions, OptionError
+from albireo.node.placement import _ask, assign
 from albireo.node.preload import _model_info
 from albireo.node.sizing import size_engine
 from albireo.workers.models.load import read_config
@@ -77,10 +79,48 @@ def test_visible_devices(visible: str | None, numbers: list[int]) -> None:
     assert chosen(GPUS, visible) == [GPUS[number] for number in numbers]
 
 
-def test_groups_get_consecutive_gpus() -> None:
-    assert assign((1, 2), GPUS) == [(GPUS[0],), (GPUS[1], GPUS[2])]
+def test_groups_get_consecutive_gpus_where_all_are_alike() -> None:
+    assert assign((1, 2), GPUS, lambda *_: 0) == [(GPUS[0],), (GPUS[1], GPUS[2])]
     with pytest.raises(OptionError, match=r"asks for 6 ranks .* but 4 are visible \(H100\)"):
-        assign((2, 4), GPUS)
+        assign((2, 4), GPUS, lambda *_: 0)
+
+
+def test_ranks_of_a_group_are_near_to_each_other() -> None:
+    """Four GPUs in two pairs that are linked, 0 with 2 and 1 with 3."""
+
+    def crossed(one: Gpu, other: Gpu) -> int:
+        return 0 if (GPUS.index(one) - GPUS.index(other)) % 2 == 0 else 51
+
+    first, second = (GPUS[0], GPUS[2]), (GPUS[1], GPUS[3])
+    assert assign((2, 2), GPUS, crossed) == [first, second]
+    assert assign((1, 2), GPUS, crossed) == [(GPUS[1],), first]
+    assert assign((2,), GPUS[1:], crossed) == [second]
+    assert assign((4,), GPUS, crossed) == [tuple(GPUS)]
+    # Two of three pairs cannot be had; one is better than none.
+    assert assign((3,), GPUS, crossed) == [tuple(GPUS[:3])]
+
+
+def test_what_nvml_says_of_two_gpus() -> None:
+    class Refused(Exception):
+        pass
+
+    def p2p(one: str, other: str, index: int) -> int:
+        assert index == 4
+        return 0 if {one, other} == {"a", "b"} else 1
+
+    def ancestor(one: str, other: str) -> int:
+        if "d" in one + other:
+            raise Refused
+        return 0 if {one, other} == {"b", "c"} else 30
+
+    nvml = SimpleNamespace(
+        NVMLError=Refused, NVML_P2P_CAPS_INDEX_NVLINK=4, NVML_P2P_STATUS_OK=0,
+        NVML_TOPOLOGY_SYSTEM=50, nvmlDeviceGetHandleByUUID=str, nvmlDeviceGetP2PStatus=p2p,
+        nvmlDeviceGetTopologyCommonAncestor=ancestor,
+    )  # fmt: skip
+    known = _ask(nvml, "abcd")
+    assert known["a", "b"] == known["b", "a"] == 0
+    assert (known["b", "c"], known["a", "c"], known["a", "d"]) == (1, 31, 51)
 
 
 def size(gpus: list[Gpu], tp: int = 1, **fields: object) -> object:
