@@ -17,11 +17,12 @@ from albireo.node.runtime_dir import is_running
 
 from .tiny_model import write_tiny_model
 
-# Both before anything imports numba or PyTorch.  Kernels that tests call lie where nodes find
-# them, too, and are compiled once for both.  Threads that spin at the barriers of tiny products
-# take the cores that the other tests' nodes need.
+# Before anything imports numba or PyTorch.  Kernels that tests call lie where nodes find them,
+# too, and are compiled once for both.  Where tests run side by side, threads that spin at the
+# barriers of tiny products would take the cores that the others need.
 os.environ.setdefault("NUMBA_CACHE_DIR", str(cache_dir() / "numba"))
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")
@@ -81,6 +82,7 @@ def start_shared_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Call
 
 @contextlib.contextmanager
 def _starting(home: Path) -> Iterator[Callable[..., str]]:
+    """As start_node, of nodes whose logs are in `home`."""
     names: list[str] = []
 
     def start(**fields: object) -> str:
