@@ -29,8 +29,10 @@ lint: venv
 types: venv
 	@tools/check_types.sh "$(BIN)"
 
+# In two processes: many tests wait for a node most of the time.
 unit: venv
-	$(BIN)/python -m pytest
+	@$(BIN)/python tools/warm_caches.py
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # 50 prompts x 64 greedy tokens against transformers, in every shape.
 parity: venv

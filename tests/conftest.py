@@ -9,12 +9,20 @@ from pathlib import Path
 
 import pytest
 
+from albireo.ipc.paths import cache_dir
 from albireo.node.events import NodeFailed
 from albireo.node.launch import run_detached, stop_node
 from albireo.node.options import NodeOptions
 from albireo.node.runtime_dir import is_running
 
 from .tiny_model import write_tiny_model
+
+# Before anything imports numba or PyTorch.  Kernels that tests call lie where nodes find them,
+# too, and are compiled once for both.  Where tests run side by side, threads that spin at the
+# barriers of tiny products would take the cores that the others need.
+os.environ.setdefault("NUMBA_CACHE_DIR", str(cache_dir() / "numba"))
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")
@@ -42,18 +50,39 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def _make_home(paths: pytest.TempPathFactory, patch: pytest.MonkeyPatch) -> Path:
+    home = paths.mktemp("n")
+    patch.setenv("ALBIREO_RUNTIME_DIR", str(home / "run"))
+    patch.setenv("ALBIREO_STATE_DIR", str(home / "state"))
+    return home
+
+
 @pytest.fixture
 def node_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Runtime and state directories of this test's own; the cache is shared."""
-    home = tmp_path_factory.mktemp("n")
-    monkeypatch.setenv("ALBIREO_RUNTIME_DIR", str(home / "run"))
-    monkeypatch.setenv("ALBIREO_STATE_DIR", str(home / "state"))
-    return home
+    return _make_home(tmp_path_factory, monkeypatch)
 
 
 @pytest.fixture
 def start_node(node_home: Path) -> Iterator[Callable[..., str]]:
     """start_node(**NodeOptions fields) -> name; stopped at the end of the test."""
+    with _starting(node_home) as start:
+        yield start
+
+
+@pytest.fixture(scope="module")
+def start_shared_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., str]]:
+    """The same, of nodes that all tests of a module use, and none disturbs."""
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        _starting(_make_home(tmp_path_factory, patch)) as start,
+    ):
+        yield start
+
+
+@contextlib.contextmanager
+def _starting(home: Path) -> Iterator[Callable[..., str]]:
+    """As start_node, of nodes whose logs are in `home`."""
     names: list[str] = []
 
     def start(**fields: object) -> str:
@@ -64,7 +93,7 @@ def start_node(node_home: Path) -> Iterator[Callable[..., str]]:
             options, lambda e: failures.append(e.reason) if isinstance(e, NodeFailed) else None
         )
         if status != 0:
-            log = node_home / "state" / f"{options.name}.log"
+            log = home / "state" / f"{options.name}.log"
             text = log.read_text() if log.exists() else "(no log)"
             raise AssertionError(f"the node did not start: {failures}\n{text[-4000:]}")
         return options.name

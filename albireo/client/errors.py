@@ -6,6 +6,8 @@ and have `retry`: whether the same request may succeed later.
 
 from __future__ import annotations
 
+from typing import Self
+
 from albireo.ipc.protocol import Error
 
 
@@ -20,6 +22,13 @@ class AlbireoError(Exception):
         super().__init__(message)
         self.param = param
         self.retry = retry
+
+    def copy(self) -> Self:
+        """Another one that says the same: one that several threads raise would gather, and mix up,
+        the tracebacks of all."""
+        error = type(self)(str(self), param=self.param, retry=self.retry)
+        error.__cause__ = self.__cause__
+        return error
 
 
 class InvalidRequest(AlbireoError, ValueError):

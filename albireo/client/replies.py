@@ -150,7 +150,7 @@ class Replies:
     ) -> tuple[int, Pending]:
         """A request with an id of its own, which is not in flight yet."""
         if self.closed is not None:
-            raise self.closed
+            raise self.closed.copy()
         request_id = next(self._ids)
         message = make(request_id)
         return request_id, Pending(message, handler, frame(message, max_frame_bytes))
@@ -160,7 +160,7 @@ class Replies:
         self._requests[request_id] = pending
         if self.closed is not None:
             self._requests.pop(request_id, None)
-            raise self.closed
+            raise self.closed.copy()
 
     def forget(self, request_id: int) -> bool:
         """Drops further replies; False when the last has come already."""
@@ -212,13 +212,13 @@ class Replies:
         return frames
 
     def lose(self, error: AlbireoError) -> None:
-        """Every request in flight ends with an error."""
+        """Every request in flight ends with an error, each with one of its own."""
         while self._requests:
             try:
                 _, pending = self._requests.popitem()
             except KeyError:
                 return
-            pending.handler(error)
+            pending.handler(error.copy())
 
     def close(self, error: AlbireoError) -> None:
         """The same, and nothing can be asked any more."""

@@ -44,7 +44,7 @@ class Merged:
                 self.logprobs = []
             self.logprobs += delta.logprobs
         if delta.prompt_logprobs is not None:
-            self.prompt_logprobs = delta.prompt_logprobs
+            self.prompt_logprobs = (self.prompt_logprobs or []) + delta.prompt_logprobs
 
     @property
     def text(self) -> str:

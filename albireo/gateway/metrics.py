@@ -40,7 +40,20 @@ _REQUESTS = (
     ("request_finished", "finished", "Requests ended by stop or length."),
     ("request_failure", "failed", "Requests that ended with an error."),
     ("request_failovers", "failed_over", "Times that a request went on when its group died."),
+    ("request_resumed", "resumed", "Requests that went on when their client was back."),
 )
+_REQUESTS_NOW = (
+    ("requests_in_flight", "in_flight", "Requests taken, not ended."),
+    ("requests_waiting_for_group", "waiting_for_group", "Of these: no group has room or is ready."),
+    (
+        "requests_waiting_for_readmission", "waiting_for_readmission",
+        "Of those: their group has died, and none has taken them yet.",
+    ),
+    (
+        "requests_waiting_for_client", "waiting_for_client",
+        "Not in flight: their connection is over, and they wait for the next one.",
+    ),
+)  # fmt: skip
 _STAGE_TASKS = ("schedule", "input", "forward", "sample", "output")
 _GPU_GAUGES = (
     ("gpu_power_watts", "power_w", "Power of the moment."),
@@ -84,7 +97,8 @@ def _node(out: Exposition, tree: dict[str, Any], model: str, groups: _Groups) ->
     )
     for name, field, text in _REQUESTS:
         out.counter(name, text, [(model, requests[field])])
-    out.gauge("requests_in_flight", "Requests taken, not ended.", [(model, requests["in_flight"])])
+    for name, field, text in _REQUESTS_NOW:
+        out.gauge(name, text, [(model, requests[field])])
     out.gauge("connections", "Clients of the router.", [(model, tree["connections"])])
     out.gauge(
         "group_up", "1 when the group is ready.",

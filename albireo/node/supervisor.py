@@ -37,10 +37,11 @@ from albireo.ipc.open_files import raise_open_files
 
 from .access import ListenSocket, check_access
 from .blueprint import Blueprint, what_to_load
-from .children import STARVED, ActorProcess, ForkServer, Janitor, StartError, Watched
+from .children import ActorProcess, StartError, Watched
 from .events import Event, NodeFailed, NodeNote, NodeReady, NodeStopped, PhaseBegun
 from .fork_protocol import Loaded
 from .group import Group, GroupTimes
+from .helpers import Helpers
 from .http_sockets import HttpSockets
 from .log_file import keep_log_bounded
 from .operations import Operations, serve_control
@@ -55,7 +56,6 @@ log = logging.getLogger(__name__)
 _PR_SET_CHILD_SUBREAPER = 36
 _STOP_GRACE_S = 2.0
 _LINK_POLL_S = 0.02
-_RETRY_S = 0.5
 _NODE = -1
 
 
@@ -98,7 +98,7 @@ class Supervisor:
         except OptionError as error:
             self._say(NodeFailed(str(error)))
             return 1
-        self._janitor = Janitor(self._runtime.path)
+        self._helpers = Helpers(self._runtime.path, self._note, self._count_restart)
         self._timelines = Timelines(self._runtime.path)
         try:
             self._open_sockets()
@@ -112,8 +112,7 @@ class Supervisor:
             if self._listener is not None:
                 self._listener.close()
             self._runtime.remove()
-            self._janitor.release()
-            await self._janitor.gone()
+            await self._helpers.release()
         if self._failure is not None:
             self._say(NodeFailed(self._failure))
             return 1
@@ -124,17 +123,14 @@ class Supervisor:
         """Start-up, then watching; returns only by an error."""
         self._phase("starting the fork server")
         self._runtime.write_facts(self._facts("starting"))
-        self._fork_server, loaded = await ForkServer.start(self._load, self._phase)
-        self._plan_groups(loaded)
-        self._understudy = await self._fork_server.fork_understudy()
+        self._plan_groups(await self._helpers.start(self._load, self._phase))
         self._phase(f"starting {self._count_processes()} processes")
         self._link: Spoke[Drained] = Spoke(
             str(self._runtime.path / "router.zmq"), "supervisor", ToSupervisor
         )
         self._link.send(Joined("supervisor", -1, 0, os.getpid()))
         self._spawn_task(keep_log_bounded(self._options.name))
-        self._spawn_task(self._keep_janitor())
-        self._spawn_task(self._keep_fork_servers())
+        self._spawn_task(self._helpers.keep())
         self._add_single("router", "router", self._listener.fds if self._listener else {})
         self._add_single("tokenizer", "tokenizer", {})
         for number in range(self._gateways):
@@ -223,9 +219,7 @@ class Supervisor:
         processes: list[Watched] = [actor for actor in actors if actor.alive]
         if processes:
             await asyncio.wait([each.exited for each in processes], timeout=_STOP_GRACE_S)
-        processes += [
-            getattr(self, name) for name in ("_fork_server", "_understudy") if hasattr(self, name)
-        ]
+        processes += self._helpers.fork_servers()
         for each in processes:
             each.kill()
         if processes:
@@ -255,70 +249,7 @@ class Supervisor:
 
     # ------------------------------------------------------------------ keeping things alive
     async def _fork(self, spec: ActorSpec, fds: dict[str, int]) -> ActorProcess:
-        """Forks an actor; waits for a new fork server when the present one has just died."""
-        fds = fds | {"timeline": self._timelines.create(spec)}
-        while True:
-            while not self._fork_server.alive:
-                await asyncio.sleep(0.02)
-            server = self._fork_server
-            try:
-                return await server.fork(spec, fds)
-            except StartError:
-                # One that hung was killed just now; it may be alive for a moment.
-                await asyncio.sleep(0.02)
-                if server.alive:
-                    raise
-
-    async def _keep_janitor(self) -> None:
-        while True:
-            how = await self._janitor.gone()
-            self._janitor.release()
-            while True:
-                try:
-                    self._janitor = Janitor(self._runtime.path)
-                    break
-                except STARVED as error:
-                    log.error("there is no janitor: %s", error)
-                    await asyncio.sleep(_RETRY_S)
-            self._count_restart("janitor")
-            self._note(f"{how}; there is a new one")
-
-    async def _keep_fork_servers(self) -> None:
-        """The understudy takes a dead fork server's place; a dead understudy is replaced."""
-        while True:
-            await asyncio.wait(
-                (self._fork_server.exited, self._understudy.exited),
-                return_when=asyncio.FIRST_COMPLETED,
-            )
-            if self._fork_server.alive:
-                role, how = "understudy", await self._understudy.gone()
-            else:
-                role, how = "forkserver", await self._fork_server.gone()
-                await self._replace_fork_server()
-            self._note(f"{how}; it is replaced, the groups serve on")
-            while self._fork_server.alive and not self._has_understudy:
-                try:
-                    self._understudy = await self._fork_server.fork_understudy()
-                except (StartError, *STARVED) as error:
-                    log.error("there is no understudy: %s", error)
-                    await asyncio.sleep(_RETRY_S)
-            self._count_restart(role)
-
-    @property
-    def _has_understudy(self) -> bool:
-        return self._understudy is not self._fork_server and self._understudy.alive
-
-    async def _replace_fork_server(self) -> None:
-        """By its understudy, or by a new one: that has to load the model."""
-        if self._understudy.alive:
-            self._fork_server = self._understudy
-            return
-        while not self._fork_server.alive:
-            try:
-                self._fork_server, _ = await ForkServer.start(self._load, lambda text: None)
-            except (StartError, *STARVED) as error:
-                log.error("there is no fork server: %s", error)
-                await asyncio.sleep(_RETRY_S)
+        return await self._helpers.fork(spec, fds | {"timeline": self._timelines.create(spec)})
 
     def _add_single(self, role: str, name: str, fds: dict[str, int]) -> None:
         self._singles[name] = Single(
@@ -355,7 +286,7 @@ class Supervisor:
             await asyncio.sleep(_LINK_POLL_S)
 
     def _send_topology(self) -> None:
-        helpers = (self._fork_server, self._understudy, self._janitor)
+        helpers = self._helpers.processes()
         self._link.send(topology(self._actors(), self._groups, helpers, self._restarts))
 
     # ------------------------------------------------------------------ small things

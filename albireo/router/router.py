@@ -244,7 +244,11 @@ class Router:
         counts = self._counts
         counts.in_flight = len(self.streams)
         counts.tokenizing = sum(stream.asker.job is not None for stream in self.streams.values())
-        counts.waiting_for_group = len(self.groups.waiting) + self._failover.waiting
+        waiting = self.groups.waiting
+        counts.waiting_for_group = len(waiting) + self._failover.waiting
+        counts.waiting_for_readmission = self._failover.waiting + sum(
+            stream.lost_at > 0 for stream in waiting.values()
+        )
         counts.waiting_for_client = len(self._resumption)
         return status_tree(
             self._spec,

@@ -1,7 +1,7 @@
 """One client's connection: frames in and out, and the bounds that protect the others.
 
-Bytes become messages here, and only well-formed ones reach the Handler.  What
-is malformed is answered; the connection goes on as long as the boundaries of
+Bytes become messages here (decode.py), and only well-formed ones reach the Handler.
+What is malformed is answered; the connection goes on as long as the boundaries of
 frames are known.
 
 A client that reads slowly pauses its transport.  From then on its new tokens
@@ -16,9 +16,7 @@ An id is in use from its request until its last answer is with the transport.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
-import re
 from typing import Any, Protocol, cast
 
 import msgspec
@@ -27,8 +25,6 @@ from albireo.ipc.framing import FrameEncoder, FrameSplitter, FrameTooLarge
 from albireo.ipc.keys import ApiKeys
 from albireo.ipc.protocol import (
     MAX_FRAME_BYTES,
-    PROTOCOL_VERSION,
-    ClientMessage,
     Delta,
     Deltas,
     Error,
@@ -36,6 +32,7 @@ from albireo.ipc.protocol import (
     Welcome,
 )
 
+from .decode import UNDECODABLE, decode_message, explained, owner_of, read_hello, request_id_of
 from .held import Held, HeldAnswer, rough_bytes
 from .requests import Refusal, TextRequest, TokenRequest
 
@@ -46,29 +43,9 @@ WRITE_BUFFER_BYTES = 256 * 1024
 MAX_HELD_ANSWER_BYTES = 1024 * 1024
 MERGED_FRAME_BYTES = 128 * 1024
 CLOSE_TIMEOUT_S = 2.0
-MAX_QUOTED_CHARS = 300
-SESSION_CHARS = (22, 128)
 
 _log = logging.getLogger(__name__)
 _PREFIX_BYTES = 4
-
-
-class _Head(msgspec.Struct):
-    """What can be said of any message.  Decoding it also proves that the frame is whole."""
-
-    id: int | None = None
-
-
-class _HelloHead(msgspec.Struct):
-    type: str
-    protocol: int = 0
-
-
-_decode_head = msgspec.msgpack.Decoder(_Head).decode
-_decode_hello_head = msgspec.msgpack.Decoder(_HelloHead).decode
-_decode_message = msgspec.msgpack.Decoder(ClientMessage).decode
-_decode_hello = msgspec.msgpack.Decoder(Hello).decode
-_UNDECODABLE = (ValueError, RecursionError, MemoryError)
 
 
 class Handler(Protocol):
@@ -237,10 +214,10 @@ class Session(asyncio.Protocol):
             return
         request_id = None
         try:
-            request_id = _decode_head(payload).id
-            message = _decode_message(payload)
-        except _UNDECODABLE as error:
-            self._refuse(request_id, _explain(error))
+            request_id = request_id_of(payload)
+            message = decode_message(payload)
+        except UNDECODABLE as error:
+            self._refuse(request_id, explained(error))
             return
         if isinstance(message, Hello):
             self._refuse(None, Refusal("invalid_request", "hello comes once, as the first message"))
@@ -274,23 +251,11 @@ class Session(asyncio.Protocol):
 
     def _greet(self, payload: bytes) -> None:
         try:
-            head = _decode_hello_head(payload)
-            if head.type != "hello":
-                raise ValueError(f"it is {head.type[:MAX_QUOTED_CHARS]!r}")
-            if head.protocol != PROTOCOL_VERSION:
-                self._end(
-                    "protocol",
-                    f"the client speaks protocol version {head.protocol}, this node version "
-                    f"{PROTOCOL_VERSION}: use a client library and a node of the same release",
-                )
-                return
-            hello = _decode_hello(payload)
-            self.owner = owner_of(hello.session)
-        except _UNDECODABLE as error:
-            self._end(
-                "protocol", f"the first message must be hello: {str(error)[:MAX_QUOTED_CHARS]}"
-            )
+            hello = read_hello(payload)
+        except Refusal as refusal:
+            self._end(refusal.code, refusal.message)
             return
+        self.owner = owner_of(hello.session)
         self.client = hello.client[:80]
         if self._keys is not None and not self._know(hello.api_key):
             return
@@ -401,34 +366,3 @@ class Session(asyncio.Protocol):
                 self._write_deltas(items)
             for error in errors:
                 self._transport.write(self._encoder.encode(error))
-
-
-def owner_of(session: str) -> bytes:
-    """What is kept of a session's name: who reads the journal cannot take requests over.
-
-    Raises ValueError for a name that could be guessed.
-    """
-    if not session:
-        return b""
-    shortest, longest = SESSION_CHARS
-    if not shortest <= len(session) <= longest:
-        raise ValueError(
-            f"a session's name has {shortest} to {longest} characters, not {len(session)}"
-        )
-    return hashlib.sha256(session.encode()).digest()
-
-
-def _explain(error: BaseException) -> Refusal:
-    """An Error for a payload that cannot be decoded, with the field to blame when one is."""
-    text = str(error)[:MAX_QUOTED_CHARS]
-    if isinstance(error, msgspec.ValidationError):
-        field = re.search(r"unknown field `(\w+)`", text) or re.search(
-            r"at `\$\.(?:params\.)?(\w+)", text
-        )
-        param = field[1] if field else None
-        return Refusal("invalid_request", f"the message is not valid: {text}", param=param)
-    if isinstance(error, UnicodeDecodeError):
-        return Refusal("invalid_request", f"a text is not valid UTF-8: {text}")
-    if isinstance(error, RecursionError):
-        text = "it is nested too deeply"
-    return Refusal("invalid_request", f"the frame is not valid msgpack: {text}")

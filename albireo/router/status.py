@@ -26,13 +26,15 @@ class RequestCounts(msgspec.Struct, kw_only=True):
     """Answers of this router since it started, and now: a request with n > 1 has n.
 
     tokenizing and waiting_for_group are stages of those in flight; the rest of
-    them runs on a group.  waiting_for_client: requests, not in flight, whose
-    connection is over.
+    them runs on a group.  waiting_for_readmission: those of waiting_for_group whose
+    group has died.  waiting_for_client: requests, not in flight, whose connection
+    is over.
     """
 
     in_flight: int = 0
     tokenizing: int = 0
     waiting_for_group: int = 0
+    waiting_for_readmission: int = 0
     waiting_for_client: int = 0
     finished: int = 0
     cancelled: int = 0

@@ -51,7 +51,7 @@ def test_planning_ahead_is_worth_the_round_trip(node_home: Path) -> None:
 
 @pytest.mark.node
 def test_on_a_model(node_home: Path) -> None:
-    result = run("--device", "cpu", "--batch", "2", "--output-len", "40", "--setting", "all on")
+    result = run("--device", "cpu", "--batch", "2", "--output-len", "200", "--setting", "all on")
     (row,) = result["results"]
     assert result["device"] == "cpu" and row["forward_ms"] > 0
     assert row["exposed_us"]["T4"] > 0 and row["exposed_us"]["T2"] > 0

@@ -236,6 +236,25 @@ def test_closing_ends_what_is_in_flight(node: PlayedNode) -> None:
     client.close()
 
 
+def test_each_waiter_has_an_error_of_its_own(node: PlayedNode) -> None:
+    """One that is raised in several threads would gather the tracebacks of all."""
+    client = Client.connect(node.path)
+    asked = [lambda: client.generate(STUCK)] * 4 + [lambda: list(client.stream(STUCK))] * 4
+    with ThreadPoolExecutor(8) as pool:
+        waiting = [pool.submit(each) for each in asked]
+        eventually(lambda: client.status()["requests"]["in_flight"] == 8)
+        client.close()
+        errors = [each.exception(WAIT_S) for each in waiting]
+    for ask in asked:
+        with pytest.raises(ConnectionLost) as error:
+            ask()
+        errors.append(error.value)
+    assert {(type(each), str(each)) for each in errors} == {
+        (ConnectionLost, "the connection was closed by this client")
+    }
+    assert len({id(each) for each in errors}) == 16
+
+
 def test_a_forgotten_client_closes_its_connection(node: PlayedNode) -> None:
     with Client.connect(node.path) as watcher:
         forgotten = Client.connect(node.path)

@@ -12,7 +12,7 @@ import pytest
 from albireo.ipc import protocol
 from albireo.ipc.params import SamplingParams
 from albireo.ipc.tls import HANDSHAKE_TIMEOUT_S
-from albireo.router import session, texts, validate
+from albireo.router import decode, session, texts, validate
 from albireo.router.connections import MAX_CONNECTIONS
 
 DOC = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
@@ -96,7 +96,7 @@ def test_limits_are_those_of_the_code() -> None:
     assert f"handshake has {HANDSHAKE_TIMEOUT_S:.0f} s" in text
     assert f"for {session.STALL_TIMEOUT_S:.0f} s is cut off" in text
     assert f"within {session.HELLO_TIMEOUT_S:.0f} s" in section("Errors")
-    shortest, longest = session.SESSION_CHARS
+    shortest, longest = decode.SESSION_CHARS
     assert f"{shortest} to {longest} characters" in section("hello")
     assert f"version {protocol.PROTOCOL_VERSION}" in DOC.splitlines()[0]
 

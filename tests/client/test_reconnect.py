@@ -134,6 +134,20 @@ def test_without_a_journal_a_stream_ends_at_once_and_says_why(node: Node) -> Non
         assert [t for delta in untouched for t in delta.token_ids] == encode("abc")
 
 
+def test_when_the_time_is_over_each_waiter_has_an_error_of_its_own(node: Node) -> None:
+    with Client.connect(node.path, reconnect_s=0.1) as client:
+        streams = [client.stream(STUCK) for _ in range(3)]
+        assert client.models()
+        node.die()
+        errors = []
+        for stream in streams:
+            with pytest.raises(NodeNotRunning, match="albireo node start") as error:
+                next(stream)
+            assert error.value.retry
+            errors.append(error.value)
+        assert len({id(each) for each in errors}) == 3
+
+
 def test_what_is_asked_while_the_router_is_away_waits_for_it(node: Node) -> None:
     async def run() -> None:
         async with await AsyncClient.connect(node.path) as client:

@@ -31,6 +31,7 @@ MOST_BYTES = 3 << 20
 MOST_FDS = 0
 _SPREAD_S = 3.0
 _REST_S = 30.0
+_SETTLE_S = 2.0
 _GIVE_UP_S = 60.0
 
 
@@ -65,7 +66,7 @@ def storm(clients: int, rounds: int, warm_up: int, seed: int) -> list[str]:
             left = _rest(node)
             print(f"round {number}: {clients} clients in {took:.1f} s; left: {left or 'nothing'}")
             faults += [f"round {number}: {count} {what}" for what, count in left.items()]
-            watch.sample()
+            watch.sample(_SETTLE_S)
             if number + 1 == warm_up:
                 watch = Watch(pids)
                 watch.sample()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from . import storm as storm_module
@@ -50,3 +52,18 @@ def test_files_that_stay_open_are_seen() -> None:
         "router had 9 open files, and has 11"
     ]  # fmt: skip
     assert watched([1] * 4, [9, 9, 9, 9]).faults(1, 0) == []
+
+
+def test_what_is_closed_in_a_moment_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = iter([9, 11, 10, 9, 11, 11])
+
+    class Process:
+        def __init__(self, pid: int) -> None:
+            self.memory_full_info = lambda: SimpleNamespace(uss=1)
+            self.num_fds = lambda: next(counts)
+
+    monkeypatch.setattr(psutil, "Process", Process)
+    watch = Watch({"router": 1})
+    for settle_s in (0.0, 30.0, 0.0):
+        watch.sample(settle_s)
+    assert watch.series["router"].fds == [9, 9, 11]

@@ -36,13 +36,22 @@ class Watch:
     def __init__(self, pids: dict[str, int]) -> None:
         self.series = {name: Series(pid) for name, pid in pids.items()}
 
-    def sample(self) -> None:
-        """Raises psutil.NoSuchProcess for one that has ended."""
+    def sample(self, settle_s: float = 0.0) -> None:
+        """Raises psutil.NoSuchProcess for one that has ended.
+
+        settle_s: how long a process may take to close what was open before, as the connection of
+        who asked last.
+        """
+        deadline = time.monotonic() + settle_s
         for each in self.series.values():
             process = psutil.Process(each.pid)
             each.times.append(time.monotonic())
             each.uss.append(process.memory_full_info().uss)
-            each.fds.append(process.num_fds())
+            while (fds := process.num_fds()) > min(each.fds, default=fds):
+                if time.monotonic() > deadline:
+                    break
+                time.sleep(0.02)
+            each.fds.append(fds)
 
     def faults(self, most_bytes: float, most_fds: int) -> list[str]:
         """Who has grown by more."""

@@ -57,6 +57,16 @@ def test_merging_leaves_the_nodes_deltas_as_they_are() -> None:
     assert inbox.open == 0
 
 
+def test_logprobs_of_a_prompt_that_come_in_parts_are_joined() -> None:
+    inbox = Inbox(1, 1)
+    first = Delta(1, 0, [], "", None, 0, None, [row("a"), row("b")])
+    inbox.put(0, first)
+    inbox.put(0, Delta(1, 0, [1], "x"))
+    inbox.put(0, Delta(1, 1, [2], "y", None, 0, None, [row("c")]))
+    assert inbox.take()[0].prompt_logprobs == [row("a"), row("b"), row("c")]
+    assert first.prompt_logprobs == [row("a"), row("b")]
+
+
 def test_waiting() -> None:
     async def run() -> None:
         inbox = Inbox(1, 1)

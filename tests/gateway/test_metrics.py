@@ -30,6 +30,10 @@ GPU = GpuReading(
 def sample(*groups: dict[str, Any]) -> Sample:
     """Of a node that has everything."""
     tree = status_tree()
+    tree["requests"] |= {
+        "waiting_for_group": 6, "waiting_for_readmission": 5, "waiting_for_client": 4,
+        "resumed": 3,
+    }  # fmt: skip
     if groups:
         tree["groups"] = list(groups)
     return Sample(1.0, tree, {"router": 1.25, "g0.worker0": 2.5}, {"GPU-1": GPU})
@@ -64,6 +68,10 @@ def test_the_names_that_dashboards_know() -> None:
     assert found["albireo:prefix_cache_queries_total", "0"] == 8
     assert found["albireo:prefix_cache_hits_total", "0"] == 4
     assert found["albireo:request_failure_total", ""] == 2
+    assert found["albireo:request_resumed_total", ""] == 3
+    assert found["albireo:requests_waiting_for_group", ""] == 6
+    assert found["albireo:requests_waiting_for_readmission", ""] == 5
+    assert found["albireo:requests_waiting_for_client", ""] == 4
     assert found["albireo:request_success_total", "0"] == 5
     assert found["albireo:request_queue_time_seconds_count", "0"] == 0
     assert (found["albireo:group_up", "0"], found["albireo:group_up", "1"]) == (1, 0)

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from albireo.bench.gateway import bench_gateway
-from albireo.cli.node import _http_address, start
+from albireo.cli.start import _http_address, start
 from albireo.node.options import NodeOptions, OptionError, parse_weights
 
 

@@ -63,8 +63,9 @@ def tree(*groups: dict[str, Any], **fields: Any) -> dict[str, Any]:
         "model": {"id": "m", "architecture": "Llama", "parameters": 135_000_000,
                   "vocab_size": 1000, "max_model_len": 100, "device": "cpu", "dtype": "bfloat16"},
         "uptime_s": 10.0, "draining": False, "connections": 2,
-        "requests": {"in_flight": 4, "tokenizing": 1, "waiting_for_group": 0, "finished": 7,
-                     "cancelled": 1, "failed": 2, "failed_over": 1},
+        "requests": {"in_flight": 4, "tokenizing": 1, "waiting_for_group": 0,
+                     "waiting_for_readmission": 0, "waiting_for_client": 0, "finished": 7,
+                     "cancelled": 1, "failed": 2, "failed_over": 1, "resumed": 0},
         "actors": [actor("router", pid=10), actor("g0.worker0", pid=11, group=0, threads=2)],
         "groups": list(groups),
     } | fields  # fmt: skip

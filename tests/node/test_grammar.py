@@ -39,12 +39,12 @@ def check(text: str) -> None:
     assert set(found["tags"]) <= {"red", "green"} and len(found["tags"]) <= 3
 
 
-@pytest.fixture(params=[(1,), (3,)], ids=["1x1", "1x3"])
+@pytest.fixture(scope="module", params=[(1,), (3,)], ids=["1x1", "1x3"])
 def client(
-    request: pytest.FixtureRequest, start_node: Callable[..., str], tiny_model_dir: Path
+    request: pytest.FixtureRequest, start_shared_node: Callable[..., str], tiny_model_dir: Path
 ) -> Iterator[Client]:
-    node = start_node(
-        name="g", model=str(tiny_model_dir), load_format="dummy", device="cpu",
+    node = start_shared_node(
+        name=f"g{sum(request.param)}", model=str(tiny_model_dir), load_format="dummy", device="cpu",
         groups=request.param, dtype="float32", threads=1,
     )  # fmt: skip
     with Client.connect(node=node) as client:

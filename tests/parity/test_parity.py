@@ -12,16 +12,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from transformers import PreTrainedModel
 
-from ..reference import load_reference
 from .greedy import Answers, Judge, ask
 
 PROMPTS = (Path(__file__).parent.parent / "data" / "prompts.txt").read_text().splitlines()
 
 
 @pytest.fixture(scope="module")
-def judge(demo_model_path: Path) -> Judge:
-    return Judge(load_reference(demo_model_path))
+def judge(reference: PreTrainedModel) -> Judge:
+    return Judge(reference)
 
 
 @pytest.fixture(scope="module")

@@ -68,6 +68,20 @@ def test_a_stream_goes_on_elsewhere_behind_what_the_client_has(start: Start) -> 
     assert (counts["in_flight"], counts["finished"], counts["failed_over"]) == (0, 1, 1)
 
 
+def test_who_waits_for_a_group_again_is_told_apart_from_newcomers(start: Start) -> None:
+    node = _Node(start, groups=1)
+    node.ask()
+    node.kill(0)
+    wait_for_states(node.client, "restarting")
+    node.client.send(type="generate", id=2, prompt_ids=[2])
+    counts = node.requests()
+    assert (counts["waiting_for_group"], counts["waiting_for_readmission"]) == (2, 1)
+    second = node.near.group(0, incarnation=1)
+    assert [second.expect(Submit).prompt_ids for _ in range(2)] == [[5, 6, 7], [2]]
+    counts = node.requests()
+    assert (counts["waiting_for_group"], counts["waiting_for_readmission"]) == (0, 0)
+
+
 def test_what_a_dead_group_still_says_is_ignored(start: Start) -> None:
     node = _Node(start)
     first = node.ask()
@@ -117,7 +131,8 @@ def test_who_kills_groups_is_found_and_the_others_go_on(start: Start) -> None:
     assert third.expect(Submit).prompt_ids == [1]
     node.client.send(type="generate", id=3, prompt_ids=[3])
     assert third.expect(Submit).prompt_ids == [3], "a newcomer does not wait for a trial"
-    assert node.requests()["waiting_for_group"] == 1
+    counts = node.requests()
+    assert (counts["waiting_for_group"], counts["waiting_for_readmission"]) == (1, 1)
     node.kill(0, 2)
     assert "only suspect" in node.client.expect_error("group_failed", 1)["message"]
     fourth = node.near.group(0, incarnation=3)

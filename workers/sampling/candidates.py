@@ -304,7 +304,7 @@ def _merge_candidates(  # type: ignore[no-untyped-def]
     The number is 0 where they do not prove t.
     """
     floats = messages.view(np.float32)
-    count = 0
+    count = np.int64(0)
     limit = LOWEST_FINITE
     mass = np.int64(0)
     for rank in range(len(messages)):
@@ -338,8 +338,9 @@ def _merged_threshold(  # type: ignore[no-untyped-def]
     has_top_k = 0 < top_k < vocab_size
     if has_top_k:
         if count >= top_k:
-            values[:count] = scratch.logits[:count]
-            weights[:count] = 1
+            for i in range(count):
+                values[i] = scratch.logits[i]
+                weights[i] = 1
             threshold = np.float64(reach(values, weights, count, np.int64(top_k), histogram))
         if threshold < limit:
             # Without all of what top-k keeps, top-p can cut anywhere.

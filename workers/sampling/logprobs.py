@@ -94,7 +94,11 @@ def describe_rows(logits, first, stride, tokens, best, records, block_max, left)
 
 @njit(nogil=True)
 def _describe_row(row, token, best, record, floats, block_max, left):  # type: ignore[no-untyped-def]
-    highest = np.float64(block_max.max())
+    # Loops, not slices and methods of arrays: numba takes 4 s to compile those.
+    highest = -np.inf
+    for block in range(len(block_max)):
+        left[block] = block_max[block]
+        highest = max(highest, np.float64(block_max[block]))
     mass = np.int64(0)
     for i in range(len(row)):
         mass += token_mass(max(row[i] - highest, NEGLIGIBLE))
@@ -105,7 +109,6 @@ def _describe_row(row, token, best, record, floats, block_max, left):  # type: i
         if block_max[block] > own:
             for i in range(block * BLOCK, min((block + 1) * BLOCK, len(row))):
                 record[_RANK] += row[i] > own
-    left[:] = block_max
     for place in range(min(best, MAX_TOP_LOGPROBS)):
         found = _next_best(row, left, place, record)
         if found < 0:

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from albireo.workers.kernels import create
 from albireo.workers.models.load import load_model, read_config
 
-from ..reference import load_reference
-from .paged_run import PagedRun
-from .tiny_models import expected_logits
+from ..workers.paged_run import PagedRun
+from ..workers.tiny_models import expected_logits
 
 pytestmark = pytest.mark.demo
 
@@ -21,15 +21,13 @@ _LENGTHS = (3, 40, 130)
 
 
 @pytest.mark.timeout(300)
-def test_logits_equal_transformers(demo_model_path: Path) -> None:
-    reference = load_reference(demo_model_path)
+def test_logits_equal_transformers(demo_model_path: Path, reference: PreTrainedModel) -> None:
     config = read_config(demo_model_path)
     generator = torch.Generator().manual_seed(0)
     prompts = [
         torch.randint(config.vocab_size, (n,), generator=generator).tolist() for n in _LENGTHS
     ]
     expected = [expected_logits(reference, tokens) for tokens in prompts]
-    del reference
     kernels = create("cpu", torch.float32, batch_invariant=False)
     for tp in (1, 3):
         models = load_model(

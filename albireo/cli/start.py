@@ -1,0 +1,384 @@
+"""`albireo node start`: its options, and what they say as NodeOptions."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from albireo.ipc.paths import PathError, node_dir
+from albireo.node.options import (
+    DEVICES,
+    DTYPES,
+    LOAD_FORMATS,
+    LOG_LEVELS,
+    SAMPLING_MODES,
+    NodeOptions,
+    OptionError,
+    parse_groups,
+    parse_weights,
+)
+
+from .node import name_option
+
+_FILE = click.Path(exists=True, dir_okay=False, resolve_path=True)
+"""By its whole path: the node may run elsewhere."""
+
+
+def _chunks_are_always(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if not value:
+        raise click.UsageError(
+            "--no-enable-chunked-prefill: prompts that do not fit a step are always computed in "
+            "chunks. With --max-num-batched-tokens no less than --max-model-len every prompt fits"
+        )
+
+
+@click.command()
+@click.option(
+    "--model",
+    default="demo",
+    show_default=True,
+    metavar="DIR|FILE.gguf|demo",
+    help="Hugging Face directory, GGUF file, or the demo model.",
+)
+@click.option("--served-model-name", metavar="NAME", help="Name that clients see.")
+@click.option("--tokenizer", metavar="DIR|FILE.gguf", help="Tokenizer, when not the model's own.")
+@click.option(
+    "--chat-template",
+    metavar="FILE",
+    type=click.Path(exists=True, dir_okay=False),
+    help="Jinja chat template, when not the model's own.",
+)
+@click.option(
+    "--groups",
+    default="1x1",
+    show_default=True,
+    metavar="GxT",
+    help="G groups of T tensor-parallel ranks; also a mixture: 1x4,2x2.",
+)
+@click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True)
+@click.option("--dtype", type=click.Choice(DTYPES), default="auto", show_default=True)
+@click.option(
+    "--load-format",
+    type=click.Choice(LOAD_FORMATS),
+    default="auto",
+    show_default=True,
+    help="dummy = random weights from the config alone.",
+)
+@click.option("--max-model-len", type=click.IntRange(min=1), help="Longest prompt + answer.")
+@click.option(
+    "--max-num-seqs",
+    type=click.IntRange(1, 4096),
+    default=256,
+    show_default=True,
+    help="Most sequences running at once in a group.",
+)
+@click.option(
+    "--max-num-batched-tokens", type=click.IntRange(min=1), help="Most tokens of one step."
+)
+@click.option(
+    "--max-num-queued-reqs",
+    type=click.IntRange(min=0),
+    default=1024,
+    show_default=True,
+    help="Most requests waiting for each group.",
+)
+@click.option(
+    "--max-num-reqs-per-tenant",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Most requests in flight of one client or API key; 0 = no limit.",
+)
+@click.option(
+    "--tenant-weights",
+    default="",
+    metavar="TENANT=W,...",
+    help="Shares of clients or API keys, by name, when there is not enough for all; else 1.",
+)
+@click.option(
+    "--isolate-tenants",
+    is_flag=True,
+    help="Share cached prefixes only within one client or API key, so that none can probe another.",
+)
+@click.option(
+    "--max-num-tokens-per-tenant",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Most tokens, of prompts and max_tokens, in flight of one; 0 = no limit.",
+)
+@click.option(
+    "--max-failovers",
+    type=click.IntRange(min=0),
+    default=3,
+    show_default=True,
+    help="Times that a request goes on elsewhere when its group dies.",
+)
+@click.option(
+    "--journal",
+    metavar="DIR",
+    type=click.Path(file_okay=False, resolve_path=True),
+    help="Log requests and tokens there: they go on after the router's death.",
+)
+@click.option(
+    "--journal-max-mib",
+    type=click.IntRange(min=16),
+    default=256,
+    show_default=True,
+    help="Most that the log takes on the disk.",
+)
+@click.option(
+    "--journal-fsync",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    help="Seconds after which the disk has the log; 0 = when the kernel likes.",
+)
+@click.option(
+    "--resume-grace",
+    type=click.FloatRange(min=0),
+    help="Seconds that requests wait for a client that lost its connection. "
+    "[default: 10 with --journal, else 0]",
+)
+@click.option(
+    "--block-size",
+    type=click.Choice(("16",)),
+    default="16",
+    show_default=True,
+    help="Tokens in a KV block.",
+)
+@click.option(
+    "--kv-cache-gib",
+    type=click.FloatRange(min=0, min_open=True),
+    help="KV cache of each group, in GiB.",
+)
+@click.option(
+    "--gpu-memory-utilization",
+    type=click.FloatRange(min=0, max=1, min_open=True),
+    default=0.9,
+    show_default=True,
+    help="Share of a GPU's free memory that its worker may take.",
+)
+@click.option(
+    "--enable-prefix-caching/--no-enable-prefix-caching",
+    default=True,
+    show_default=True,
+    help="Share the KV blocks of common prefixes.",
+)
+@click.option(
+    "--enable-chunked-prefill/--no-enable-chunked-prefill",
+    default=True,
+    show_default=True,
+    expose_value=False,
+    callback=_chunks_are_always,
+    help="Compute prompts in chunks beside the decodes: always so.",
+)
+@click.option(
+    "--swap-space",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    help="Host memory of each group for preempted sequences, in GiB.",
+)
+@click.option(
+    "--itl-target-ms",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    help="Size prefill chunks so that a step stays below it; 0 = no target.",
+)
+@click.option(
+    "--cuda-graphs/--no-cuda-graphs",
+    " /--enforce-eager",
+    "cuda_graphs",
+    default=True,
+    show_default=True,
+    help="Capture steps on a GPU: those of decodes, and forward passes with prefill chunks.",
+)
+@click.option(
+    "--async-scheduling/--no-async-scheduling",
+    default=True,
+    show_default=True,
+    help="Plan one step ahead of the running one.",
+)
+@click.option(
+    "--async-output/--no-async-output",
+    default=True,
+    show_default=True,
+    help="Make text of one step while the next one runs.",
+)
+@click.option(
+    "--sampling-mode",
+    type=click.Choice(SAMPLING_MODES),
+    default="auto",
+    show_default=True,
+    help="How the ranks of a group share the sampling.",
+)
+@click.option(
+    "--batch-invariant",
+    is_flag=True,
+    help="A row's numbers do not depend on the batch around it (slower).",
+)
+@click.option("--threads", type=click.IntRange(1, 512), help="Threads of each worker.")
+@click.option(
+    "--step-timeout",
+    type=click.FloatRange(min=0.1),
+    default=30.0,
+    show_default=True,
+    help="Seconds after which a step, or a process that does not answer, counts as hung.",
+)
+@click.option(
+    "--start-timeout",
+    type=click.FloatRange(min=1),
+    default=600.0,
+    show_default=True,
+    help="Seconds that a process may take to be ready.",
+)
+@click.option(
+    "--max-group-restarts",
+    type=click.IntRange(min=0),
+    default=12,
+    show_default=True,
+    help="Restarts of a group in quick succession before it is given up.",
+)
+@click.option(
+    "--shutdown-timeout",
+    type=click.FloatRange(min=0),
+    default=10.0,
+    show_default=True,
+    help="Seconds that requests in flight get when the node stops.",
+)
+@click.option(
+    "--sim-step-ms",
+    type=click.FloatRange(min=0.01),
+    default=10.0,
+    show_default=True,
+    help="Step time of the sim device.",
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(LOG_LEVELS),
+    default="info",
+    show_default=True,
+)
+@click.option(
+    "--http", metavar="HOST:PORT", help="Serve the OpenAI API over HTTP there; port 0 = any."
+)
+@click.option("--host", metavar="HOST", help="The same in two options: 127.0.0.1 if not given,")
+@click.option("--port", type=click.IntRange(0, 65535), help="and port 8000 if not given.")
+@click.option("--uds", metavar="PATH", help="Serve it on a Unix socket.")
+@click.option(
+    "--gateways",
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
+    help="Processes that serve it.",
+)
+@click.option(
+    "--ssl-certfile",
+    metavar="FILE",
+    type=_FILE,
+    help="HTTPS: certificate, with its chain (PEM),",
+)
+@click.option(
+    "--ssl-keyfile",
+    metavar="FILE",
+    type=_FILE,
+    help="and its key (PEM).",
+)
+@click.option(
+    "--listen",
+    metavar="HOST:PORT",
+    help="Serve the client library over TCP, with TLS and API keys; port 0 = any.",
+)
+@click.option(
+    "--tls-cert",
+    metavar="FILE",
+    type=_FILE,
+    help="For --listen: certificate, with its chain (PEM),",
+)
+@click.option(
+    "--tls-key",
+    metavar="FILE",
+    type=_FILE,
+    help="and its key (PEM).",
+)
+@click.option("--api-key", metavar="KEY", help="Key that clients over HTTP and TCP must send.")
+@click.option(
+    "--api-key-file",
+    metavar="FILE",
+    type=_FILE,
+    help="Keys of several clients: a line each, KEY or NAME:KEY.",
+)
+@click.option(
+    "--allowed-origins",
+    default="",
+    metavar="ORIGIN,...",
+    help="Web pages that may ask over HTTP (CORS); * = all.",
+)
+@click.option(
+    "--stream-interval",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Tokens of a streamed event, but the first: fewer events cost less.",
+)
+@click.option(
+    "--seed",
+    type=int,
+    help="Draw the seeds of requests without one from it; else by chance.",
+)
+@click.option("--detach", is_flag=True, help="Return when the node is ready; it runs on.")
+@name_option
+def start(detach: bool, **given: Any) -> None:
+    """Start a node: router, tokenizer, and the groups' processes.
+
+    Without options it serves the demo model with one group on the best device
+    there is.
+    """
+    from albireo.node.launch import run_detached, run_foreground
+
+    from .display import StartDisplay
+
+    try:
+        options = _options(given)
+    except (OptionError, PathError) as error:
+        raise click.ClickException(str(error)) from None
+    display = StartDisplay(options)
+    sys.exit((run_detached if detach else run_foreground)(options, display.show))
+
+
+def _options(given: dict[str, Any]) -> NodeOptions:
+    node_dir(given["name"])
+    template = given.pop("chat_template")
+    if template is not None:
+        with open(template, encoding="utf-8") as file:
+            template = file.read()
+    origins = [each.strip() for each in given.pop("allowed_origins").split(",")]
+    return NodeOptions(
+        http=_http_address(given.pop("http"), given.pop("host"), given.pop("port")),
+        allowed_origins=tuple(each for each in origins if each),
+        groups=parse_groups(given.pop("groups")),
+        tenant_weights=parse_weights(given.pop("tenant_weights")),
+        step_timeout_s=given.pop("step_timeout"),
+        start_timeout_s=given.pop("start_timeout"),
+        shutdown_timeout_s=given.pop("shutdown_timeout"),
+        journal_fsync_s=given.pop("journal_fsync"),
+        resume_grace_s=given.pop("resume_grace"),
+        swap_space_gib=given.pop("swap_space"),
+        block_size=int(given.pop("block_size")),
+        chat_template=template,
+        **given,
+    )
+
+
+def _http_address(http: str | None, host: str | None, port: int | None) -> str | None:
+    """HOST:PORT of --http, or of --host and --port; None when HTTP is not asked for."""
+    if host is None and port is None:
+        return http
+    if http is not None:
+        raise OptionError("--http says the same as --host and --port: give the one or the others")
+    host = "127.0.0.1" if host is None else host
+    return f"{f'[{host}]' if ':' in host else host}:{8000 if port is None else port}"
