@@ -5,7 +5,9 @@ kept as an Accepted: the prompt, everything resolved, and the tokens so far.
 When the connection ends nothing is computed any more; the record waits, for
 `resume_s`, until a new connection of the session says how many tokens of which
 answer it has (Resume), and the request goes on behind them, as a stream does
-whose group has died.  With a journal the records outlive this process.
+whose group has died.  That its last tokens were sent does not say that they
+came: a request that has ended is known for a while, too.  With a journal the
+records outlive this process.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import msgspec
 
 from albireo.ipc.protocol import Have, Resume
 
-from .journal import Accepted, Journal
+from .journal import MAX_ENDED, Accepted, Journal
 from .requests import Refusal, Stream, TokenRequest
 from .session import Session
 from .validate import for_choice
@@ -36,6 +38,8 @@ class Resumption:
         self._owners: dict[bytes, Session] = {}
         self._parked: dict[tuple[bytes, int], tuple[Accepted, float]] = {}
         """By owner and client's id, those first that are given up first."""
+        self._ended: dict[tuple[bytes, int], tuple[Accepted, float]] = {}
+        """The same of requests that have ended."""
         if journal is not None:
             for record in journal.found:
                 self._park(record)
@@ -79,11 +83,15 @@ class Resumption:
 
     def ended(self, stream: Stream) -> None:
         """An answer has ended; with the last one its request has."""
-        request = stream.asker
+        record, over = stream.asker.record, not stream.asker.streams
         if self._journal is not None and stream.entry:
             self._journal.ended(stream.entry)
-            if not request.streams and request.record is not None:
-                self._journal.forget(request.record, gone=False)
+            if over and record is not None:
+                self._journal.forget(record, gone=False)
+        if over and record is not None:
+            self._ended[record.owner, record.client_id] = record, self._clock() + self.resume_s
+            if len(self._ended) > MAX_ENDED:
+                del self._ended[next(iter(self._ended))]
 
     def gone(self, request: TokenRequest) -> None:
         """A request was cancelled, or has failed."""
@@ -104,13 +112,14 @@ class Resumption:
     def expire(self) -> None:
         """Gives up what has waited for too long."""
         now = self._clock()
-        while self._parked:
-            key = next(iter(self._parked))
-            record, until = self._parked[key]
-            if now < until:
-                return
-            del self._parked[key]
-            self._forget(record)
+        for records in (self._parked, self._ended):
+            while records:
+                key = next(iter(records))
+                record, until = records[key]
+                if now < until:
+                    break
+                del records[key]
+                self._forget(record)
 
     def claim(self, session: Session, message: Resume, number: Callable[[], int]) -> TokenRequest:
         """The request with streams that go on behind what the client has.  Raises Refusal.
@@ -118,10 +127,11 @@ class Resumption:
         number: gives numbers for streams.
         """
         key = session.owner, message.id
-        found = self._parked.get(key)
+        found = self._parked.get(key) or self._ended.get(key)
         if found is None or session.tenant not in ("", found[0].submit.tenant):
             raise _lost("the node has no record of this request")
-        del self._parked[key]
+        self._parked.pop(key, None)
+        self._ended.pop(key, None)
         old, _ = found
         self._forget(old)
         chosen = {have.choice: have for have in message.have}

@@ -168,6 +168,42 @@ def test_a_new_connection_takes_over_from_one_that_seems_alive(start: Start) -> 
     assert counts(new)["waiting_for_client"] == 0
 
 
+def test_an_end_that_was_sent_and_did_not_come(start: Start) -> None:
+    near = start(resume_s=5.0)
+    group = near.group()
+    client = join(near)
+    ask(client)
+    request = submit(group).request
+    group.output(piece(request, 0, [11, 12], "ab"))
+    assert client.receive()["items"][0][2] == [11, 12]
+    group.output(piece(request, 2, [13], "c", "stop", prompt=3))
+    group.next(), group.next()  # both credits: the router has sent it
+    client.close()
+    client = join(near)
+    assert counts(client)["waiting_for_client"] == 0
+    client.send(type="resume", id=1, have=[[0, 2]])
+    again = submit(group)
+    assert (again.prompt_ids, again.resumed) == ([5, 6, 7, 11, 12], 2)
+    group.output(piece(again.request, 2, [13], "c", "stop", prompt=3))
+    assert client.receive_deltas(1)[0][:4] == [1, 2, [13], "c"]
+    client.send(type="resume", id=2, have=[[0, 0]])
+    client.expect_error("lost", 2)
+
+
+def test_ends_are_not_known_for_ever(start: Start) -> None:
+    near = start(resume_s=0.3)
+    group = near.group()
+    client = join(near)
+    ask(client)
+    group.output(piece(submit(group).request, 0, [11], "a", "stop"))
+    client.receive_deltas(1)
+    time.sleep(0.8)
+    client.close()
+    client = join(near)
+    client.send(type="resume", id=1, have=[[0, 0]])
+    client.expect_error("lost", 1)
+
+
 def test_several_answers_of_which_one_has_ended(start: Start) -> None:
     near = start(resume_s=5.0)
     group = near.group()
