@@ -20,11 +20,14 @@ import signal
 import socket
 import threading
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from .config import ActorSpec
+
+if TYPE_CHECKING:
+    import asyncio
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
@@ -133,10 +136,23 @@ class Actor:
 
     def fatal(self, message: str, *, hung: bool = False) -> None:
         """Reports the end of this process and leaves it; hung: because another one hangs."""
-        logging.error("%s", message)
-        self._tell(Fatal(message, hung))
-        logging.shutdown()
-        os._exit(EXIT_FAILED)
+        try:
+            logging.error("%s", message)
+            self._tell(Fatal(message, hung))
+            logging.shutdown()
+        finally:  # also where there is no memory to say it
+            os._exit(EXIT_FAILED)
+
+    def end_without_memory(self, loop: asyncio.AbstractEventLoop) -> None:
+        """From now on a callback of the loop that finds no memory ends this process: what it did
+        is half done, and the next process is told what to do."""
+
+        def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+            if isinstance(context.get("exception"), MemoryError):
+                self.fatal("there is no memory left")
+            loop.default_exception_handler(context)
+
+        loop.set_exception_handler(handle)
 
     def _tell(self, message: FromActor) -> None:
         try:

@@ -48,6 +48,7 @@ async def _serve(actor: Actor, fds: Mapping[str, int]) -> None:
     for each in sockets:
         each.setblocking(False)
     loop = asyncio.get_running_loop()
+    actor.end_without_memory(loop)
     stopped = asyncio.Event()
     loop.add_reader(actor.stop_fd, stopped.set)
     loop.add_reader(actor.ping_fd, actor.answer_ping)

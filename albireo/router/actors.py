@@ -21,6 +21,7 @@ import msgspec
 
 from albireo.ipc.config import ActorSpec
 from albireo.ipc.messages import (
+    Credit,
     Decoded,
     Drain,
     Drained,
@@ -38,6 +39,7 @@ from albireo.ipc.messages import (
 from albireo.ipc.stages import Stage
 from albireo.ipc.timeline import NO_STEP
 
+from .groups import Group
 from .requests import Refusal, Stream
 from .router import Router
 
@@ -45,6 +47,7 @@ TICK_S = 0.2
 LOST_GROUP_TIMEOUT_S = 5.0
 
 _RETRY_CODES = frozenset({"queue_full", "unavailable", "group_failed"})
+_FAULT = "tokens of this request met a fault in the router, and are lost"
 _log = logging.getLogger(__name__)
 
 
@@ -93,10 +96,27 @@ class ActorMessages:
         group = self._groups.of(peer)
         if group is not None:
             start_ns = time.monotonic_ns()
-            self._router.output(peer, group, output)
+            try:
+                self._router.output(peer, group, output)
+            except MemoryError:
+                raise
+            except Exception:
+                _log.exception("a batch of group %d could not be handed on", group.number)
+                self._give_up(peer, group, output)
             self._router.timeline.record(
                 Stage.ROUTE, NO_STEP, start_ns, time.monotonic_ns(), len(output.pieces)
             )
+
+    def _give_up(self, peer: bytes, group: Group, output: Output) -> None:
+        """What was made of a batch goes to the clients; those whose part is lost hear of it."""
+        for session in self._router.sessions:
+            if session.outbox:
+                session.flush()
+        for piece in output.pieces:
+            stream = group.streams.get(piece.request)
+            if stream is not None:
+                self._router.fail(stream.asker, Refusal("internal", _FAULT))
+        self._send(peer, Credit(1))
 
     def _refused(self, peer: bytes, refused: Refused) -> None:
         group = self._groups.of(peer)

@@ -68,6 +68,8 @@ class AsyncHub:
         try:
             for peer, message in self._hub.drain():
                 self._receive(peer, message)
+        except MemoryError:
+            raise  # ends this process: see Actor.end_without_memory()
         except Exception:
             # One message, or what was made of it, ended the loop; those behind it are still
             # to be read, and no other edge will say so.

@@ -37,6 +37,8 @@ def main(actor: Actor, fds: Mapping[str, int]) -> None:
 
 
 async def _serve(actor: Actor, fds: Mapping[str, int]) -> None:
-    asyncio.get_running_loop().add_reader(actor.ping_fd, actor.answer_ping)
+    loop = asyncio.get_running_loop()
+    actor.end_without_memory(loop)
+    loop.add_reader(actor.ping_fd, actor.answer_ping)
     tcp = socket.socket(fileno=fds["tcp"]) if "tcp" in fds else None
     await serve(actor.spec, actor.ready, actor.stop_fd, Recorder.of(fds), tcp)

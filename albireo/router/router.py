@@ -367,17 +367,22 @@ class Router:
         self._counts.failed_over += self._failover.lost(lost, why, planned, detected)
         self.submit_waiting()
 
+    def give_up(self, session: Session, request_id: int, refusal: Refusal) -> bool:
+        """Ends a request, of whatever kind, with an error; False when there is none."""
+        request = session.requests.get(request_id)
+        if isinstance(request, TokenRequest):
+            self.fail(request, refusal)
+        elif request is not None:
+            self._services.fail(request, refusal)
+        return request is not None
+
     def fail_all(self, refusal: Refusal) -> int:
         """Ends every request, of whatever kind, with an error; returns how many there were."""
-        count = 0
-        for session in self.sessions:
-            for request in list(session.requests.values()):
-                count += 1
-                if isinstance(request, TokenRequest):
-                    self.fail(request, refusal)
-                else:
-                    self._services.fail(request, refusal)
-        return count
+        return sum(
+            self.give_up(session, request_id, refusal)
+            for session in self.sessions
+            for request_id in list(session.requests)
+        )
 
     def _tell(self, group: Group, message: msgspec.Struct) -> bool:
         """Sends to a group; one that is not there is out of use until it joins again."""

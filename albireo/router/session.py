@@ -68,6 +68,9 @@ class Handler(Protocol):
     def handle(self, session: Session, message: Any) -> None:
         """A valid message, not Hello.  Raises Refusal for a request that it does not take."""
 
+    def give_up(self, session: Session, request_id: int, refusal: Refusal) -> bool:
+        """Ends a request with an error; False when there is none with this id."""
+
 
 class Session(asyncio.Protocol):
     """The server's end of a connection.
@@ -216,6 +219,13 @@ class Session(asyncio.Protocol):
         try:
             request_id = request_id_of(payload)
             message = decode_message(payload)
+        except MemoryError:
+            # Without its id there is no answer: its client connects again, and asks again.
+            _log.error(
+                "a message of %d bytes of %s needs too much memory", len(payload), self.client
+            )
+            self.abort()
+            return
         except UNDECODABLE as error:
             self._refuse(request_id, explained(error))
             return
@@ -226,9 +236,13 @@ class Session(asyncio.Protocol):
             self._handler.handle(self, message)
         except Refusal as refusal:
             self._refuse(message.id, refusal)
+        except MemoryError:
+            raise  # ends this process: see Actor.end_without_memory()
         except Exception:
             _log.exception("request %d of %s could not be handled", message.id, self.client)
-            self._refuse(message.id, Refusal("internal", "the request met a fault in the router"))
+            refusal = Refusal("internal", "the request met a fault in the router")
+            if not self._handler.give_up(self, message.id, refusal):
+                self._refuse(message.id, refusal)
 
     def check_id(self, request_id: int) -> None:
         """Raises Refusal when a new request cannot have this id."""

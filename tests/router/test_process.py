@@ -24,6 +24,7 @@ from albireo.ipc.actor import Actor
 from albireo.ipc.config import ActorSpec
 from albireo.router.process import main
 spec = msgspec.msgpack.decode(bytes.fromhex(sys.argv[1]), type=ActorSpec)
+exec(sys.argv[3])
 main(Actor(spec, {"control": int(sys.argv[2])}), {})
 heavy = {"torch", "numba", "transformers"} & set(sys.modules)
 sys.exit(f"imported {heavy}" if heavy else 0)
@@ -31,14 +32,16 @@ sys.exit(f"imported {heavy}" if heavy else 0)
 
 
 class RouterProcess:
-    def __init__(self, runtime_dir: Path) -> None:
+    """program: run in the process before the router is."""
+
+    def __init__(self, runtime_dir: Path, program: str = "") -> None:
         self.spec = make_spec(runtime_dir)
         self.path = f"{runtime_dir}/api.sock"
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.control.settimeout(WAIT_S)
         spec = msgspec.msgpack.encode(self.spec).hex()
         self.process = subprocess.Popen(
-            [sys.executable, "-c", _CHILD, spec, str(theirs.fileno())],
+            [sys.executable, "-c", _CHILD, spec, str(theirs.fileno()), program],
             pass_fds=[theirs.fileno()],
         )
         theirs.close()

@@ -1,0 +1,138 @@
+"""A fault inside the router: whoever asked has an end, and a router without memory is none."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from albireo.ipc.actor import EXIT_FAILED
+from albireo.ipc.messages import Credit, Submit
+from albireo.router import session as session_module
+from albireo.router.router import Router
+
+from .conftest import Neighbourhood
+from .fakes import WAIT_S, FakeGroup, RawClient, piece
+from .test_process import RouterProcess
+
+Start = Callable[..., Neighbourhood]
+
+
+def fails_once(found: Any, error: Exception, when: Callable[..., bool] = lambda *_: True) -> Any:
+    """The same function, which raises once."""
+    raised = []
+
+    def function(*arguments: Any) -> Any:
+        if not raised and when(*arguments):
+            raised.append(True)
+            raise error
+        return found(*arguments)
+
+    return function
+
+
+def in_flight(client: RawClient) -> int:
+    client.send(type="status", id=9999)
+    count: int = client.receive()["status"]["requests"]["in_flight"]
+    return count
+
+
+def test_a_request_that_was_taken_when_it_failed(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    near = start()
+    group, client = near.group(), near.client()
+    faulty = fails_once(Router.submit_all, ValueError("a fault of this test"))
+    monkeypatch.setattr(Router, "submit_all", faulty)
+    client.send(type="generate", id=1, prompt_ids=[5])
+    client.expect_error("internal", 1)
+    assert in_flight(client) == 0
+    client.send(type="generate", id=1, prompt_ids=[5])
+    group.output(piece(group.expect(Submit).request, 0, [7], "a", "stop"))
+    assert client.receive_deltas(1)
+
+
+def test_a_batch_that_cannot_be_handed_on(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    near = start()
+    group, client = near.group(), near.client()
+    for number in (1, 2):
+        client.send(type="generate", id=number, prompt_ids=[5])
+    first, second = (group.expect(Submit).request for _ in range(2))
+    faulty = fails_once(Router.output, ValueError("a fault of this test"))
+    monkeypatch.setattr(Router, "output", faulty)
+    group.output(piece(first, 0, [7], "a", "stop"))
+    client.expect_error("internal", 1)
+    while not isinstance(group.next(), Credit):
+        pass  # else the group had one less for ever
+    group.output(piece(second, 0, [7], "b", "stop"))
+    assert client.receive_deltas(2)[0][3] == "b"
+    assert in_flight(client) == 0
+
+
+def test_a_message_for_which_there_is_no_memory(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without its id it cannot be answered: the client is to ask again."""
+    near = start()
+    near.group()
+    client = near.client()
+    monkeypatch.setattr(session_module, "request_id_of", fails_once(None, MemoryError()))
+    client.send(type="generate", id=1, prompt_ids=[5])
+    client.expect_close()
+    monkeypatch.undo()
+    assert in_flight(near.client()) == 0
+
+
+_STARVED = """
+from albireo.router.{module} import {name} as kind
+def fail(*arguments):
+    raise MemoryError
+kind.{method} = fail
+"""
+
+
+@pytest.fixture
+def starved(runtime_dir: Path) -> Iterator[Callable[..., RouterProcess]]:
+    """starved(module, name, method): a router whose method finds no memory."""
+    routers: list[RouterProcess] = []
+
+    def start_one(**names: str) -> RouterProcess:
+        routers.append(RouterProcess(runtime_dir, _STARVED.format(**names)))
+        return routers[-1]
+
+    yield start_one
+    for router in routers:
+        router.control.close()
+        router.process.kill()
+        router.process.wait()
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "method"),
+    [
+        ("router", "Router", "output"),
+        ("router", "Router", "submit_all"),
+        ("router", "Router", "_settle"),
+        ("texts", "TextQueue", "expire"),
+    ],
+)
+def test_a_router_without_memory_ends(
+    starved: Callable[..., RouterProcess], module: str, name: str, method: str
+) -> None:
+    """Whatever it was doing is half done: the next router knows more."""
+    router = starved(module=module, name=name, method=method)
+    group, client = FakeGroup(router.spec), RawClient(router)
+    group.join()
+    client.send(type="generate", id=1, prompt_ids=[5])
+    if method in ("output", "_settle"):
+        group.output(piece(group.expect(Submit).request, 0, [7], "a", "stop"))
+    try:
+        assert router.process.wait(WAIT_S) == EXIT_FAILED
+    except subprocess.TimeoutExpired:
+        pytest.fail("the router goes on, and nobody will hear of the request again")
+    finally:
+        client.close()
+        group.close()
