@@ -8,18 +8,21 @@ import resource
 import signal
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import psutil
 
-_STARVED_S = 1.0
+from .full import Filled
+
+STARVED_S = 1.0
 _SPARE_BYTES = 1 << 20
-_SHM = "/dev/shm"
-_MOST_TO_FILL = 1 << 30
 
 
 def harm(pid: int, fault: str) -> Callable[[], None]:
-    """Does it; returns what has to be called afterwards, when the process may live on."""
+    """Does it; returns what has to be called afterwards, when the process may live on: it waits
+    until the harm has lasted long enough.
+
+    Raises ProcessLookupError or psutil.NoSuchProcess when the process is not there.
+    """
     return {
         "kill": _kill,
         "stop": _stop,
@@ -51,21 +54,14 @@ def _starve_files(pid: int) -> Callable[[], None]:
 
 
 def _starve_shared_memory(pid: int) -> Callable[[], None]:
-    """No file grows for it any more, of a memfd or on a disk; and /dev/shm is full for everybody,
-    where it is small enough to be filled."""
+    """No file grows for it any more, of a memfd or on a disk; and /dev/shm, where the
+    runtime directory is, is full for everybody, if it is this run's own."""
     lift = _limit(pid, resource.RLIMIT_FSIZE, 0)
-    left = os.statvfs(_SHM)
-    free = left.f_bavail * left.f_frsize
-    full = Path(_SHM) / f"chaos-{pid}"
-    if free <= _MOST_TO_FILL:
-        fd = os.open(full, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-        with contextlib.suppress(OSError):
-            os.posix_fallocate(fd, 0, free)
-        os.close(fd)
+    filled = Filled()
 
     def undo() -> None:
         lift()
-        full.unlink(missing_ok=True)
+        filled.empty()
 
     return undo
 
@@ -73,7 +69,7 @@ def _starve_shared_memory(pid: int) -> Callable[[], None]:
 def _limit(pid: int, what: int, value: int) -> Callable[[], None]:
     _, hard = resource.prlimit(pid, what)
     resource.prlimit(pid, what, (value, hard))
-    until = time.monotonic() + _STARVED_S
+    until = time.monotonic() + STARVED_S
 
     def lift() -> None:
         time.sleep(max(0.0, until - time.monotonic()))

@@ -1,21 +1,26 @@
-"""Requests without end, each of which must have the tokens of an undisturbed run."""
+"""Requests, each of which must have the tokens of an undisturbed run."""
 
 from __future__ import annotations
 
 import asyncio
-import itertools
+import contextlib
 import random
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from albireo.client import AlbireoError, AsyncClient
+from albireo.ipc.paths import api_socket
 
-_SHORT, _LONG = 8, 300
-_RECONNECT_S = 0.05
-_GIVE_UP_S = 120.0
+from .wire import Wire
+
+SHORT, LONG = 8, 60
+"""Tokens of a prompt."""
+TOKENS = 8
+"""Of an answer."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +29,7 @@ class Story:
 
     prompt: Any
     params: dict[str, Any]
-    long: bool
+    kind: str
     tokens: tuple[int, ...] = ()
     text: str = ""
 
@@ -33,10 +38,11 @@ class Story:
 class Life:
     """One request: what has come of it, and when (time.monotonic()).
 
-    ends: it must be one.  lost: it ended with its connection.
+    ends: it must be one.  lost: it ended with an error.
     """
 
     story: Story
+    number: int
     http: bool
     began: float = field(default_factory=time.monotonic)
     tokens: list[int] = field(default_factory=list)
@@ -47,32 +53,20 @@ class Life:
     lost: str | None = None
     wrong: str | None = None
 
-    @property
-    def phase(self) -> str | None:
-        """As in plan.PHASES; None when it is over, or between two of them."""
-        if self.over is not None or self.ends:
-            return None
-        if not self.times:
-            return "prefill" if self.story.long else "queued"
-        if len(self.times) == self.story.params["max_tokens"] - 1:
-            return "ending"
-        return "stream"
 
-
-def stories(rng: random.Random, count: int) -> list[Story]:
-    """Long and short prompts, greedy and sampled, with penalties and stop strings."""
-    made = []
-    for number in range(count):
-        long = number % 3 == 2
-        length = _LONG if long else _SHORT
+def stories(rng: random.Random, count: int) -> dict[str, list[Story]]:
+    """So many of each kind, "short" and "long" prompts of token ids, and "text"; greedy and
+    sampled ones, with penalties."""
+    made: dict[str, list[Story]] = {"short": [], "long": [], "text": []}
+    for kind, number in ((kind, number) for kind in made for number in range(count)):
+        length = LONG if kind == "long" else SHORT
         prompt: Any = [rng.randrange(300, 20_000) for _ in range(length)]
-        if number % 5 == 4:
+        if kind == "text":
             prompt = "Once upon a time there was " + " ".join(map(str, prompt[:3]))
-            long = False
-        params: dict[str, Any] = {"max_tokens": 14, "seed": number, "ignore_eos": True}
+        params: dict[str, Any] = {"max_tokens": TOKENS, "seed": number, "ignore_eos": True}
         if number % 2:
             params |= {"temperature": 0.9, "top_p": 0.95, "top_k": 40, "repetition_penalty": 1.1}
-        made.append(Story(prompt, params, long))
+        made[kind].append(Story(prompt, params, kind))
     return made
 
 
@@ -80,64 +74,66 @@ async def undisturbed(node: str, story: Story) -> Story:
     """The story with its answer."""
     async with await AsyncClient.connect(node=node) as client:
         answer = await client.generate(story.prompt, **story.params)
-    return Story(story.prompt, story.params, story.long, tuple(answer.token_ids), answer.text)
+    return Story(story.prompt, story.params, story.kind, tuple(answer.token_ids), answer.text)
 
 
 class Load:
-    """Workers that ask one request after the other, over the socket or HTTP (every fourth)."""
+    """Clients by number: each asks one request at a time, over HTTP or a socket of its own, which
+    is a wire that can be cut.
 
-    def __init__(self, node: str, http: tuple[str, int], known: list[Story], workers: int) -> None:
+    give_up_s: a request without an end for so long has none.
+    """
+
+    def __init__(self, node: str, http: tuple[str, int], wires: Path, give_up_s: float) -> None:
         self._node = node
         self._http = http
-        self._next = itertools.cycle(known)
-        self._over = False
-        self.lives: list[Life] = []
-        self.finished: list[Life] = []
+        self._directory = wires
+        self.give_up_s = give_up_s
+        self._wires: dict[int, Wire] = {}
         self._clients: dict[int, AsyncClient] = {}
-        self._tasks = [
-            asyncio.create_task(self._work(number, number % 4 == 3)) for number in range(workers)
-        ]
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.finished: list[Life] = []
 
-    async def finish(self) -> None:
-        """No new requests; waits for the ends of those in flight."""
-        self._over = True
+    def ask(self, number: int, story: Story, http: bool) -> Life:
+        """Begins a request."""
+        life = Life(story, number, http)
+        task = asyncio.create_task(self._live(life))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return life
+
+    async def settle(self) -> None:
+        """Waits for the ends of all requests in flight."""
         await asyncio.gather(*self._tasks)
 
-    def disconnect(self, phase: str) -> bool:
-        """Breaks the connection of a request in that phase, without a word.
+    def cut(self, number: int) -> bool:
+        """Cuts a client's connection; whether it had one.  It connects again."""
+        wire = self._wires.get(number)
+        return wire is not None and wire.cut() > 0
 
-        Its client connects again: a request without a token goes on, a stream ends.
-        """
-        for number, life in enumerate(self.lives):
-            client = self._clients.get(number)
-            wire = None if client is None else client._link._wire
-            if life.phase == phase and wire is not None:
-                wire.abort()
-                return True
-        return False
+    async def close(self) -> None:
+        await self.settle()
+        for client in self._clients.values():
+            await client.close()
+        for wire in self._wires.values():
+            wire.close()
 
-    async def _work(self, number: int, http: bool) -> None:
-        while len(self.lives) <= number:
-            self.lives.append(Life(next(self._next), http))
-        while not self._over:
-            life = self.lives[number] = Life(next(self._next), http)
-            try:
-                async with asyncio.timeout(_GIVE_UP_S):
-                    await (self._ask_http(life) if http else self._ask(number, life))
-            except TimeoutError:
-                life.wrong = f"no end within {_GIVE_UP_S:g} s"
-            except (AlbireoError, OSError, EOFError, asyncio.IncompleteReadError) as error:
-                life.lost = life.lost or f"{type(error).__name__}: {error}"
-                if (client := self._clients.pop(number, None)) is not None:
-                    await client.close()
-                await asyncio.sleep(_RECONNECT_S)
-            life.over = time.monotonic()
-            self.finished.append(life)
+    async def _live(self, life: Life) -> None:
+        try:
+            async with asyncio.timeout(self.give_up_s):
+                await (self._ask_http(life) if life.http else self._ask(life))
+        except TimeoutError:
+            life.wrong = f"no end within {self.give_up_s:g} s"
+        except (AlbireoError, OSError, EOFError, asyncio.IncompleteReadError) as error:
+            life.lost = f"{type(error).__name__}: {error}"
+        life.over = time.monotonic()
+        if (life.lost or life.wrong) and (client := self._clients.pop(life.number, None)):
+            with contextlib.suppress(AlbireoError):
+                await client.close()
+        self.finished.append(life)
 
-    async def _ask(self, number: int, life: Life) -> None:
-        client = self._clients.get(number)
-        if client is None:
-            client = self._clients[number] = await AsyncClient.connect(node=self._node)
+    async def _ask(self, life: Life) -> None:
+        client = await self._client(life.number)
         async for delta in client.stream(life.story.prompt, **life.story.params):
             if delta.index != len(life.tokens):
                 life.wrong = f"index {delta.index} after {len(life.tokens)} tokens"
@@ -145,6 +141,15 @@ class Load:
             life.text += delta.text
             life.times += [time.monotonic()] * len(delta.token_ids)
             life.ends += delta.end is not None
+
+    async def _client(self, number: int) -> AsyncClient:
+        if number not in self._wires:
+            path = self._directory / f"{number}.sock"
+            self._wires[number] = await Wire.open(path, Path(api_socket(self._node)))
+        if number not in self._clients:
+            path = self._wires[number].path
+            self._clients[number] = await AsyncClient.connect(str(path))
+        return self._clients[number]
 
     async def _ask_http(self, life: Life) -> None:
         """One request on a connection of its own; its tokens are not told, their text is."""

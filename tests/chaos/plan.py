@@ -1,4 +1,4 @@
-"""The cells of the matrix role x phase x fault, and the order in which they are visited."""
+"""The cells of the matrix role x phase x fault, and which are visited together."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ import itertools
 import random
 from typing import NamedTuple
 
-SERVING = ("router", "gateway", "tokenizer", "scheduler", "detokenizer", "worker")
+OF_A_GROUP = ("worker", "scheduler", "detokenizer")
+BESIDE = ("tokenizer", "gateway", "client")
+SERVING = ("router", "tokenizer", "gateway", *OF_A_GROUP)
+ALONG = ("understudy", "janitor")
 PHASES = ("queued", "prefill", "stream", "ending")
-"""Of a request: it waits (a short prompt without a token), its long prompt is being computed, its
-tokens come, all but the last one have come."""
+"""Of a request: it waits for a place among those that run, its prompt is being computed, its
+client has a token and more are to be computed, its last token is computed and not with its client.
+sight.py says how each is known."""
 STARVING = ("memory", "files", "shm")
 """No more address space, open files, shared memory (and disk) for a while."""
 FAULTS = ("kill", "stop", *STARVING)
@@ -17,7 +21,7 @@ ANY_PHASE = "any"
 
 
 class Cell(NamedTuple):
-    """role "client": a connection with requests in flight is closed.  "supervisor": it starves
+    """role "client": a connection with requests in flight is cut.  "supervisor": it starves
     while a worker is killed."""
 
     role: str
@@ -55,6 +59,37 @@ def in_order(cells: list[Cell], rng: random.Random) -> list[Cell]:
     first = pairwise(cells, rng)
     rest = [cell for cell in cells if cell not in set(first)]
     return first + rng.sample(rest, len(rest))
+
+
+def without_journal(cells: list[Cell], rng: random.Random) -> set[Cell]:
+    """Those that are visited on a node without a journal: a third of the cells in which it
+    matters."""
+    matter = [cell for cell in cells if cell.role in ("router", "client", "gateway")]
+    return set(rng.sample(matter, len(matter) // 3))
+
+
+def together(left: list[Cell]) -> list[Cell]:
+    """The first cell that is left, and others that can be visited with it: faults that need not
+    know of each other, while requests are in the same phase."""
+    chosen: list[Cell] = []
+    for cell in left:
+        if not chosen or _independent([*chosen, cell]):
+            chosen.append(cell)
+    return chosen
+
+
+def _independent(cells: list[Cell]) -> bool:
+    """One process of each group, one of each kind beside them, and those that serve nobody."""
+    roles = [cell.role for cell in cells if cell.role not in OF_A_GROUP]
+    of_groups = len(cells) - len(roles)
+    phases = {cell.phase for cell in cells} - {ANY_PHASE}
+    if of_groups > 2 or len(set(roles)) < len(roles) or len(phases) > 1:
+        return False
+    if not set(roles) <= {*BESIDE, *ALONG}:
+        return False
+    # Who holds the last tokens of a group up keeps them from whoever is behind.
+    held = of_groups + ("gateway" in roles) + 2 * ("client" in roles)
+    return "ending" not in phases or held <= 2
 
 
 def _pairs(cell: Cell) -> set[tuple[str, str, str]]:

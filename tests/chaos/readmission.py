@@ -24,7 +24,7 @@ from albireo.node.options import OptionError
 from albireo.node.owned import OwnedNode
 
 from .faults import harm
-from .run import model_path, options
+from .node import model_path, options
 
 LIMIT_MS = 300.0
 _TOKENS = 400

@@ -1,4 +1,9 @@
-"""The story of a chaos run: one cell after the other, on one node that must never be the worse."""
+"""The story of a chaos run: one visit after the other, on nodes that must never be the worse.
+
+First comes a node with a journal, then one without.  On each a visit's requests are asked, its
+faults strike in the phase that their cells name, and it is over when all requests have ended and
+the node is whole again.  A cell whose phase was not sure is left for later.
+"""
 
 from __future__ import annotations
 
@@ -6,284 +11,215 @@ import asyncio
 import contextlib
 import os
 import random
-import statistics
+import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
-import psutil
-
-from albireo.client import AlbireoError, AsyncClient
 from albireo.ipc.paths import node_dir
-from albireo.node.demo_model import fetch_demo_model
-from albireo.node.options import NodeOptions
 from albireo.node.owned import OwnedNode
 
+from .checks import Report, Visit, check_at_rest, check_lives, check_nothing_left
 from .faults import harm
-from .load import Life, Load, stories, undisturbed
-from .plan import ANY_PHASE, Cell
+from .full import SHM
+from .load import TOKENS, Load, Story, stories, undisturbed
+from .node import STEP_TIMEOUT_S, Health, Tree, alive, options, status
+from .plan import Cell, together, without_journal
+from .sight import Seat, Sight
+from .strike import Aim, Strike, aims
+from .wave import SIZE, Wave
 
-_STORIES = 15
-_WORKERS = 12
-_PHASE_S = 20.0
-_WHOLE_S = 60.0
-_TRIES = 5
-_STEP_TIMEOUT_S = 2.0  # where nobody else uses the machine; see step_timeout_s()
-_CONNECTION_ROLES = ("router", "gateway", "client")
+_STORIES = 3
+_SLOW_STEPS = 3
+"""A step time-out is so many of the slowest undisturbed steps, at least."""
+_WAVE_S = 2.0
+"""Of an undisturbed wave on two quiet cores; what is waited for may take longer on others."""
+_PHASE_S, _WHOLE_S, _END_S = 5.0, 60.0, 120.0
+_HELD = 0.75
+"""Of a step time-out: so long a process is held up at most."""
+_PROVOKE_S = 0.5
+_POLL_S = 0.01
 
-
-@dataclass
-class Visit:
-    """A cell that was visited.  why: it was not, or what did not come true."""
-
-    cell: Cell
-    at: float = 0.0
-    until: float = 0.0
-    why: str | None = None
-
-
-@dataclass
-class Report:
-    visits: list[Visit] = field(default_factory=list)
-    wrong: list[str] = field(default_factory=list)
-    counts: Counter[str] = field(default_factory=Counter)
-    pauses_ms: dict[str, list[float]] = field(default_factory=dict)
+Say = Callable[[str], None]
 
 
-def step_timeout_s() -> float:
-    """Longer where others use the machine, too: steps that are slow are no hangs."""
-    return _STEP_TIMEOUT_S * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
-
-
-def options(model: str) -> NodeOptions:
-    """Two groups, a slot for every third request; hangs are found soon, nothing is given up."""
-    return NodeOptions(
-        name=f"chaos-{os.getpid()}", model=model, served_model_name="m", groups=(1, 1),
-        device="cpu", dtype="float32", batch_invariant=True, max_num_seqs=3, threads=1,
-        max_num_batched_tokens=64, max_model_len=512, enable_prefix_caching=False,
-        kv_cache_gib=0.25, http="127.0.0.1:0", step_timeout_s=step_timeout_s(),
-        max_failovers=1_000_000, max_group_restarts=1_000_000,
-    )  # fmt: skip
-
-
-def model_path(name: str) -> str:
-    """Of what --model says; the demo model is fetched."""
-    if name != "demo":
-        return name
-    return str(fetch_demo_model(print))
-
-
-async def run(
-    cells: list[Cell], model: str, seed: int, until: float, say: Callable[[str], None]
-) -> Report:
+async def run(cells: list[Cell], model: str, seed: int, until: float, say: Say) -> Report:
     """Visits the cells until the time (time.monotonic()) is over."""
     report = Report()
-    shared_memory = set(os.listdir("/dev/shm"))
-    node = await asyncio.to_thread(OwnedNode, options(model))
-    pids: set[int] = set()
-    try:
-        told = stories(random.Random(seed), _STORIES)
-        known = await asyncio.gather(*(undisturbed(node.name, each) for each in told))
-        address = urlsplit(node.facts["http"])
-        assert address.hostname is not None and address.port is not None
-        load = Load(node.name, (address.hostname, address.port), known, _WORKERS)
-        for cell in cells:
-            if time.monotonic() > until:
-                break
-            visit = await _visit(node.name, cell, load, pids)
-            report.visits.append(visit)
-            say(f"{len(report.visits):3d} {'/'.join(cell)} {visit.why or ''}")
-            if visit.why is not None and not await _whole(node.name, pids):
-                break
-        await load.finish()
-        await _check_at_rest(node.name, report)
-        _check_lives(load.finished, report)
-    finally:
-        await asyncio.to_thread(node.stop)
-    _check_nothing_left(node.name, pids, shared_memory, report)
+    rng = random.Random(seed)
+    later = without_journal(cells, rng)
+    first = [cell for cell in cells if cell not in later]
+    now = time.monotonic()
+    share = now + (until - now) * len(first) / len(cells)
+    step_timeout_s = STEP_TIMEOUT_S
+    with tempfile.TemporaryDirectory(prefix="chaos-") as directory:
+        journal = Path(directory) / "journal"
+        stage = _Stage(model, str(journal), rng, report, say)
+        step_timeout_s = await stage.play(first, share, step_timeout_s)
+        left = [cell for cell in cells if cell not in report.visited]
+        if not report.broken:
+            await _Stage(model, None, rng, report, say).play(left, until, step_timeout_s)
     return report
 
 
-async def _visit(node: str, cell: Cell, load: Load, pids: set[int]) -> Visit:
-    """One cell.  A victim that has ended before it was harmed (on a busy machine a step may take
-    longer than its time) is looked for again."""
-    visit = Visit(cell)
-    for _ in range(_TRIES):
-        if not await _whole(node, pids):
-            visit.why = f"the node was not whole within {_WHOLE_S:g} s"
+class _Stage:
+    """One node, from its start to its end.  journal: its directory."""
+
+    def __init__(
+        self, model: str, journal: str | None, rng: random.Random, report: Report, say: Say
+    ) -> None:
+        self._model = model
+        self._journal = journal
+        self._rng = rng
+        self._report = report
+        self._say = say
+        self._known: dict[str, list[Story]] = {}
+        self._scale = 1.0
+
+    async def play(self, cells: list[Cell], until: float, step_timeout_s: float) -> float:
+        """Visits the cells; returns the step time-out that the machine was quick enough for."""
+        shared_memory = set(os.listdir(SHM))
+        while True:
+            chosen = options(self._model, self._journal, step_timeout_s)
+            node = await asyncio.to_thread(OwnedNode, chosen)
+            self._health = Health(node.name)
+            try:
+                with tempfile.TemporaryDirectory(prefix="chaos-") as wires:
+                    slowest_s = await self._prepare(node, Path(wires))
+                    if fits := slowest_s * _SLOW_STEPS <= step_timeout_s:
+                        self._strike = Strike(
+                            self._sight, self._load, _PHASE_S * self._scale, _HELD * step_timeout_s
+                        )
+                        await self._visit_all(cells, until)
+                    await self._load.close()
+                    await self._health.close()
+                    await check_at_rest(node.name, self._report)
+            finally:
+                await asyncio.to_thread(node.stop)
+            check_nothing_left(
+                node.name, self._health.pids, self._journal, shared_memory, self._report
+            )
+            if fits:
+                return step_timeout_s
+            step_timeout_s = slowest_s * _SLOW_STEPS * 1.5
+
+    # ------------------------------------------------------------------ before
+    async def _prepare(self, node: OwnedNode, wires: Path) -> float:
+        """Learns the answers, and how fast the machine is; returns its slowest step, in s."""
+        self._name = node.name
+        self._sight = Sight(Path(node_dir(node.name)))
+        told = stories(random.Random(self._rng.random()), _STORIES)
+        for kind, each in told.items():
+            self._known[kind] = list(
+                await asyncio.gather(*(undisturbed(node.name, story) for story in each))
+            )
+        address = urlsplit(node.facts["http"])
+        assert address.hostname is not None and address.port is not None
+        self._load = Load(node.name, (address.hostname, address.port), wires, _END_S)
+        await self._check_counting()
+        began = time.monotonic()
+        wave = self._wave()
+        await wave.begin("queued")
+        await self._load.settle()
+        check_lives(Visit(self._journal is not None, lives=wave.lives), self._report)
+        self._scale = max(1.0, (time.monotonic() - began) / _WAVE_S)
+        self._load.give_up_s = _END_S * self._scale
+        slowest_s = self._sight.slowest_step_s()
+        self._say(
+            f"{'a' if self._journal else 'no'} journal; a wave of {SIZE} requests takes "
+            f"{time.monotonic() - began:.1f} s, the slowest step {slowest_s:.2f} s"
+        )
+        return slowest_s
+
+    async def _check_counting(self) -> None:
+        """That a request takes the steps that sight.py counts on."""
+        self._sight.look()
+        before = [self._sight.planned(group) for group in (0, 1)]
+        life = self._load.ask(0, self._known["long"][0], http=False)
+        await self._load.settle()
+        steps = [self._sight.planned(group) for group in (0, 1)]
+        (group,) = [g for g in (0, 1) if steps[g] > before[g]]
+        expected = Seat(life, group, before[group], 0).last_step
+        if steps[group] != expected:
+            raise RuntimeError(
+                f"a request of {TOKENS} tokens ended with step {steps[group]}, not {expected}"
+            )
+
+    # ------------------------------------------------------------------ visits
+    async def _visit_all(self, cells: list[Cell], until: float) -> None:
+        report, left = self._report, list(cells)
+        while left and time.monotonic() < until and not report.broken:
+            chosen = together(left)
+            began = time.monotonic()
+            visit = await self._visit(chosen)
+            report.visits.append(visit)
+            left = [cell for cell in left if cell not in chosen] + [
+                cell for cell in chosen if cell not in visit.cells
+            ]
+            shown = ", ".join("/".join(cell) for cell in visit.cells)
+            took, words = time.monotonic() - began, [shown, *visit.missed, visit.why or ""]
+            said = "; ".join(filter(None, words))
+            self._say(f"{len(report.visited):3d} {took:5.1f} s  {said}")
+
+    async def _visit(self, cells: list[Cell]) -> Visit:
+        """Some of the cells: those whose phase was sure."""
+        visit = Visit(self._journal is not None)
+        tree = await self._whole(visit)
+        if tree is None:
             return visit
-        victim = await _pid(node, cell.role)
-        deadline = time.monotonic() + _PHASE_S
-        while cell.phase != ANY_PHASE and not any(life.phase == cell.phase for life in load.lives):
-            if time.monotonic() > deadline:
-                visit.why = f"no request came to the phase {cell.phase}"
-                return visit
-            await asyncio.sleep(0.001)
-        visit.at = visit.at or time.monotonic()
-        try:
-            visit.why = await _strike(node, cell, load, victim)
-            break
-        except (ProcessLookupError, psutil.NoSuchProcess):
-            visit.why = f"{cell.role} (pid {victim}) ended by itself, {_TRIES} times"
-    if visit.why is None and not await _whole(node, pids):
-        visit.why = f"the node was not whole again within {_WHOLE_S:g} s"
-    visit.until = time.monotonic()
-    return visit
+        wave = self._wave()
+        visit.lives = wave.lives
+        if not await wave.begin(cells[0].phase):
+            visit.missed.append(f"places not known: {'/'.join(cells[0])}")
+        else:
+            pids = {actor["name"]: actor["pid"] for actor in tree["actors"]}
+            visit.at = time.monotonic()
+            blows = await self._strike.hit(aims(cells, wave, pids))
+            visit.at = blows.at
+            visit.cells = [aim.cell for aim in blows.sure]
+            visit.struck = [aim.cell for aim in blows.struck]
+            visit.missed += blows.missed
+            visit.cut = next((n for aim in blows.struck if (n := aim.cuts) is not None), None)
+            await asyncio.gather(*(asyncio.to_thread(lift) for lift in blows.lifts))
+            visit.why = await self._see_ended(blows.struck)
+        await self._load.settle()
+        if visit.struck:
+            await self._whole(visit)
+        check_lives(visit, self._report)
+        return visit
 
-
-async def _strike(node: str, cell: Cell, load: Load, victim: int | None) -> str | None:
-    """Does the harm and waits until it has had its effect; what did not come true.
-
-    Raises ProcessLookupError or psutil.NoSuchProcess when the victim is not there.
-    """
-    if cell.role == "client":
-        found = load.disconnect(cell.phase)
-        await asyncio.sleep(0.2)
-        return None if found else f"no connection had a request in the phase {cell.phase}"
-    if victim is None:
-        raise ProcessLookupError
-    at = time.monotonic()
-    lift = harm(victim, cell.fault)
-    if cell.role == "supervisor" and (worker := await _pid(node, "worker")) is not None:
-        with contextlib.suppress(ProcessLookupError):
-            harm(worker, "kill")
-    await asyncio.to_thread(lift)
-    if cell.fault in ("kill", "stop"):
-        while _alive(victim):
-            if time.monotonic() > at + _WHOLE_S:
-                return f"{cell.role} (pid {victim}) was not ended"
-            if cell.role == "forkserver" and cell.fault == "stop":
-                await _provoke(node)
-            await asyncio.sleep(0.01)
-    return None
-
-
-async def _provoke(node: str) -> None:
-    """A stopped fork server is noticed when it is needed: by the next death."""
-    pid = await _pid(node, "worker")
-    if pid is not None:
-        with contextlib.suppress(ProcessLookupError):
-            harm(pid, "kill")
-    await asyncio.sleep(0.5)
-
-
-async def _status(node: str) -> dict[str, Any] | None:
-    try:
-        async with asyncio.timeout(3), await AsyncClient.connect(node=node) as client:
-            return await client.status()
-    except (AlbireoError, OSError, TimeoutError):
+    async def _see_ended(self, struck: list[Aim]) -> str | None:
+        """Waits for the ends of those that were killed or stopped; who has none."""
+        deadline = time.monotonic() + _WHOLE_S * self._scale
+        for aim in struck:
+            role, _, fault = aim.cell
+            while fault in ("kill", "stop") and aim.victim is not None and alive(aim.victim):
+                if time.monotonic() > deadline:
+                    return f"{role} (pid {aim.victim}) was not ended"
+                if role == "forkserver" and fault == "stop":
+                    await self._provoke()
+                await asyncio.sleep(_POLL_S)
         return None
 
+    async def _provoke(self) -> None:
+        """A stopped fork server is noticed when it is needed: by the next death."""
+        tree = await status(self._name)
+        for actor in [] if tree is None else tree["actors"]:
+            if actor["name"] == "g0.worker0":
+                with contextlib.suppress(ProcessLookupError):
+                    harm(actor["pid"], "kill")
+        await asyncio.sleep(_PROVOKE_S)
 
-async def _whole(node: str, pids: set[int]) -> bool:
-    """Waits until all that status tells is ready; notes every process that ever was."""
-    deadline = time.monotonic() + _WHOLE_S
-    while time.monotonic() < deadline:
-        tree = await _status(node)
-        if tree is not None:
-            pids |= {actor["pid"] for actor in tree["actors"]}
-            if all(group["state"] == "ready" for group in tree["groups"]) and all(
-                actor["state"] == "ready" and _alive(actor["pid"]) for actor in tree["actors"]
-            ):
-                return True
-        await asyncio.sleep(0.02)
-    return False
+    async def _whole(self, visit: Visit) -> Tree | None:
+        within_s = _WHOLE_S * self._scale
+        tree = await self._health.whole(within_s)
+        if tree is None:
+            visit.why = visit.why or f"the node was not whole within {within_s:g} s"
+        return tree
 
-
-async def _pid(node: str, role: str) -> int | None:
-    """Of group 0 where there are several."""
-    tree = await _status(node)
-    names = (role, f"g0.{role}", f"g0.{role}0", f"{role}0")
-    actors = [] if tree is None else tree["actors"]
-    return next((actor["pid"] for actor in actors if actor["name"] in names), None)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
-
-
-# ---------------------------------------------------------------------- afterwards
-async def _check_at_rest(node: str, report: Report) -> None:
-    """No request, block or slot is held when nobody asks any more."""
-    deadline = time.monotonic() + 5
-    while True:
-        tree = await _status(node)
-        held: list[Any] = ["no status"]
-        if tree is not None:
-            held = [tree["requests"]["in_flight"]] + [
-                group["in_flight"] + (group["scheduler"] or {}).get("kv_blocks_used", 0)
-                for group in tree["groups"]
-            ]
-        if not any(held):
-            return
-        if time.monotonic() > deadline:
-            report.wrong.append(f"requests in flight and blocks held at rest: {held}")
-            return
-        await asyncio.sleep(0.2)
-
-
-def _check_lives(lives: list[Life], report: Report) -> None:
-    """Every request has one end, and the tokens of an undisturbed run up to it."""
-    for life in lives:
-        story, name = life.story, "HTTP" if life.http else "socket"
-        report.counts["requests"] += 1
-        report.counts["tokens"] += len(life.tokens)
-        whole = life.lost is None
-        if life.wrong is not None:
-            report.wrong.append(f"{name}: {life.wrong}")
-        if whole and life.ends != 1:
-            report.wrong.append(f"{name}: a request has {life.ends} ends")
-        tokens, text = list(story.tokens[: len(life.tokens)]), story.text[: len(life.text)]
-        if life.tokens != tokens or life.text != text:
-            report.wrong.append(f"{name}: {life.tokens} {life.text!r} instead of {tokens} {text!r}")
-            report.counts["streams changed"] += 1
-        if life.ends and (life.text != story.text or (not life.http and life.tokens != tokens)):
-            report.counts["tokens lost"] += 1
-        if whole:
-            report.counts["whole"] += 1
-        elif not _excused(life, report.visits):
-            report.wrong.append(f"{name}: lost without a fault of its way: {life.lost}")
-        else:
-            report.counts["lost with their connection"] += 1
-        _note_pause(life, report)
-
-
-def _excused(life: Life, visits: list[Visit]) -> bool:
-    """A request may end with its connection: when router, gateway or client were hit."""
-    assert life.over is not None
-    return any(
-        visit.cell.role in _CONNECTION_ROLES
-        and visit.at - 1 <= life.over
-        and life.began <= visit.until + 1
-        for visit in visits
-    )
-
-
-def _note_pause(life: Life, report: Report) -> None:
-    """The gap between two tokens in which a fault fell, where it is longer than usual."""
-    gaps = list(zip(life.times, life.times[1:], strict=False))
-    if len(gaps) < 3 or life.lost is not None:
-        return
-    usual = statistics.median(b - a for a, b in gaps)
-    for a, b in gaps:
-        visit = next((each for each in report.visits if a <= each.at < b), None)
-        if visit is not None and b - a > 3 * usual:
-            report.pauses_ms.setdefault(visit.cell.fault, []).append((b - a) * 1e3)
-
-
-def _check_nothing_left(name: str, pids: set[int], shared_memory: set[str], report: Report) -> None:
-    left = [pid for pid in pids if _alive(pid)]
-    if left:
-        report.wrong.append(f"processes are left: {left}")
-    if Path(node_dir(name)).exists():
-        report.wrong.append(f"files are left: {list(Path(node_dir(name)).iterdir())}")
-    more = set(os.listdir("/dev/shm")) - shared_memory
-    if more:
-        report.wrong.append(f"shared memory is left: {sorted(more)}")
+    def _wave(self) -> Wave:
+        return Wave(
+            self._load, self._sight, self._known, self._rng,
+            lambda: status(self._name), _PHASE_S * self._scale,
+        )  # fmt: skip

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import random
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from .load import Life, Story
-from .plan import Cell, all_cells, in_order, pairwise
-from .run import Report, Visit, _check_lives
+from . import __main__ as command
+from .checks import Report, Visit, check_lives
+from .load import TOKENS, Life, Story
+from .plan import ANY_PHASE, OF_A_GROUP, PHASES, Cell, all_cells, in_order, pairwise, together
+from .sight import CHUNK, Seat, Sight
+from .wire import Wire
 
-STORY = Story([1, 2], {"max_tokens": 4}, False, (5, 6, 7, 8), "abcd")
+STORY = Story([1, 2], {"max_tokens": 4}, "short", (5, 6, 7, 8), "abcd")
 
 
 def life(**changes: object) -> Life:
-    made = Life(STORY, False, began=10.0)
+    made = Life(STORY, 0, False, began=10.0)
     made.tokens, made.text, made.times = [5, 6, 7, 8], "abcd", [11.0, 11.1, 11.2, 11.3]
     made.ends, made.over = 1, 11.3
     for name, value in changes.items():
@@ -23,9 +29,9 @@ def life(**changes: object) -> Life:
     return made
 
 
-def wrong(*lives: Life, visits: tuple[Visit, ...] = ()) -> list[str]:
-    report = Report(visits=list(visits))
-    _check_lives(list(lives), report)
+def wrong(*lives: Life, journal: bool = False, struck: tuple[Cell, ...] = ()) -> list[str]:
+    report = Report()
+    check_lives(Visit(journal, struck=list(struck), cut=3, lives=list(lives)), report)
     return report.wrong
 
 
@@ -39,6 +45,7 @@ def test_an_undisturbed_answer_is_right() -> None:
         {"tokens": [5, 6, 9, 8]},
         {"text": "abxd"},
         {"tokens": [5, 6, 6, 7, 8]},
+        {"tokens": [5, 6, 7], "text": "abc"},
         {"ends": 0},
         {"ends": 2},
         {"wrong": "no end"},
@@ -50,12 +57,26 @@ def test_everything_else_is_wrong(changes: dict[str, object]) -> None:
     assert wrong(life(**changes))
 
 
-def test_a_lost_connection_is_excused_by_a_fault_on_its_way_alone() -> None:
-    lost = life(lost="ConnectionLost", ends=0, tokens=[5, 6], text="ab", over=11.2)
-    cases = (("router", 11.0, True), ("worker", 11.0, False), ("router", 14.0, False))
-    for role, when, right in cases:
-        visit = Visit(Cell(role, "stream", "kill"), when, when + 0.5)
-        assert (wrong(lost, visits=(visit,)) == []) == right
+@pytest.mark.parametrize(
+    ("role", "fault", "journal", "changes", "right"),
+    [
+        ("router", "kill", False, {}, True),
+        ("router", "kill", True, {}, False),
+        ("router", "memory", True, {}, True),
+        ("worker", "kill", False, {}, False),
+        ("gateway", "kill", True, {"http": True, "tokens": []}, True),
+        ("gateway", "kill", False, {}, False),
+        ("client", "disconnect", False, {"number": 3}, True),
+        ("client", "disconnect", False, {"number": 2}, False),
+        ("client", "disconnect", True, {"number": 3}, False),
+    ],
+)
+def test_a_lost_request_is_excused_by_a_fault_on_its_way_alone(
+    role: str, fault: str, journal: bool, changes: dict[str, Any], right: bool
+) -> None:
+    fields = {"lost": "ConnectionLost", "ends": 0, "tokens": [5, 6], "text": "ab", "over": 11.2}
+    lost = life(**(fields | changes))
+    assert (wrong(lost, journal=journal, struck=(Cell(role, "stream", fault),)) == []) == right
 
 
 def test_a_selection_has_every_pair() -> None:
@@ -65,3 +86,97 @@ def test_a_selection_has_every_pair() -> None:
     for one, other in itertools.combinations(range(3), 2):
         assert {(c[one], c[other]) for c in chosen} == {(c[one], c[other]) for c in cells}
     assert sorted(in_order(cells, random.Random(3))) == sorted(cells)
+
+
+def test_cells_that_are_visited_together() -> None:
+    left, visits = in_order(all_cells(), random.Random(5)), 0
+    while left:
+        chosen = together(left)
+        assert chosen[0] == left[0]
+        roles = [cell.role for cell in chosen if cell.role not in OF_A_GROUP]
+        assert len(chosen) - len(roles) <= 2 and len(set(roles)) == len(roles)
+        assert len({cell.phase for cell in chosen} - {ANY_PHASE}) <= 1
+        if {"router", "supervisor", "forkserver"} & {*roles}:
+            assert len(chosen) == 1
+        left = [cell for cell in left if cell not in chosen]
+        visits += 1
+    assert visits < len(all_cells()) * 0.6
+
+
+class Steps(Sight):
+    """As if the worker had computed so many steps."""
+
+    def __init__(self, computed: int) -> None:
+        self._computed = computed
+
+    def computed(self, group: int) -> int:
+        return self._computed
+
+
+def test_a_phase_is_sure_between_its_steps_alone() -> None:
+    prompt = list(range(3 * CHUNK + 1))  # four chunks
+    asked = Life(Story(prompt, {"max_tokens": TOKENS}, "long"), 0, False)
+    running, queued = Seat(asked, 0, 100, rank=1), Seat(asked, 0, 100, rank=2)
+    assert (running.prompt_step, running.last_step) == (104, 103 + TOKENS)
+
+    def found(seat: Seat) -> dict[str, list[int]]:
+        steps = range(99, 120)
+        return {p: [n for n in steps if Steps(n).in_phase(seat, p)] for p in PHASES}
+
+    assert found(queued)["queued"] == list(range(99, 100 + TOKENS))
+    assert not any(found(queued)[phase] for phase in PHASES[1:])
+    assert found(running)["queued"] == found(running)["stream"] == []
+    assert found(running)["prefill"] == [101, 102, 103]
+    asked.times.append(1.0)
+    assert found(running)["stream"] == list(range(99, 103 + TOKENS))
+    assert found(running)["ending"] == list(range(103 + TOKENS, 120))
+    asked.ends = 1
+    assert not any(found(running).values()) and not any(found(queued).values())
+
+
+@pytest.mark.parametrize(
+    ("missing", "pairs", "wrong", "status"),
+    [(0, False, [], 0), (1, False, [], 1), (1, True, [], 1), (0, True, ["lost"], 1)],
+)
+def test_an_empty_cell_fails_the_run(
+    missing: int, pairs: bool, wrong: list[str], status: int, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    async def run(cells: list[Cell], *_: object) -> Report:
+        visit = Visit(True, cells=cells[missing:], struck=cells)
+        return Report(visits=[visit], wrong=wrong)
+
+    monkeypatch.setattr(command, "run", run)
+    monkeypatch.setattr(command, "enter", lambda: None)
+    monkeypatch.setattr("sys.argv", ["chaos", "--seed", "1", *["--pairwise"] * pairs, "--model=x"])
+    with pytest.raises(SystemExit) as end:
+        command.main()
+    assert end.value.code == status
+    assert f"{len(wrong)} violations, {missing} empty cells, seed 1" in capsys.readouterr().out
+
+
+def test_a_wire_that_is_cut(tmp_path: Path) -> None:
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(100):
+            writer.write(data)
+        ended.set()
+        writer.close()
+
+    async def story() -> None:
+        server = await asyncio.start_unix_server(echo, str(tmp_path / "node"))
+        wire = await Wire.open(tmp_path / "wire", tmp_path / "node")
+        for _ in range(2):  # it connects again
+            reader, writer = await asyncio.open_unix_connection(str(wire.path))
+            writer.write(b"ping")
+            assert await reader.readexactly(4) == b"ping"
+            assert wire.cut() == 1
+            assert await reader.read() == b""
+            await asyncio.wait_for(ended.wait(), 5)
+            ended.clear()
+            writer.close()
+        assert wire.cut() == 0
+        wire.close()
+        server.close()
+
+    ended = asyncio.Event()
+    asyncio.run(story())
