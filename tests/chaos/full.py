@@ -30,7 +30,7 @@ def enter() -> None:
         allowed = False
     if allowed:
         os.environ |= {_MARK: "1", "ALBIREO_RUNTIME_DIR": str(_RUNTIME)}
-        program = [sys.executable, "-m", "tests.chaos", *sys.argv[1:]]
+        program = [sys.executable, *sys.orig_argv[1:]]
         os.execvp(_UNSHARE[0], [*_UNSHARE, f'{_MOUNT} && exec "$@"', "sh", *program])
 
 

@@ -19,7 +19,7 @@ from .wire import Wire
 
 SHORT, LONG = 8, 60
 """Tokens of a prompt."""
-TOKENS = 8
+TOKENS = 6
 """Of an answer."""
 
 

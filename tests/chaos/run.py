@@ -30,7 +30,7 @@ from .sight import Seat, Sight
 from .strike import Aim, Strike, aims
 from .wave import SIZE, Wave
 
-_STORIES = 3
+_STORIES = 2
 _SLOW_STEPS = 3
 """A step time-out is so many of the slowest undisturbed steps, at least."""
 _WAVE_S = 2.0
@@ -40,8 +40,10 @@ _HELD = 0.75
 """Of a step time-out: so long a process is held up at most."""
 _PROVOKE_S = 0.5
 _POLL_S = 0.01
+_TRIES = 3
 
 Say = Callable[[str], None]
+Known = dict[str, list[Story]]
 
 
 async def run(cells: list[Cell], model: str, seed: int, until: float, say: Say) -> Report:
@@ -52,42 +54,49 @@ async def run(cells: list[Cell], model: str, seed: int, until: float, say: Say) 
     first = [cell for cell in cells if cell not in later]
     now = time.monotonic()
     share = now + (until - now) * len(first) / len(cells)
-    step_timeout_s = STEP_TIMEOUT_S
+    known: Known = {}
     with tempfile.TemporaryDirectory(prefix="chaos-") as directory:
         journal = Path(directory) / "journal"
-        stage = _Stage(model, str(journal), rng, report, say)
-        step_timeout_s = await stage.play(first, share, step_timeout_s)
+        stage = _Stage(model, str(journal), rng, known, report, say)
+        step_timeout_s = await stage.play(first, share, STEP_TIMEOUT_S)
         left = [cell for cell in cells if cell not in report.visited]
         if not report.broken:
-            await _Stage(model, None, rng, report, say).play(left, until, step_timeout_s)
+            stage = _Stage(model, None, rng, known, report, say)
+            await stage.play(left, until, step_timeout_s)
     return report
 
 
 class _Stage:
-    """One node, from its start to its end.  journal: its directory."""
+    """One node, from its start to its end.
+
+    journal: its directory.  known: stories with their answers; empty = they are learnt first.
+    """
 
     def __init__(
-        self, model: str, journal: str | None, rng: random.Random, report: Report, say: Say
-    ) -> None:
+        self, model: str, journal: str | None, rng: random.Random, known: Known, report: Report,
+        say: Say,
+    ) -> None:  # fmt: skip
         self._model = model
         self._journal = journal
         self._rng = rng
+        self._known = known
         self._report = report
         self._say = say
-        self._known: dict[str, list[Story]] = {}
         self._scale = 1.0
 
     async def play(self, cells: list[Cell], until: float, step_timeout_s: float) -> float:
         """Visits the cells; returns the step time-out that the machine was quick enough for."""
         shared_memory = set(os.listdir(SHM))
-        while True:
+        for more in reversed(range(_TRIES)):
             chosen = options(self._model, self._journal, step_timeout_s)
             node = await asyncio.to_thread(OwnedNode, chosen)
             self._health = Health(node.name)
+            self._step_timeout_s = step_timeout_s
             try:
                 with tempfile.TemporaryDirectory(prefix="chaos-") as wires:
                     slowest_s = await self._prepare(node, Path(wires))
-                    if fits := slowest_s * _SLOW_STEPS <= step_timeout_s:
+                    fits = slowest_s * _SLOW_STEPS <= step_timeout_s or not more
+                    if fits:
                         self._strike = Strike(
                             self._sight, self._load, _PHASE_S * self._scale, _HELD * step_timeout_s
                         )
@@ -101,23 +110,24 @@ class _Stage:
                 node.name, self._health.pids, self._journal, shared_memory, self._report
             )
             if fits:
-                return step_timeout_s
+                break
             step_timeout_s = slowest_s * _SLOW_STEPS * 1.5
+        return step_timeout_s
 
     # ------------------------------------------------------------------ before
     async def _prepare(self, node: OwnedNode, wires: Path) -> float:
         """Learns the answers, and how fast the machine is; returns its slowest step, in s."""
         self._name = node.name
         self._sight = Sight(Path(node_dir(node.name)))
-        told = stories(random.Random(self._rng.random()), _STORIES)
-        for kind, each in told.items():
-            self._known[kind] = list(
-                await asyncio.gather(*(undisturbed(node.name, story) for story in each))
-            )
         address = urlsplit(node.facts["http"])
         assert address.hostname is not None and address.port is not None
         self._load = Load(node.name, (address.hostname, address.port), wires, _END_S)
-        await self._check_counting()
+        if not self._known:
+            told = stories(random.Random(self._rng.random()), _STORIES)
+            for kind, each in told.items():
+                answers = await asyncio.gather(*(undisturbed(node.name, one) for one in each))
+                self._known[kind] = list(answers)
+            await self._check_counting()
         began = time.monotonic()
         wave = self._wave()
         await wave.begin("queued")
@@ -128,23 +138,24 @@ class _Stage:
         slowest_s = self._sight.slowest_step_s()
         self._say(
             f"{'a' if self._journal else 'no'} journal; a wave of {SIZE} requests takes "
-            f"{time.monotonic() - began:.1f} s, the slowest step {slowest_s:.2f} s"
+            f"{time.monotonic() - began:.1f} s, the slowest step {slowest_s:.2f} s "
+            f"(time-out {self._step_timeout_s:.1f} s)"
         )
         return slowest_s
 
     async def _check_counting(self) -> None:
         """That a request takes the steps that sight.py counts on."""
-        self._sight.look()
-        before = [self._sight.planned(group) for group in (0, 1)]
-        life = self._load.ask(0, self._known["long"][0], http=False)
-        await self._load.settle()
-        steps = [self._sight.planned(group) for group in (0, 1)]
-        (group,) = [g for g in (0, 1) if steps[g] > before[g]]
-        expected = Seat(life, group, before[group], 0).last_step
-        if steps[group] != expected:
-            raise RuntimeError(
-                f"a request of {TOKENS} tokens ended with step {steps[group]}, not {expected}"
-            )
+        for _ in range(_TRIES):
+            self._sight.look()
+            before = [self._sight.planned(group) for group in (0, 1)]
+            life = self._load.ask(0, self._known["long"][0], http=False)
+            await self._load.settle()
+            found = [self._sight.planned(group) for group in (0, 1)]
+            expected = [Seat(life, group, before[group], 0).last_step for group in (0, 1)]
+            if found in ([before[0], expected[1]], [expected[0], before[1]]):
+                return
+            # On a busy machine a group may have hung, and counts anew.
+        raise RuntimeError(f"a request of {TOKENS} tokens: steps {found}, not one of {expected}")
 
     # ------------------------------------------------------------------ visits
     async def _visit_all(self, cells: list[Cell], until: float) -> None:

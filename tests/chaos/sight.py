@@ -38,7 +38,8 @@ class Seat:
     @property
     def prompt_step(self) -> int:
         """In which the whole prompt is computed; of one that runs at once."""
-        return self.step - (-len(self.life.story.prompt) // CHUNK)
+        chunks: int = -(-len(self.life.story.prompt) // CHUNK)
+        return self.step + chunks
 
     @property
     def last_step(self) -> int:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -180,3 +183,36 @@ def test_a_wire_that_is_cut(tmp_path: Path) -> None:
 
     ended = asyncio.Event()
     asyncio.run(story())
+
+
+def test_a_small_directory_is_full_of_bytes_and_of_files() -> None:
+    program = """
+import errno, os
+from tests.chaos.full import SHM, Filled, enter, is_small
+enter()
+if not is_small():
+    print("not allowed")
+    raise SystemExit
+before = os.listdir(SHM)
+filled = Filled()
+for data in (b"", b"x"):
+    try:
+        (SHM / "one-more").write_bytes(data)
+    except OSError as error:
+        assert error.errno == errno.ENOSPC
+    else:
+        raise AssertionError("there is room")
+filled.empty()
+(SHM / "one-more").write_bytes(b"x" * 4096)
+assert sorted(os.listdir(SHM)) == sorted([*before, "one-more"])
+print("full")
+"""
+    outside = os.listdir("/dev/shm")
+    environment = {name: value for name, value in os.environ.items() if "CHAOS" not in name}
+    found = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True
+    )
+    if found.stdout.strip() == "not allowed":
+        pytest.skip("no mount namespace for this user")
+    assert (found.stdout.strip(), found.stderr) == ("full", "")
+    assert os.listdir("/dev/shm") == outside

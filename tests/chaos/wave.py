@@ -47,11 +47,13 @@ class Wave:
         """Asks all, on an idle node; False when the places of those that matter are not known."""
         if not await self._idle():
             return False
-        first = self._rng.choice(self._known["long" if phase == "prefill" else "short"])
-        again = self._rng.choice(self._known["long" if phase == "prefill" else "short"])
-        told = [first, again] + [self._rng.choice(self._known["short"]) for _ in range(SIZE - 2)]
-        told[TEXT] = self._rng.choice(self._known["text"])
-        told[LONG] = self._rng.choice(self._known["long"])
+        kinds = ["short"] * SIZE
+        kinds[TEXT] = "text"
+        if phase == "prefill":
+            kinds[FIRST] = kinds[FIRST_HTTP] = "long"
+        elif phase != "queued":  # there, the next ones would all go to the other group
+            kinds[LONG] = "long"
+        told = [self._rng.choice(self._known[kind]) for kind in kinds]
         known = True
         for number, story in enumerate(told):
             watched = phase == "queued" or number <= FIRST_HTTP
