@@ -32,8 +32,8 @@ from .wave import SIZE, Wave
 
 _STORIES = 2
 _SLOW_STEPS = 2
-"""A step time-out is so many of the slowest undisturbed steps, at least: a group that is ended for being slow fails
-nothing, but takes time."""
+"""A step time-out is so many of the slowest undisturbed steps, at least; a group that is ended for
+being slow fails nothing, but takes time."""
 _WAVE_S = 2.0
 """Of an undisturbed wave on two quiet cores; what is waited for may take longer on others."""
 _PHASE_S, _WHOLE_S, _END_S = 5.0, 60.0, 120.0
