@@ -13,7 +13,7 @@ from .plan import Cell
 from .sight import Seat, Sight
 
 _POLL_S = 0.002
-FIRST, FIRST_HTTP, TEXT, LONG, QUEUED, QUEUED_HTTP, SIZE = 0, 1, 2, 3, 4, 5, 6
+FIRST, FIRST_HTTP, TEXT, QUEUED, QUEUED_HTTP, SIZE = 0, 1, 2, 4, 5, 6
 """Numbers of clients.  The first two find idle groups, and run at once, the next two find room
 there; the last two find groups that have all they can run."""
 _HTTP = (FIRST_HTTP, QUEUED_HTTP)
@@ -51,8 +51,6 @@ class Wave:
         kinds[TEXT] = "text"
         if phase == "prefill":
             kinds[FIRST] = kinds[FIRST_HTTP] = "long"
-        elif phase != "queued":  # there, the next ones would all go to the other group
-            kinds[LONG] = "long"
         told = [self._rng.choice(self._known[kind]) for kind in kinds]
         known = True
         for number, story in enumerate(told):
