@@ -78,6 +78,11 @@ def together(left: list[Cell]) -> list[Cell]:
     return chosen
 
 
+def phase_of(cells: list[Cell]) -> str:
+    """Of cells that are visited together."""
+    return next((cell.phase for cell in cells if cell.phase != ANY_PHASE), ANY_PHASE)
+
+
 def _independent(cells: list[Cell]) -> bool:
     """One process of each group, one of each kind beside them, and those that serve nobody."""
     roles = [cell.role for cell in cells if cell.role not in OF_A_GROUP]

@@ -25,7 +25,7 @@ from .faults import harm
 from .full import SHM
 from .load import TOKENS, Load, Story, stories, undisturbed
 from .node import STEP_TIMEOUT_S, Health, Tree, alive, options, status
-from .plan import Cell, together, without_journal
+from .plan import Cell, phase_of, together, without_journal
 from .sight import Seat, Sight
 from .strike import Aim, Strike, aims
 from .wave import SIZE, Wave
@@ -182,7 +182,7 @@ class _Stage:
             return visit
         wave = self._wave()
         visit.lives = wave.lives
-        if not await wave.begin(cells[0].phase):
+        if not await wave.begin(phase_of(cells)):
             visit.missed.append(f"places not known: {'/'.join(cells[0])}")
         else:
             pids = {actor["name"]: actor["pid"] for actor in tree["actors"]}
