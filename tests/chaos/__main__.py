@@ -37,7 +37,10 @@ def main() -> None:
     rng = random.Random(seed)
     cells = pairwise(all_cells(), rng) if given.pairwise else in_order(all_cells(), rng)
     until = began + given.minutes * 60
-    report = asyncio.run(run(cells, model, seed, until, lambda text: print(text, flush=True)))
+    again = not given.pairwise
+    report = asyncio.run(
+        run(cells, model, seed, until, again, lambda text: print(text, flush=True))
+    )
     figures = _figures(report, len(cells), time.monotonic() - began) | {"dev_shm": full}
     empty = [cell for cell in cells if cell not in report.visited]
     failed = [visit for visit in report.visits if visit.why is not None]

@@ -78,6 +78,16 @@ def together(left: list[Cell]) -> list[Cell]:
     return chosen
 
 
+def count_visits(cells: list[Cell]) -> int:
+    """That all cells take, where no phase is missed."""
+    left, visits = list(cells), 0
+    while left:
+        chosen = together(left)
+        left = [cell for cell in left if cell not in chosen]
+        visits += 1
+    return visits
+
+
 def phase_of(cells: list[Cell]) -> str:
     """Of cells that are visited together."""
     return next((cell.phase for cell in cells if cell.phase != ANY_PHASE), ANY_PHASE)

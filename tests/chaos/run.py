@@ -25,7 +25,7 @@ from .faults import harm
 from .full import SHM
 from .load import TOKENS, Load, Story, stories, undisturbed
 from .node import STEP_TIMEOUT_S, Health, Tree, alive, options, status
-from .plan import Cell, phase_of, together, without_journal
+from .plan import Cell, count_visits, phase_of, together, without_journal
 from .sight import Seat, Sight
 from .strike import Aim, Strike, aims
 from .wave import SIZE, Wave
@@ -42,28 +42,38 @@ _HELD = 0.75
 _PROVOKE_S = 0.5
 _POLL_S = 0.01
 _TRIES = 3
+_NODE_VISITS = 4
 
 Say = Callable[[str], None]
 Known = dict[str, list[Story]]
 
 
-async def run(cells: list[Cell], model: str, seed: int, until: float, say: Say) -> Report:
-    """Visits the cells until the time (time.monotonic()) is over."""
+async def run(
+    cells: list[Cell], model: str, seed: int, until: float, again: bool, say: Say
+) -> Report:
+    """Visits the cells; until the time (time.monotonic()) is over.
+
+    again: when all have been visited and there is time left, they are once more, in any order.
+    """
     report = Report()
     rng = random.Random(seed)
     later = without_journal(cells, rng)
     first = [cell for cell in cells if cell not in later]
+    second = [cell for cell in cells if cell in later]
     now = time.monotonic()
-    share = now + (until - now) * len(first) / len(cells)
+    # A start of a node takes as long as some visits.
+    visits = [_NODE_VISITS + count_visits(part) for part in (first, second)]
+    share = now + (until - now) * visits[0] / sum(visits)
     known: Known = {}
     with tempfile.TemporaryDirectory(prefix="chaos-") as directory:
         journal = Path(directory) / "journal"
         stage = _Stage(model, str(journal), rng, known, report, say)
-        step_timeout_s = await stage.play(first, share, STEP_TIMEOUT_S)
+        step_timeout_s = await stage.play(first, share, again, STEP_TIMEOUT_S)
         left = [cell for cell in cells if cell not in report.visited]
         if not report.broken:
+            rng = random.Random(seed + 1)  # however far the first one came
             stage = _Stage(model, None, rng, known, report, say)
-            await stage.play(left, until, step_timeout_s)
+            await stage.play(left, until, again, step_timeout_s)
     return report
 
 
@@ -85,7 +95,9 @@ class _Stage:
         self._say = say
         self._scale = 1.0
 
-    async def play(self, cells: list[Cell], until: float, step_timeout_s: float) -> float:
+    async def play(
+        self, cells: list[Cell], until: float, again: bool, step_timeout_s: float
+    ) -> float:
         """Visits the cells; returns the step time-out that the machine was quick enough for."""
         shared_memory = set(os.listdir(SHM))
         for more in reversed(range(_TRIES)):
@@ -101,7 +113,7 @@ class _Stage:
                         self._strike = Strike(
                             self._sight, self._load, _PHASE_S * self._scale, _HELD * step_timeout_s
                         )
-                        await self._visit_all(cells, until)
+                        await self._visit_all(cells, until, again)
                     await self._load.close()
                     await self._health.close()
                     await check_at_rest(node.name, self._report)
@@ -159,9 +171,13 @@ class _Stage:
         raise RuntimeError(f"a request of {TOKENS} tokens: steps {found}, not one of {expected}")
 
     # ------------------------------------------------------------------ visits
-    async def _visit_all(self, cells: list[Cell], until: float) -> None:
+    async def _visit_all(self, cells: list[Cell], until: float, again: bool) -> None:
         report, left = self._report, list(cells)
-        while left and time.monotonic() < until and not report.broken:
+        while cells and time.monotonic() < until and not report.broken:
+            if not left:
+                if not again:
+                    return
+                left = self._rng.sample(cells, len(cells))
             chosen = together(left)
             began = time.monotonic()
             visit = await self._visit(chosen)
