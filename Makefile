@@ -47,9 +47,9 @@ structured: venv
 gpu-test:
 	$(if $(wildcard $(STAMP)),$(BIN)/python,$(PYTHON)) -m pytest -m gpu tests/gpu --durations=10
 
-# Kills, stops and starves every process of a node under load: at most 10 minutes for all cells of
-# the matrix role x phase x fault, 3 for a selection with every pair.  An empty cell fails both.
-# CHAOS="--seed N" repeats a run.
+# Kills, stops and starves every process of a node under load: for 10 minutes in all cells of the
+# matrix role x phase x fault, for 3 at most in a selection with every pair.  An empty cell fails
+# both.  CHAOS="--seed N" repeats a run.
 chaos: venv
 	$(BIN)/python -m tests.chaos $(CHAOS)
 

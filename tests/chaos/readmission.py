@@ -40,7 +40,9 @@ def main() -> None:
     given = parser.parse_args()
     # The other group has room for all.
     chosen = msgspec.structs.replace(
-        options(model_path(given.model)), max_num_seqs=2 * given.streams
+        options(model_path(given.model)),
+        max_num_seqs=2 * given.streams,
+        max_num_batched_tokens=64,
     )
     node = OwnedNode(chosen)
     try:
