@@ -240,9 +240,9 @@ class Session(asyncio.Protocol):
             raise  # ends this process: see Actor.end_without_memory()
         except Exception:
             _log.exception("request %d of %s could not be handled", message.id, self.client)
-            refusal = Refusal("internal", "the request met a fault in the router")
-            if not self._handler.give_up(self, message.id, refusal):
-                self._refuse(message.id, refusal)
+            fault = Refusal("internal", "the request met a fault in the router")
+            if not self._handler.give_up(self, message.id, fault):
+                self._refuse(message.id, fault)
 
     def check_id(self, request_id: int) -> None:
         """Raises Refusal when a new request cannot have this id."""
