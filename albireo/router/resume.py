@@ -70,6 +70,7 @@ class Resumption:
         asked = request.asked
         if not self.resume_s or not session.owner or submit is None or isinstance(asked, Resume):
             return
+        self._ended.pop((session.owner, request.client_id), None)
         before = self._parked.pop((session.owner, request.client_id), None)
         if before is not None:  # its client had seen nothing of it, and asks again
             self._forget(before[0])
