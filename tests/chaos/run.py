@@ -68,12 +68,13 @@ async def run(
     with tempfile.TemporaryDirectory(prefix="chaos-") as directory:
         journal = Path(directory) / "journal"
         stage = _Stage(model, str(journal), rng, known, report, say)
-        step_timeout_s = await stage.play(first, share, again, STEP_TIMEOUT_S)
-        left = [cell for cell in cells if cell not in report.visited]
+        more = cells if again else []
+        step_timeout_s = await stage.play(first, more, share, STEP_TIMEOUT_S)
+        left = second + [cell for cell in first if cell not in report.visited]
         if not report.broken:
             rng = random.Random(seed + 1)  # however far the first one came
             stage = _Stage(model, None, rng, known, report, say)
-            await stage.play(left, until, again, step_timeout_s)
+            await stage.play(left, more, until, step_timeout_s)
     return report
 
 
@@ -96,11 +97,12 @@ class _Stage:
         self._scale = 1.0
 
     async def play(
-        self, cells: list[Cell], until: float, again: bool, step_timeout_s: float
+        self, cells: list[Cell], more: list[Cell], until: float, step_timeout_s: float
     ) -> float:
-        """Visits the cells; returns the step time-out that the machine was quick enough for."""
+        """Visits the cells, and then, as long as there is time, some of `more`; returns the step
+        time-out that the machine was quick enough for."""
         shared_memory = set(os.listdir(SHM))
-        for more in reversed(range(_TRIES)):
+        for tries_left in reversed(range(_TRIES)):
             chosen = options(self._model, self._journal, step_timeout_s)
             node = await asyncio.to_thread(OwnedNode, chosen)
             self._health = Health(node.name)
@@ -108,12 +110,12 @@ class _Stage:
             try:
                 with tempfile.TemporaryDirectory(prefix="chaos-") as wires:
                     slowest_s = await self._prepare(node, Path(wires))
-                    fits = slowest_s * _SLOW_STEPS <= step_timeout_s or not more
+                    fits = slowest_s * _SLOW_STEPS <= step_timeout_s or not tries_left
                     if fits:
                         self._strike = Strike(
                             self._sight, self._load, _PHASE_S * self._scale, _HELD * step_timeout_s
                         )
-                        await self._visit_all(cells, until, again)
+                        await self._visit_all(cells, more, until)
                     await self._load.close()
                     await self._health.close()
                     await check_at_rest(node.name, self._report)
@@ -171,13 +173,12 @@ class _Stage:
         raise RuntimeError(f"a request of {TOKENS} tokens: steps {found}, not one of {expected}")
 
     # ------------------------------------------------------------------ visits
-    async def _visit_all(self, cells: list[Cell], until: float, again: bool) -> None:
+    async def _visit_all(self, cells: list[Cell], more: list[Cell], until: float) -> None:
         report, left = self._report, list(cells)
-        while cells and time.monotonic() < until and not report.broken:
+        while time.monotonic() < until and not report.broken:
+            left = left or self._rng.sample(more, len(more))
             if not left:
-                if not again:
-                    return
-                left = self._rng.sample(cells, len(cells))
+                return
             chosen = together(left)
             began = time.monotonic()
             visit = await self._visit(chosen)

@@ -59,8 +59,6 @@ def aims(cells: list[Cell], wave: Wave, pids: dict[str, int]) -> list[Aim]:
     for cell in cells:
         group = groups.pop(0) if cell.role in OF_A_GROUP else None
         seat = None if cell.phase == ANY_PHASE else wave.seat(cell, group)
-        if seat is None and cell.phase != ANY_PHASE:
-            continue
         at = f"g{0 if seat is None else seat.group}"
         names = {"worker": f"{at}.worker0", "gateway": "gateway0"}
         names |= {role: f"{at}.{role}" for role in ("scheduler", "detokenizer")}
@@ -105,15 +103,16 @@ class Strike:
 
     def _doubt(self, aim: Aim) -> str:
         """Why it is not sure that the request is in its phase; "" = it is."""
-        if aim.seat is None or self._sight.in_phase(aim.seat, aim.cell.phase):
-            return ""
-        return "its request is not in that phase"
+        if aim.seat is None:
+            return "" if aim.cell.phase == ANY_PHASE else "no request has that place"
+        sure = self._sight.in_phase(aim.seat, aim.cell.phase)
+        return "" if sure else "its request is not in that phase"
 
     async def _wait_for(self, aim: Aim) -> str:
         """Until its phase has come; why it has not."""
         seat = aim.seat
         if seat is None:
-            return ""
+            return self._doubt(aim)
         if aim.cell.phase == "ending":
             return await self._hold(aim, seat)
         came = await self._until(lambda: not self._doubt(aim), seat, self._patience_s)

@@ -10,12 +10,14 @@ from collections.abc import Awaitable, Callable
 from .load import Life, Load, Story
 from .node import Tree
 from .plan import Cell
-from .sight import Seat, Sight
+from .sight import MAX_NUM_SEQS, Seat, Sight
 
 _POLL_S = 0.002
 FIRST, FIRST_HTTP, TEXT, QUEUED, QUEUED_HTTP, SIZE = 0, 1, 2, 4, 5, 6
-"""Numbers of clients.  The first two find idle groups, and run at once, the next two find room
-there; the last two find groups that have all they can run."""
+"""Numbers of clients.  The first two find idle groups, and run at once; the two behind QUEUED find
+groups that have all they can run, where that matters."""
+_SPARE = 4
+"""Clients more, where groups have not been given as many each."""
 _HTTP = (FIRST_HTTP, QUEUED_HTTP)
 
 
@@ -47,19 +49,36 @@ class Wave:
         """Asks all, on an idle node; False when the places of those that matter are not known."""
         if not await self._idle():
             return False
-        kinds = ["short"] * SIZE
-        kinds[TEXT] = "text"
-        if phase == "prefill":
-            kinds[FIRST] = kinds[FIRST_HTTP] = "long"
-        told = [self._rng.choice(self._known[kind]) for kind in kinds]
-        known = True
-        for number, story in enumerate(told):
-            watched = phase == "queued" or number <= FIRST_HTTP
-            if watched and known:
-                known = await self._ask_and_see(number, story)
-            else:
-                self._ask(number, story)
-        return known and self.seats[FIRST].group != self.seats[FIRST_HTTP].group
+        queue = phase == "queued"
+        for number in range(QUEUED if queue else TEXT):
+            if not await self._ask_and_see(number, phase):
+                return False
+        if queue and not await self._queue(phase):
+            return False
+        for number in range(len(self.seats), SIZE):
+            self._ask(number, phase)
+        return self.seats[FIRST].group != self.seats[FIRST_HTTP].group
+
+    async def _queue(self, phase: str) -> bool:
+        """Has somebody wait in each group, behind all that it can run."""
+        spare = list(range(SIZE, SIZE + _SPARE))
+        return (
+            await self._fill(MAX_NUM_SEQS, spare, phase)
+            and await self._ask_and_see(QUEUED, phase)
+            and await self._ask_and_see(QUEUED_HTTP, phase)
+            and await self._fill(MAX_NUM_SEQS + 1, spare, phase)
+        )
+
+    async def _fill(self, enough: int, spare: list[int], phase: str) -> bool:
+        """Asks until each group has so many requests."""
+        while self._fewest() < enough:
+            if not spare or not await self._ask_and_see(spare.pop(0), phase):
+                return False
+        return True
+
+    def _fewest(self) -> int:
+        """Requests of the group that has fewer."""
+        return min(sum(seat.group == group for seat in self.seats.values()) for group in (0, 1))
 
     def seat(self, cell: Cell, group: int | None) -> Seat | None:
         """Whose phase counts for a cell: of that group, where one is given."""
@@ -77,7 +96,11 @@ class Wave:
             return seat
         return None
 
-    def _ask(self, number: int, story: Story) -> Life:
+    def _ask(self, number: int, phase: str) -> Life:
+        kind = "text" if number == TEXT else "short"
+        if phase == "prefill" and number in (FIRST, FIRST_HTTP):
+            kind = "long"
+        story = self._rng.choice(self._known[kind])
         life = self._load.ask(number, story, number in _HTTP)
         self.lives.append(life)
         return life
@@ -102,12 +125,12 @@ class Wave:
         tree = await self._status()
         return None if tree is None else [group["in_flight"] for group in tree["groups"]]
 
-    async def _ask_and_see(self, number: int, story: Story) -> bool:
+    async def _ask_and_see(self, number: int, phase: str) -> bool:
         """Asks, and finds the group that has one request more; False when that is not seen."""
         before = [0, 0]
         for seat in self.seats.values():
             before[seat.group] += 1
-        life = self._ask(number, story)
+        life = self._ask(number, phase)
         deadline = time.monotonic() + self._patience_s
         while time.monotonic() < deadline and life.over is None:
             now = await self._in_flight()
