@@ -44,7 +44,7 @@ class Seat:
     @property
     def last_step(self) -> int:
         """In which the last token is computed; of one that runs at once."""
-        return self.prompt_step + self.life.story.params["max_tokens"] - 1
+        return self.prompt_step + int(self.life.story.params["max_tokens"]) - 1
 
     @property
     def runs(self) -> bool:
