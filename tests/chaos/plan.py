@@ -102,9 +102,12 @@ def _independent(cells: list[Cell]) -> bool:
         return False
     if not set(roles) <= {*BESIDE, *ALONG}:
         return False
+    if "ending" not in phases:
+        return True
     # Who holds the last tokens of a group up keeps them from whoever is behind.
-    held = of_groups + ("gateway" in roles) + 2 * ("client" in roles)
-    return "ending" not in phases or held <= 2
+    if "client" in roles:
+        return not of_groups and not {"tokenizer", "gateway"} & {*roles}
+    return of_groups + ("gateway" in roles) <= 2
 
 
 def _pairs(cell: Cell) -> set[tuple[str, str, str]]:
