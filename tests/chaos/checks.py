@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from albireo.ipc.paths import node_dir
+from albireo.node.options import RESUME_S
 
 from .full import SHM
 from .load import Life
 from .node import alive, status
 from .plan import STARVING, Cell
 
-_REST_S = 5.0
+_REST_S = RESUME_S + 5.0
+"""A router that was killed last keeps what it found in the journal for its grace."""
 
 
 @dataclass
