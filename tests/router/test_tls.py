@@ -156,9 +156,11 @@ def test_a_request_goes_on_for_the_key_that_asked(
         heard += (more := bob.recv(1 << 16))
         assert more
     bob.close()
-    say(join(KEY), {"type": "resume", "id": 1, "have": [[0, 1]]})
+    alice = join(KEY)  # Kept: a connection that ends takes what it said along.
+    say(alice, {"type": "resume", "id": 1, "have": [[0, 1]]})
     again = group.expect(Submit)
     assert (again.tenant, again.prompt_ids) == ("alice", [5, 11])
+    alice.close()
 
 
 # ---------------------------------------------------------------------- who is sent away
