@@ -26,6 +26,12 @@ def main() -> None:
     parser.add_argument(
         "--pairwise", action="store_true", help="a selection of cells in which every pair occurs"
     )
+    parser.add_argument(
+        "--any-pace",
+        action="store_true",
+        help="a cell that stays empty is said, and is no failure: where nobody knows how fast the "
+        "machine is",
+    )
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     began = time.monotonic()
@@ -55,7 +61,7 @@ def main() -> None:
     for visit in failed:
         print(f"FAILED: {', '.join('/'.join(cell) for cell in visit.struck)}: {visit.why}")
     print(f"{len(report.wrong) + len(failed)} violations, {len(empty)} empty cells, seed {seed}")
-    sys.exit(1 if report.wrong or failed or empty else 0)
+    sys.exit(1 if report.wrong or failed or (empty and not given.any_pace) else 0)
 
 
 def _figures(report: Report, cells: int, seconds: float) -> dict[str, object]:

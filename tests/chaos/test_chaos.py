@@ -148,12 +148,16 @@ def test_a_phase_is_sure_between_its_steps_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("missing", "pairs", "wrong", "status"),
-    [(0, False, [], 0), (1, False, [], 1), (1, True, [], 1), (0, True, ["lost"], 1)],
-)
+    ("missing", "options", "wrong", "status"),
+    [
+        (0, [], [], 0), (1, [], [], 1), (1, ["--pairwise"], [], 1),
+        (0, ["--pairwise"], ["lost"], 1), (1, ["--pairwise", "--any-pace"], [], 0),
+        (1, ["--pairwise", "--any-pace"], ["lost"], 1),
+    ],
+)  # fmt: skip
 def test_an_empty_cell_fails_the_run(
-    missing: int, pairs: bool, wrong: list[str], status: int, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    missing: int, options: list[str], wrong: list[str], status: int,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     async def run(cells: list[Cell], *_: object) -> Report:
         visit = Visit(True, cells=cells[missing:], struck=cells)
@@ -161,7 +165,7 @@ def test_an_empty_cell_fails_the_run(
 
     monkeypatch.setattr(command, "run", run)
     monkeypatch.setattr(command, "enter", lambda: None)
-    monkeypatch.setattr("sys.argv", ["chaos", "--seed", "1", *["--pairwise"] * pairs, "--model=x"])
+    monkeypatch.setattr("sys.argv", ["chaos", "--seed", "1", *options, "--model=x"])
     with pytest.raises(SystemExit) as end:
         command.main()
     assert end.value.code == status
