@@ -10,11 +10,8 @@ paper, measured on our own.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -26,12 +23,10 @@ from albireo.node.options import NodeOptions
 from albireo.trace.capture import MAX_STEPS
 from albireo.trace.rows import NodeTimelines
 from albireo.trace.stages import StageStats, group_stages
-from albireo.workers.models.load import read_config
 
 from .machine import machine, spare_the_collector
 from .nodes import BenchError, running_node
-from .shapes import write_model
-from .step import sized
+from .step import with_model
 from .streams import SAMPLING, TimedStream, run_streams, steady, step_times
 
 _WARM_UP_TOKENS = 8
@@ -80,7 +75,7 @@ def bench_ablation(
             raise BenchError(f"--setting {name!r}: not one of {', '.join(SETTINGS)}")
     results: list[dict[str, Any]] = []
     device = dtype = model = ""
-    with _model(shape, options, batch, input_len + output_len) as options:
+    with with_model(shape, options, batch, input_len + output_len) as options:
         for name, changes in SETTINGS.items():
             if settings and name not in settings:
                 continue
@@ -104,25 +99,6 @@ def bench_ablation(
         "sampling": {"name": sampling, **SAMPLING[sampling]},
         "results": results,
     }
-
-
-@contextlib.contextmanager
-def _model(
-    shape: str | None, options: NodeOptions, batch: int, length: int
-) -> Iterator[NodeOptions]:
-    """The options with the model in them, and room for the streams."""
-    if shape is None:
-        yield msgspec.structs.replace(options, max_num_seqs=batch)
-        return
-    with tempfile.TemporaryDirectory(prefix="albireo-shape-") as directory:
-        write_model(shape, Path(directory))
-        context_len = read_config(directory).context_len
-        yield msgspec.structs.replace(
-            sized(options, batch, length, context_len),
-            model=directory,
-            served_model_name=shape,
-            load_format="dummy",
-        )
 
 
 async def _measure(

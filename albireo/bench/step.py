@@ -16,9 +16,11 @@ each has its share; all-reduces are taken to cost nothing.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +102,28 @@ def sized(options: NodeOptions, most: int, length: int, context_len: int) -> Nod
         max_model_len=min(context_len, length + 16),
         max_num_batched_tokens=max(8192, most) if options.device != "cpu" else None,
     )
+
+
+@contextlib.contextmanager
+def with_model(
+    shape: str | None, options: NodeOptions, batch: int, length: int
+) -> Iterator[NodeOptions]:
+    """The options with the model in them, and room for `batch` streams of `length` tokens.
+
+    shape: with random weights; None: the model of `options`.
+    """
+    if shape is None:
+        yield msgspec.structs.replace(options, max_num_seqs=batch)
+        return
+    with tempfile.TemporaryDirectory(prefix="albireo-shape-") as directory:
+        write_model(shape, Path(directory))
+        context_len = read_config(directory).context_len
+        yield msgspec.structs.replace(
+            sized(options, batch, length, context_len),
+            model=directory,
+            served_model_name=shape,
+            load_format="dummy",
+        )
 
 
 async def _measure(

@@ -16,6 +16,7 @@ from .bench_gateway import gateway
 from .bench_parts import measured, node_options, show_table
 from .bench_prefill import prefill
 from .bench_prefix import prefix
+from .bench_restart import restart
 from .bench_sampling import sampling
 from .bench_serve import serve
 from .bench_step import step
@@ -35,6 +36,7 @@ bench.add_command(gateway)
 bench.add_command(flood)
 bench.add_command(prefill)
 bench.add_command(prefix)
+bench.add_command(restart)
 bench.add_command(ablation)
 
 
