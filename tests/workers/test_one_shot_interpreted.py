@@ -69,7 +69,7 @@ class Rank:
             x, residual, weight if inner is None else inner, weight, out,
             self._inboxes, self._norm_epochs, rows, programs, ROOM, self.rank, EPS, x, 0, 0, 0,
             SIZE=self.size, WIDTH=width, PADDED=64, INNER=inner is not None,
-            EMPTY=NOTHING, THREADS=32, OVERLAP=False,
+            THREADS=32, OVERLAP=False,
         )  # fmt: skip
         return out
 

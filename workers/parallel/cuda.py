@@ -307,7 +307,7 @@ class _Symmetric:
             self._inboxes, self._norm_epochs, rows, programs, _INBOX_BYTES // 4, self._rank, eps,
             x if ahead is None else ahead, fetch.rows, fetch.row_bytes, fetch.part_bytes,
             SIZE=self._size, WIDTH=width, PADDED=padded, INNER=inner is not None,
-            EMPTY=NOTHING, THREADS=32 * warps, num_warps=warps, **overlapped(x.device),
+            THREADS=32 * warps, num_warps=warps, **overlapped(x.device),
         )  # fmt: skip
         return out
 

@@ -34,6 +34,8 @@ NORM_PROGRAMS = 256
 NOTHING = -0x7FFF8000
 """As int32: 0x80008000, two bfloat16 of -0.0, and a float32 of less than 1e-40."""
 
+_NOTHING = tl.constexpr(NOTHING)
+
 
 @triton.jit
 def _send(words, inboxes, place, here, rank, SIZE: tl.constexpr):
@@ -45,28 +47,25 @@ def _send(words, inboxes, place, here, rank, SIZE: tl.constexpr):
 
 
 @triton.jit
-def _receive(inbox, place, here, EMPTY: tl.constexpr):
+def _receive(inbox, place, here):
     """int32 words, once all have come; NOTHING takes their place."""
     at = tl.multiple_of(inbox + place, 16)
     words = tl.load(at, mask=here, other=0, volatile=True)
-    while tl.max((words == EMPTY).to(tl.int32), 0) != 0:
+    while tl.max((words == _NOTHING).to(tl.int32), 0) != 0:
         words = tl.load(at, mask=here, other=0, volatile=True)
-    tl.store(at, tl.full(words.shape, EMPTY, tl.int32), mask=here)
+    tl.store(at, tl.full(words.shape, _NOTHING, tl.int32), mask=here)
     return words
 
 
 @triton.jit
-def _brought(x, place, here, EMPTY: tl.constexpr):
+def _brought(x, place, here):
     """int32 words of this rank, as it sends them: 0 for NOTHING, whose values are all but 0."""
     words = tl.load(x + place, mask=here, other=0)
-    return tl.where(words == EMPTY, 0, words)
+    return tl.where(words == _NOTHING, 0, words)
 
 
 @triton.jit
-def _sum(
-    own, inbox, place, part, here, rank,
-    SIZE: tl.constexpr, PAIRS: tl.constexpr, EMPTY: tl.constexpr,
-):  # fmt: skip
+def _sum(own, inbox, place, part, here, rank, SIZE: tl.constexpr, PAIRS: tl.constexpr):
     """float32 sums over the ranks in their order; own: this one's words, PAIRS: of two values.
 
     place: of what rank 0 sent; each next rank's is `part` further.
@@ -77,7 +76,7 @@ def _sum(
         if peer == rank:
             words = own
         else:
-            words = _receive(inbox, place + peer * part, here, EMPTY)
+            words = _receive(inbox, place + peer * part, here)
         if PAIRS:
             low += (words << 16).to(tl.float32, bitcast=True)
             high += (words & -65536).to(tl.float32, bitcast=True)
@@ -95,16 +94,16 @@ def sum_norm(
     x, residual, inner, weight, out, inboxes, epochs,
     rows, programs, room, rank, eps, ahead, ahead_rows, ahead_row_bytes, ahead_part_bytes,
     SIZE: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, INNER: tl.constexpr,
-    EMPTY: tl.constexpr, THREADS: tl.constexpr, OVERLAP: tl.constexpr,
+    THREADS: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """out = norm(residual += sum of the ranks' x [rows, WIDTH]), as kernels/cuda/norm.py does it.
 
     The sum is made in float32 in the order of the ranks and rounded to x's dtype
     before it is used.  inboxes: int64 [SIZE], addresses of every rank's int32
-    [2, SIZE, room], by parity of the collective and sender; EMPTY: NOTHING, which they are
-    full of.  epochs: int32 [NORM_PROGRAMS].  programs: those with rows, the least of rows and
-    NORM_PROGRAMS; the grid is (programs + any,), those beyond fetch, each with THREADS
-    threads.  PADDED: WIDTH, up to a power of two.
+    [2, SIZE, room], by parity of the collective and sender, full of NOTHING.  epochs: int32
+    [NORM_PROGRAMS].  programs: those with rows, the least of rows and NORM_PROGRAMS; the grid
+    is (programs + any,), those beyond fetch, each with THREADS threads.  PADDED: WIDTH, up to
+    a power of two.
     """
     come_up(OVERLAP)
     program = tl.program_id(0)
@@ -129,15 +128,15 @@ def sum_norm(
     first = (epoch & 1).to(tl.int64) * SIZE * room
     for row in range(program, rows, programs):
         place = row * WORDS + word
-        own = _brought(words, place, is_word, EMPTY)
+        own = _brought(words, place, is_word)
         _send(own, inboxes, first + rank * room + place, is_word, rank, SIZE)
     # On its way while the others are waited for.
     before = tl.load(residual + program * WIDTH + column, mask=here, other=0.0)
     inbox = tl.load(inboxes + rank).to(tl.pointer_type(tl.int32))
     for row in range(program, rows, programs):
         place = row * WORDS + word
-        own = _brought(words, place, is_word, EMPTY)
-        total = _sum(own, inbox, first + place, room, is_word, rank, SIZE, PAIRS, EMPTY)
+        own = _brought(words, place, is_word)
+        total = _sum(own, inbox, first + place, room, is_word, rank, SIZE, PAIRS)
         start = row * WIDTH
         finish_row(
             total.to(element).to(tl.float32), before.to(tl.float32), residual + start, inner,

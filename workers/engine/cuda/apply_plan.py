@@ -21,9 +21,6 @@ import triton
 import triton.language as tl
 
 from ....ipc.plan import (
-    APPEND_WORDS,
-    CHUNK_WORDS,
-    PLAN_HEADER,
     TAKE_COUNTS,
     TAKE_FLAGS,
     TAKE_FREQUENCY,
@@ -41,26 +38,24 @@ from ....ipc.plan import (
     TAKE_TOP_K,
     TAKE_TOP_P,
     TAKE_UNTIL,
-    TAKE_WORDS,
 )
 from ...sampling.cuda.edit_tables import NEWEST
+from .plan_words import (
+    APPEND,
+    AT_N_APPEND,
+    AT_N_CHUNK,
+    AT_N_DECODE,
+    AT_N_TAKE,
+    AT_N_TOKEN,
+    CHUNK,
+    HEADER,
+    TAKE,
+)
 from .slot_tables import SlotTables
 
 _PROGRAMS = 16
 _BLOCK = 128
 
-# Words of a plan's header: see ipc/plan.py.
-_N_TAKE, _N_APPEND, _N_CHUNK, _N_CHUNK_TOKEN, _N_DECODE = 4, 5, 6, 7, 8
-
-_HEADER = tl.constexpr(PLAN_HEADER)
-_TAKE = tl.constexpr(TAKE_WORDS)
-_APPEND = tl.constexpr(APPEND_WORDS)
-_CHUNK = tl.constexpr(CHUNK_WORDS)
-_AT_N_TAKE = tl.constexpr(_N_TAKE)
-_AT_N_APPEND = tl.constexpr(_N_APPEND)
-_AT_N_CHUNK = tl.constexpr(_N_CHUNK)
-_AT_N_CHUNK_TOKEN = tl.constexpr(_N_CHUNK_TOKEN)
-_AT_N_DECODE = tl.constexpr(_N_DECODE)
 _SLOT = tl.constexpr(TAKE_SLOT)
 _SEED_LO = tl.constexpr(TAKE_SEED_LO)
 _SEED_HI = tl.constexpr(TAKE_SEED_HI)
@@ -101,18 +96,18 @@ def _apply(
 ):  # fmt: skip
     """Each program takes every PROGRAMS-th piece of each section; the sections write apart."""
     program = tl.program_id(0)
-    n_take = tl.load(words + _AT_N_TAKE)
-    n_append = tl.load(words + _AT_N_APPEND)
-    n_chunk = tl.load(words + _AT_N_CHUNK)
-    n_token = tl.load(words + _AT_N_CHUNK_TOKEN)
-    n_decode = tl.load(words + _AT_N_DECODE)
+    n_take = tl.load(words + AT_N_TAKE)
+    n_append = tl.load(words + AT_N_APPEND)
+    n_chunk = tl.load(words + AT_N_CHUNK)
+    n_token = tl.load(words + AT_N_TOKEN)
+    n_decode = tl.load(words + AT_N_DECODE)
     lanes = tl.arange(0, BLOCK)
 
-    takes = words + _HEADER
+    takes = words + HEADER
     for first in range(program * BLOCK, n_take, PROGRAMS * BLOCK):
         i = first + lanes
         there = i < n_take
-        take = takes + i * _TAKE
+        take = takes + i * TAKE
         slot = tl.load(take + _SLOT, mask=there, other=0)
         low = tl.load(take + _SEED_LO, mask=there, other=0)
         high = tl.load(take + _SEED_HI, mask=there, other=0)
@@ -131,16 +126,16 @@ def _apply(
         _take_float(take, slot, there, presence, _PRESENCE)
         _take_float(take, slot, there, frequency, _FREQUENCY)
 
-    appends = takes + n_take * _TAKE
+    appends = takes + n_take * TAKE
     for first in range(program * BLOCK, n_append, PROGRAMS * BLOCK):
         i = first + lanes
         there = i < n_append
-        slot = tl.load(appends + i * _APPEND, mask=there, other=0)
-        index = tl.load(appends + i * _APPEND + 1, mask=there, other=0)
-        block = tl.load(appends + i * _APPEND + 2, mask=there, other=0)
+        slot = tl.load(appends + i * APPEND, mask=there, other=0)
+        index = tl.load(appends + i * APPEND + 1, mask=there, other=0)
+        block = tl.load(appends + i * APPEND + 2, mask=there, other=0)
         tl.store(block_tables + slot * table_width + index, block, mask=there)
 
-    decodes = appends + n_append * _APPEND + n_chunk * _CHUNK + n_token
+    decodes = appends + n_append * APPEND + n_chunk * CHUNK + n_token
     for first in range(program * BLOCK, capacity, PROGRAMS * BLOCK):
         i = first + lanes
         slot = tl.load(decodes + i, mask=i < n_decode, other=0)

@@ -18,7 +18,6 @@ import triton.language as tl
 from ....ipc.plan import (
     CHUNK_WORDS,
     EDIT_ALLOW,
-    EDIT_WORDS,
     HISTORY_WORDS,
     MAX_PLAN_EDITS,
     PLAN_HEADER,
@@ -27,24 +26,21 @@ from ....ipc.plan import (
     TAKE_EDITS,
     TAKE_FLAGS,
     TAKE_SLOT,
-    TAKE_WORDS,
     PlanView,
 )
 from ...sampling.cuda.edit_tables import IN_PROMPT, KIND_SHIFT, NEWEST
+from .plan_words import EDIT, HEADER, TAKE
 from .slot_tables import SlotTables
 
 _PARTS = 8
 _BLOCK = 256
 _EDITS_BLOCK = 1024
 
-_HEADER = tl.constexpr(PLAN_HEADER)
-_TAKE = tl.constexpr(TAKE_WORDS)
 _SLOT = tl.constexpr(TAKE_SLOT)
 _FLAGS = tl.constexpr(TAKE_FLAGS)
 _COUNTS = tl.constexpr(TAKE_COUNTS)
 _EDITS = tl.constexpr(TAKE_EDITS)
 _ALLOW = tl.constexpr(EDIT_ALLOW)
-_EDIT = tl.constexpr(EDIT_WORDS)
 _CAPACITY = tl.constexpr(MAX_PLAN_EDITS)
 _KIND_SHIFT = tl.constexpr(KIND_SHIFT)
 _NEWEST = tl.constexpr(NEWEST)
@@ -57,7 +53,7 @@ def _reset(
     PARTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Program (k, p) resets every PARTS-th piece of the slot of take k, but for num_seen."""
-    take = words + _HEADER + tl.program_id(0) * _TAKE
+    take = words + HEADER + tl.program_id(0) * TAKE
     if tl.load(take + _FLAGS) != 0:
         slot = tl.load(take + _SLOT)
         start = tl.program_id(1) * BLOCK
@@ -79,7 +75,7 @@ def _collect(
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Program k collects the edits of take k's slot, in their order, and ends its reset."""
-    take = words + _HEADER + tl.program_id(0) * _TAKE
+    take = words + HEADER + tl.program_id(0) * TAKE
     take_flags = tl.load(take + _FLAGS)
     slot = tl.load(take + _SLOT)
     if take_flags != 0:
@@ -88,7 +84,7 @@ def _collect(
         found = tl.full([], 0, tl.int32)
         for first in range(0, n_edit, BLOCK):
             i = first + tl.arange(0, BLOCK)
-            edit = words + edits_at + i * _EDIT
+            edit = words + edits_at + i * EDIT
             mine = tl.load(edit, mask=i < n_edit, other=-1) == slot
             kind = tl.load(edit + 1, mask=mine, other=0)
             token = tl.load(edit + 2, mask=mine, other=0)

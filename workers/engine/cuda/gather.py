@@ -13,39 +13,32 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ....ipc.plan import (
-    APPEND_WORDS,
-    CHUNK_WORDS,
-    EDIT_WORDS,
-    GRAMMAR_WORDS,
-    HISTORY_WORDS,
-    PLAN_HEADER,
-    SCORE_WORDS,
-    SECTIONS,
-    TAKE_WORDS,
-)
 from .mixed_sizes import MixedSize
+from .plan_words import (
+    APPEND,
+    AT_N_APPEND,
+    AT_N_CHUNK,
+    AT_N_DECODE,
+    AT_N_EDIT,
+    AT_N_GRAMMAR,
+    AT_N_GRAMMAR_WORD,
+    AT_N_HISTORY,
+    AT_N_HISTORY_TOKEN,
+    AT_N_SCORE,
+    AT_N_TAKE,
+    AT_N_TOKEN,
+    CHUNK,
+    EDIT,
+    GRAMMAR,
+    HEADER,
+    HISTORY,
+    SCORE,
+    TAKE,
+)
 from .slot_tables import SlotTables
 
 _BLOCK = 128
 _CHUNK_PARTS = 8
-
-_HEADER = tl.constexpr(PLAN_HEADER)
-_TAKE = tl.constexpr(TAKE_WORDS)
-_APPEND = tl.constexpr(APPEND_WORDS)
-_CHUNK = tl.constexpr(CHUNK_WORDS)
-_EDIT = tl.constexpr(EDIT_WORDS)
-_HISTORY = tl.constexpr(HISTORY_WORDS)
-_GRAMMAR = tl.constexpr(GRAMMAR_WORDS)
-_SCORE = tl.constexpr(SCORE_WORDS)
-
-# Where a plan's header has the number of a section's rows: see ipc/plan.py.
-_AT = {name: tl.constexpr(4 + index) for index, (name, _) in enumerate(SECTIONS)}
-_AT_N_TAKE, _AT_N_APPEND, _AT_N_CHUNK = _AT["take"], _AT["append"], _AT["chunk"]
-_AT_N_TOKEN, _AT_N_DECODE, _AT_N_EDIT = _AT["chunk_token"], _AT["decode"], _AT["edit"]
-_AT_N_HISTORY, _AT_N_HISTORY_TOKEN = _AT["history"], _AT["history_token"]
-_AT_N_GRAMMAR, _AT_N_GRAMMAR_WORD = _AT["grammar"], _AT["grammar_word"]
-_AT_N_SCORE = _AT["score"]
 
 
 @triton.jit(do_not_specialize=["count"])
@@ -86,24 +79,24 @@ def _gather_chunks(
     """
     chunk = tl.program_id(0)
     part = tl.program_id(1)
-    n_take = tl.load(words + _AT_N_TAKE)
-    n_append = tl.load(words + _AT_N_APPEND)
-    n_chunk = tl.load(words + _AT_N_CHUNK)
-    chunks = words + _HEADER + n_take * _TAKE + n_append * _APPEND
-    chunk_tokens = chunks + n_chunk * _CHUNK
+    n_take = tl.load(words + AT_N_TAKE)
+    n_append = tl.load(words + AT_N_APPEND)
+    n_chunk = tl.load(words + AT_N_CHUNK)
+    chunks = words + HEADER + n_take * TAKE + n_append * APPEND
+    chunk_tokens = chunks + n_chunk * CHUNK
 
     others = tl.arange(0, CHUNKS)
     before = (others < chunk) & (others < n_chunk)
-    lengths = tl.load(chunks + others * _CHUNK + 2, mask=before, other=0)
-    samples = tl.load(chunks + others * _CHUNK + 3, mask=before, other=0)
+    lengths = tl.load(chunks + others * CHUNK + 2, mask=before, other=0)
+    samples = tl.load(chunks + others * CHUNK + 3, mask=before, other=0)
     first_row = tl.sum(lengths, 0)
     sample = tl.sum((samples != 0).to(tl.int32), 0)
 
     there = chunk < n_chunk
-    slot = tl.load(chunks + chunk * _CHUNK, mask=there, other=0)
-    start = tl.load(chunks + chunk * _CHUNK + 1, mask=there, other=0)
-    length = tl.load(chunks + chunk * _CHUNK + 2, mask=there, other=0)
-    does_sample = tl.load(chunks + chunk * _CHUNK + 3, mask=there, other=0) != 0
+    slot = tl.load(chunks + chunk * CHUNK, mask=there, other=0)
+    start = tl.load(chunks + chunk * CHUNK + 1, mask=there, other=0)
+    length = tl.load(chunks + chunk * CHUNK + 2, mask=there, other=0)
+    does_sample = tl.load(chunks + chunk * CHUNK + 3, mask=there, other=0) != 0
     if part == 0:
         tl.store(slots + chunk, tl.where(there, slot, dummy_slot))
         tl.store(query_start + chunk, first_row)
@@ -135,15 +128,15 @@ def _gather_rest(
 ):  # fmt: skip
     """What comes behind the chunks: decodes, scored rows, padding.  The sizes: see MixedSize."""
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    n_take = tl.load(words + _AT_N_TAKE)
-    n_append = tl.load(words + _AT_N_APPEND)
-    n_chunk = tl.load(words + _AT_N_CHUNK)
-    n_token = tl.load(words + _AT_N_TOKEN)
-    n_decode = tl.load(words + _AT_N_DECODE)
-    n_score = tl.load(words + _AT_N_SCORE)
-    chunk_section = words + _HEADER + n_take * _TAKE + n_append * _APPEND
+    n_take = tl.load(words + AT_N_TAKE)
+    n_append = tl.load(words + AT_N_APPEND)
+    n_chunk = tl.load(words + AT_N_CHUNK)
+    n_token = tl.load(words + AT_N_TOKEN)
+    n_decode = tl.load(words + AT_N_DECODE)
+    n_score = tl.load(words + AT_N_SCORE)
+    chunk_section = words + HEADER + n_take * TAKE + n_append * APPEND
     c = tl.arange(0, CHUNKS)
-    samples = tl.load(chunk_section + c * _CHUNK + 3, mask=c < n_chunk, other=0)
+    samples = tl.load(chunk_section + c * CHUNK + 3, mask=c < n_chunk, other=0)
     sampling_chunks = tl.sum((samples != 0).to(tl.int32), 0)
 
     there = i < n_decode
@@ -166,11 +159,11 @@ def _gather_rest(
 
     # Rows of chunks whose logits are wanted too, and the tokens that follow them.
     score = (
-        chunk_section + n_chunk * _CHUNK + n_token + n_decode
-        + tl.load(words + _AT_N_EDIT) * _EDIT
-        + tl.load(words + _AT_N_HISTORY) * _HISTORY + tl.load(words + _AT_N_HISTORY_TOKEN)
-        + tl.load(words + _AT_N_GRAMMAR) * _GRAMMAR + tl.load(words + _AT_N_GRAMMAR_WORD)
-        + i * _SCORE
+        chunk_section + n_chunk * CHUNK + n_token + n_decode
+        + tl.load(words + AT_N_EDIT) * EDIT
+        + tl.load(words + AT_N_HISTORY) * HISTORY + tl.load(words + AT_N_HISTORY_TOKEN)
+        + tl.load(words + AT_N_GRAMMAR) * GRAMMAR + tl.load(words + AT_N_GRAMMAR_WORD)
+        + i * SCORE
     )  # fmt: skip
     scored = i < n_score
     first = sampling_chunks + n_decode
