@@ -16,10 +16,8 @@ import asyncio
 import itertools
 import random
 import statistics
-import tempfile
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -33,7 +31,7 @@ from albireo.workers.models.load import read_config
 from .device_rates import measure_products
 from .machine import machine, spare_the_collector
 from .nodes import BenchError, running_node
-from .shapes import write_model
+from .shapes import shape_directory
 from .streams import TimedStream, random_prompt, run_streams, time_prompts
 
 _ROUNDS = 5
@@ -51,8 +49,7 @@ def bench_prefill(
     """
     if len(options.groups) != 1:
         raise BenchError("--groups: a prefill is that of one group; give 1xT")
-    with tempfile.TemporaryDirectory(prefix="albireo-shape-") as directory:
-        write_model(shape, Path(directory))
+    with shape_directory(shape) as directory:
         config = read_config(directory)
         most = max(_MIXED_INPUT_LEN + _MIXED_OUTPUT_LEN, *(length for _, length in prompts))
         options = msgspec.structs.replace(

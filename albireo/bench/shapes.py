@@ -8,7 +8,10 @@ a space and the id, so that every token that is sampled is one to be sent.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -156,3 +159,11 @@ def write_model(shape: str, directory: Path) -> None:
     tokenizer.save(str(directory / "tokenizer.json"))
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": _END}
     (directory / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+@contextlib.contextmanager
+def shape_directory(shape: str) -> Iterator[str]:
+    """write_model's directory, for the block."""
+    with tempfile.TemporaryDirectory(prefix="albireo-shape-") as directory:
+        write_model(shape, Path(directory))
+        yield directory

@@ -18,10 +18,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -35,7 +33,7 @@ from albireo.workers.models.load import read_config
 from .device_rates import measure_bandwidth
 from .machine import machine, spare_the_collector
 from .nodes import BenchError, running_node
-from .shapes import write_model
+from .shapes import shape_directory
 from .streams import SAMPLING, run_streams, step_times
 
 _LAST_REPORT_S = 0.3
@@ -57,15 +55,8 @@ def bench_step(
         raise BenchError(f"--sampling {sampling}: not one of {', '.join(SAMPLING)}")
     if len(options.groups) != 1:
         raise BenchError("--groups: a step is that of one group; give 1xT")
-    with tempfile.TemporaryDirectory(prefix="albireo-shape-") as directory:
-        write_model(shape, Path(directory))
-        config = read_config(directory)
-        options = msgspec.structs.replace(
-            sized(options, max(batches), input_len + output_len, config.context_len),
-            model=directory,
-            served_model_name=shape,
-            load_format="dummy",
-        )
+    with with_model(shape, options, max(batches), input_len + output_len) as options:
+        config = read_config(options.model)
         began = time.monotonic()
         with running_node(options) as node:
             ready_s = time.monotonic() - began
@@ -115,8 +106,7 @@ def with_model(
     if shape is None:
         yield msgspec.structs.replace(options, max_num_seqs=batch)
         return
-    with tempfile.TemporaryDirectory(prefix="albireo-shape-") as directory:
-        write_model(shape, Path(directory))
+    with shape_directory(shape) as directory:
         context_len = read_config(directory).context_len
         yield msgspec.structs.replace(
             sized(options, batch, length, context_len),
