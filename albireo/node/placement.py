@@ -8,6 +8,7 @@ groups get GPUs that follow each other.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -59,15 +60,19 @@ def _cost(groups: Iterable[Sequence[Gpu]], distance: Distance) -> tuple[int, int
 
 
 def nvml_distance(gpus: Sequence[Gpu]) -> Distance:
-    """What NVML says of these, asked once."""
-    import pynvml
+    """What NVML says of these; it is asked once, when there is a pair whose distance matters."""
 
-    pynvml.nvmlInit()
-    try:
-        known = _ask(pynvml, [gpu.uuid for gpu in gpus])
-    finally:
-        pynvml.nvmlShutdown()
-    return lambda one, other: known[one.uuid, other.uuid]
+    @functools.cache
+    def known() -> dict[tuple[str, str], int]:
+        import pynvml
+
+        pynvml.nvmlInit()
+        try:
+            return _ask(pynvml, [gpu.uuid for gpu in gpus])
+        finally:
+            pynvml.nvmlShutdown()
+
+    return lambda one, other: known()[one.uuid, other.uuid]
 
 
 def _ask(nvml: Any, uuids: Sequence[str]) -> dict[tuple[str, str], int]:
