@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import random
 import statistics
 import sys
@@ -19,17 +18,16 @@ from typing import Any
 import msgspec
 
 from albireo.client import AsyncClient
-from albireo.node.operations import Order, give_order
-from albireo.node.options import OptionError
 from albireo.node.owned import OwnedNode
 
 from .faults import harm
-from .node import model_path, options
+from .node import Health, model_path, options
 
 LIMIT_MS = 300.0
 _TOKENS = 400
 _PROMPT = 100
 _KILL_AFTER = (2, 20)
+_WHOLE_S = 60.0
 
 
 def main() -> None:
@@ -67,9 +65,11 @@ async def measure(node: str, kills: int, streams: int) -> tuple[dict[str, Any], 
     """readmission_ms of the node's status, and the pauses in ms."""
     pauses: list[float] = []
     rng = random.Random(1)
+    health = Health(node)
     async with await AsyncClient.connect(node=node) as client:
         for number in range(kills):
-            await _both_ready(node, client)
+            if await health.whole(_WHOLE_S) is None:
+                raise TimeoutError(f"the node was not whole within {_WHOLE_S:g} s")
             times: list[list[float]] = [[] for _ in range(streams)]
             tasks = [asyncio.create_task(_stream(client, rng, each)) for each in times]
             enough = rng.randrange(*_KILL_AFTER)
@@ -94,6 +94,7 @@ async def measure(node: str, kills: int, streams: int) -> tuple[dict[str, Any], 
             await asyncio.gather(*tasks, return_exceptions=True)
             print(f"\r{number + 1} of {kills}", end="", file=sys.stderr, flush=True)
         print(file=sys.stderr)
+        await health.close()
         return (await client.status())["readmission_ms"], pauses
 
 
@@ -102,18 +103,6 @@ async def _stream(client: AsyncClient, rng: random.Random, times: list[float]) -
     async with client.stream(prompt, max_tokens=_TOKENS, ignore_eos=True) as stream:
         async for delta in stream:
             times += [time.monotonic()] * len(delta.token_ids)
-
-
-async def _both_ready(node: str, client: AsyncClient) -> None:
-    """A group that keeps dying waits longer each time, unless it is asked not to."""
-    while True:
-        tree = await client.status()
-        waiting = [each["group"] for each in tree["groups"] if each["state"] != "ready"]
-        if not waiting:
-            return
-        order = Order(action="start", group=waiting[0], timeout_s=0.0)
-        with contextlib.suppress(OptionError):
-            await asyncio.to_thread(list, give_order(node, order))
 
 
 def _longest_gap(times: list[float], at: float) -> float:
