@@ -146,15 +146,21 @@ def test_who_kills_groups_is_found_and_the_others_go_on(start: Start) -> None:
     assert node.client.receive()["items"][0][0] == 3
 
 
-def test_a_trial_is_over_after_some_tokens(start: Start) -> None:
-    node = _Node(start, groups=1)
+def _on_trial(node: _Node) -> tuple[FakeGroup, Submit]:
+    """Two requests of the only group, which dies twice: the one that is tried alone then."""
     for number in (1, 2):
         node.client.send(type="generate", id=number, prompt_ids=[number], params={"max_tokens": 99})
         node.groups[0].expect(Submit)
     for incarnation in (1, 2):
         node.kill(0, incarnation - 1)
         group = node.near.group(0, incarnation=incarnation)
-        tried = group.expect(Submit)
+        tried: Submit = group.expect(Submit)
+    return group, tried
+
+
+def test_a_trial_is_over_after_some_tokens(start: Start) -> None:
+    node = _Node(start, groups=1)
+    group, tried = _on_trial(node)
     group.output(piece(tried.request, 0, list(range(TRIAL_TOKENS)), "x"))
     assert group.expect(Credit)
     assert group.expect(Submit).prompt_ids == [2]
@@ -173,13 +179,7 @@ def test_a_planned_end_is_not_charged(start: Start) -> None:
 
 def test_a_trial_that_is_ended_on_request_is_made_again(start: Start) -> None:
     node = _Node(start, groups=1)
-    for number in (1, 2):
-        node.client.send(type="generate", id=number, prompt_ids=[number], params={"max_tokens": 99})
-        node.groups[0].expect(Submit)
-    for incarnation in (1, 2):
-        node.kill(0, incarnation - 1)
-        group = node.near.group(0, incarnation=incarnation)
-        group.expect(Submit)
+    _on_trial(node)
     node.supervisor.send(GroupDown(0, 2, "on request", planned=True))
     group = node.near.group(0, incarnation=3)
     again = group.expect(Submit)
