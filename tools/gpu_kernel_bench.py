@@ -8,8 +8,8 @@ A kernel runs once a layer, for some layers with weights and KV of their own
 of its replays, per launch.  `layer` is all of a layer in order, `step` what a
 model's layers and head make of it.  The floor is the bytes that must move over
 the bandwidth of a large copy, measured first.  --tune: decode attention alone,
-over ways to cut it up.  --tune-linear: the linear layers of up to 64 rows alone, by
-cuBLAS, as gemv.py and few_rows.py have them now ("chosen"), and their best three tilings.
+over ways to cut it up.  --tune-linear: the linear layers alone, by cuBLAS, as gemv.py,
+few_rows.py and hopper_gemm.py have them now ("chosen"), and their best three tilings.
 --tune-prefill: prefill attention alone, over tiles.  --apart: kernels wait for
 each other instead of coming up early (overlap.py).
 """
@@ -27,7 +27,7 @@ import torch
 
 from albireo.workers.engine.batch import StepBatch
 from albireo.workers.kernels import create
-from albireo.workers.kernels.cuda import few_rows, overlap
+from albireo.workers.kernels.cuda import few_rows, hopper_gemm, overlap
 from albireo.workers.kernels.interface import KVLayer
 
 _BLOCK = 16
@@ -96,6 +96,7 @@ SHAPES = {
     "qwen3-0.6b": Shape(28, 1024, 16, 8, 128, 3072, 151936),
     "qwen3-8b": Shape(36, 4096, 32, 8, 128, 12288, 151936),
     "qwen3-8b-half": Shape(36, 4096, 16, 4, 128, 6144, 75968),
+    "llama-3.1-8b": Shape(32, 4096, 32, 8, 128, 14336, 128256),
 }
 
 
@@ -188,8 +189,8 @@ class ShapeBench:
         batch, blocks = scattered(rows, _CONTEXT - 1, 1)
         caches = self.caches(blocks)
         x, residual = random(rows, shape.hidden), random(rows, shape.hidden)
-        qkv, gate_up = random(rows, shape.qkv_width), random(rows, 2 * shape.intermediate)
-        attended, gated = random(rows, shape.q_width), random(rows, shape.intermediate)
+        qkv = random(rows, shape.qkv_width)
+        attended, inner = random(rows, shape.q_width), random(rows, shape.intermediate)
         q = attended.view(rows, shape.heads, shape.head_dim)
 
         def norm(i: int, x: torch.Tensor = x) -> torch.Tensor:
@@ -204,8 +205,8 @@ class ShapeBench:
         def attend(i: int, q: torch.Tensor = q) -> torch.Tensor:
             return k.attention(q, caches[i], batch, shape.head_dim**-0.5, 0)
 
-        def silu(i: int, gate_up: torch.Tensor = gate_up) -> torch.Tensor:
-            return k.silu_mul(gate_up)
+        def gated(i: int) -> torch.Tensor:
+            return k.gated_linear(x, self.linears["gate_up"][i], "silu")
 
         def gemm(name: str, x: torch.Tensor) -> Callable[[int], torch.Tensor]:
             return lambda i: k.linear(x, self.linears[name][i])
@@ -213,7 +214,7 @@ class ShapeBench:
         def layer(i: int) -> torch.Tensor:
             y = attend(i, rope(i, k.linear(norm(i), self.linears["qkv"][i])))
             y = norm(i, k.linear(y, self.linears["o"][i]))
-            y = silu(i, k.linear(y, self.linears["gate_up"][i]))
+            y = k.gated_linear(y, self.linears["gate_up"][i], "silu")
             return k.linear(y, self.linears["down"][i])
 
         kv_bytes = rows * _CONTEXT * shape.kv_heads * shape.head_dim * 4
@@ -224,9 +225,8 @@ class ShapeBench:
             ("rope_and_cache", rope, 2 * qkv.nbytes),
             ("attention", attend, kv_bytes + 2 * q.nbytes),
             ("o", gemm("o", attended), weights["o"] + attended.nbytes + x.nbytes),
-            ("gate_up", gemm("gate_up", x), weights["gate_up"] + x.nbytes + gate_up.nbytes),
-            ("silu_mul", silu, gate_up.nbytes * 3 // 2),
-            ("down", gemm("down", gated), weights["down"] + gated.nbytes + x.nbytes),
+            ("gate_up, silu", gated, weights["gate_up"] + x.nbytes + inner.nbytes),
+            ("down", gemm("down", inner), weights["down"] + inner.nbytes + x.nbytes),
             ("layer", layer, sum(weights.values()) + kv_bytes),
         ]
         found = {}
@@ -302,15 +302,22 @@ class ShapeBench:
         copies = max(2, _BEYOND_L2 // size)
         packed = [self.kernels.pack_linear(weight, None, out) for _ in range(copies)]
 
+        many, gated = rows > few_rows.MAX_ROWS, layer == "gate_up"
+
         def run() -> None:
             for one in packed:
-                self.kernels.linear(x, one)
+                if gated:
+                    self.kernels.gated_linear(x, one, "silu")
+                else:
+                    self.kernels.linear(x, one)
 
         def by_cublas() -> None:
             for one in packed:
-                linear.cublas(x, one)
+                y = linear.cublas(x, one)
+                if gated:
+                    self.kernels.silu_mul(y)
 
-        chooser = "gemv_tiling" if rows == 1 else "few_rows_tiling"
+        chooser = "hopper_tiling" if many else "gemv_tiling" if rows == 1 else "few_rows_tiling"
         choose = getattr(linear, chooser)
 
         def timed(tiling: object, case: str) -> Row:
@@ -321,7 +328,14 @@ class ShapeBench:
         chosen: object = choose(m) if rows == 1 else choose(n, m, rows)
         yield timed(chosen, f"chosen: {chosen}")
         tilings: list[object] = []
-        if rows == 1:
+        if many:
+            tile = -(-rows // 64) * 64
+            tilings += [
+                hopper_gemm.HopperTiling(tile, groups, splits)
+                for groups, splits in itertools.product((2, 3, 4), (1, 2, 3))
+                if out is None and (groups < 4 or tile <= 128)
+            ]
+        elif rows == 1:
             tilings += [
                 gemv.GemvTiling(outputs, columns, warps, stages if m > columns else 1, once)
                 for outputs, columns, warps, stages, once in _GEMV_TILINGS
@@ -381,8 +395,7 @@ def measure(options: argparse.Namespace, bandwidth: float) -> Iterator[Row]:
         bench = ShapeBench(name, bandwidth)
         if options.tune_linear:
             for layer, rows in itertools.product(bench.sizes, batches):
-                if rows <= few_rows.MAX_ROWS:
-                    yield from bench.tune_linear(layer, rows)
+                yield from bench.tune_linear(layer, rows)
             continue
         if options.tune_prefill:
             yield from bench.tune_prefill()
@@ -403,9 +416,7 @@ def main() -> None:
     parser.add_argument("--shape", default=",".join(SHAPES), help=", ".join(SHAPES))
     parser.add_argument("--batch", default="1,64,128,256")
     parser.add_argument("--tune", action="store_true", help="decode attention alone")
-    parser.add_argument(
-        "--tune-linear", action="store_true", help="linear layers of few rows alone"
-    )
+    parser.add_argument("--tune-linear", action="store_true", help="linear layers alone")
     parser.add_argument("--tune-prefill", action="store_true", help="prefill attention alone")
     parser.add_argument("--apart", action="store_true", help="kernels that wait for each other")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")

@@ -59,7 +59,9 @@ def bench_prefill(
             load_format="dummy",
             max_num_seqs=max(mixed[0] + 1, *(count for count, _ in prompts)),
             max_model_len=min(config.context_len, most + 16),
-            max_num_batched_tokens=max(count * length for count, length in prompts),
+            max_num_batched_tokens=max(
+                sum(mixed) + 1, *(count * length for count, length in prompts)
+            ),
         )
         with running_node(options) as node:
             measured = uvloop.run(_measure(node, prompts, mixed))

@@ -55,6 +55,13 @@ def test_linear(dtype: torch.dtype, invariant: bool) -> None:
     checks.check_linear(k, dtype, 2048, 1024, torch.float32)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("invariant", [False, True])
+def test_gated_linear(dtype: torch.dtype, invariant: bool) -> None:
+    for rows in (1, 60, 100, 256, 300):
+        checks.check_gated_linear(kernels(dtype, invariant), dtype, 24576, 2048, rows)
+
+
 def test_one_row() -> None:
     device = torch.device("cuda")
     for n, k in ((6144, 4096), (4096, 12288), (1024, 3072), (576, 1536)):

@@ -109,6 +109,22 @@ def check_activations(k: Kernels, dtype: torch.dtype, rows: int, width: int) -> 
         assert torch.equal(got.isfinite(), finite)
 
 
+def check_gated_linear(k: Kernels, dtype: torch.dtype, n: int, width: int, rows: int) -> None:
+    torch.manual_seed(n)
+    weight, x = torch.randn(n, width) / width**0.5, torch.randn(rows, width)
+    weight, x = weight.to(dtype), x.to(dtype)
+    packed = k.pack_linear(weight, None)
+    gate, up = (x.double() @ weight.double().T).chunk(2, 1)
+    for activation, expected in (
+        ("silu", F.silu(gate) * up),
+        ("gelu", F.gelu(gate, approximate="tanh") * up),
+    ):
+        got = k.gated_linear(x.to(k.device), packed, activation)
+        assert got.shape == expected.shape and got.dtype == dtype
+        error = (got.cpu().double() - expected).norm() / expected.norm()
+        assert error < (1e-5 if dtype == torch.float32 else 5e-3)
+
+
 def check_embed(k: Kernels, dtype: torch.dtype, hidden: int) -> None:
     table = torch.randn(10, hidden).to(dtype)
     got = k.embed(ints([100, 109, 99, 110, 0, 105]).to(k.device), table.to(k.device), 100)

@@ -100,6 +100,10 @@ class ReferenceKernels:
             out[rows] = _attend(q[rows], keys, values, seen, scale)
         return out.flatten(1)
 
+    def gated_linear(self, x: torch.Tensor, packed: Any, activation: str) -> torch.Tensor:
+        gate_up = self.linear(x, packed)
+        return self.silu_mul(gate_up) if activation == "silu" else self.gelu_mul(gate_up)
+
     def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
         gate, up = gate_up.chunk(2, dim=1)
         return F.silu(gate) * up

@@ -121,6 +121,15 @@ def test_activations(kernels: Kernels, width: int) -> None:
         assert torch.equal(apply(gate_up[2:3])[0], got[2])
 
 
+def test_gated_linear(kernels: Kernels) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(9, 64).to(kernels.dtype)
+    packed = kernels.pack_linear(torch.randn(40, 64).to(kernels.dtype), None)
+    y = kernels.linear(x, packed)
+    assert torch.equal(kernels.gated_linear(x, packed, "silu"), kernels.silu_mul(y))
+    assert torch.equal(kernels.gated_linear(x, packed, "gelu"), kernels.gelu_mul(y))
+
+
 @pytest.mark.parametrize("name", ["silu_mul", "gelu_mul"])
 def test_activations_of_extremes(kernels: Kernels, name: str) -> None:
     gate = torch.tensor([-float("inf"), -200.0, -88.0, 0.0, 200.0, float("inf"), float("nan")])

@@ -14,6 +14,7 @@ use_interpreter()
 from albireo.workers.kernels.cuda.attention import DecodeTiling, num_splits  # noqa: E402
 from albireo.workers.kernels.cuda.few_rows import FewRowsTiling, few_rows_tiling  # noqa: E402
 from albireo.workers.kernels.cuda.gemv import GemvTiling, gemv_tiling  # noqa: E402
+from albireo.workers.kernels.cuda.hopper_gemm import HopperTiling, hopper_tiling  # noqa: E402
 from albireo.workers.kernels.cuda.kernels import CudaKernels  # noqa: E402
 
 from . import cuda_kernel_checks as checks  # noqa: E402
@@ -177,6 +178,37 @@ def test_a_padded_step_is_the_same_step(padding: tuple[int, int, int], invariant
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_nan_stays_in_its_row(dtype: torch.dtype) -> None:
     checks.check_nan_stays_in_its_row(kernels(dtype), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gated_linear(dtype: torch.dtype) -> None:
+    checks.check_gated_linear(kernels(dtype), dtype, 48, 32, 70)
+
+
+@pytest.mark.parametrize(
+    ("n", "k", "rows", "tiling"),
+    [
+        (24576, 4096, 65, HopperTiling(128, 3, 1)),
+        (24576, 4096, 193, HopperTiling(256, 3, 1)),
+        (28672, 4096, 128, HopperTiling(128, 4, 1)),
+        (28672, 4096, 129, None),  # More tiles than there is room for.
+        (4096, 12288, 128, HopperTiling(128, 2, 3)),
+        (4096, 12288, 129, None),
+        (24576, 4096, 257, None),
+        (4096, 4096, 128, None),
+        (151936, 4096, 128, None),
+        (24576, 4100, 128, None),
+    ],
+)
+def test_tiling_of_a_decode_batch(n: int, k: int, rows: int, tiling: HopperTiling | None) -> None:
+    assert hopper_tiling(n, k, rows) == tiling
+
+
+def test_stages_leave_room_for_all_that_a_program_has() -> None:
+    for rows, groups in ((64, 2), (128, 4), (256, 2), (256, 3)):
+        tiling = HopperTiling(rows, groups, 1)
+        assert tiling.stages >= 3
+        assert tiling.shared_bytes <= 227 << 10
 
 
 def test_splits_fill_the_gpu_and_no_more() -> None:

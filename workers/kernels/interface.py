@@ -70,6 +70,13 @@ class Kernels(Protocol):
         """[T, k] -> [T, n]: x @ weight.T + bias."""
         ...
 
+    def gated_linear(self, x: torch.Tensor, packed: Any, activation: str) -> torch.Tensor:
+        """[T, k] -> [T, n / 2]: linear(x) = gate | up, then f(gate) * up.
+
+        activation: of f, "silu" or "gelu", as in silu_mul and gelu_mul.
+        """
+        ...
+
     def reads(self, packed: Any) -> torch.Tensor | None:
         """The weight [n, k] that `linear` reads, where fetching it ahead of time can help."""
         ...

@@ -41,6 +41,10 @@ class ColumnParallelLinear:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return self._kernels.linear(x, self._packed)
 
+    def gated(self, x: torch.Tensor, activation: str) -> torch.Tensor:
+        """[T, in] -> [T, half of this rank's outputs]; see Kernels.gated_linear."""
+        return self._kernels.gated_linear(x, self._packed, activation)
+
 
 class RowParallelLinear:
     """[T, this rank's inputs] -> [T, out], this rank's share of a sum.  Rank 0 adds the bias."""

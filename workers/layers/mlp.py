@@ -16,11 +16,10 @@ class MLP:
     """
 
     def __init__(self, weights: Weights, activation: str, rank: Rank) -> None:
-        kernels = rank.kernels
-        self._gate = {"silu": kernels.silu_mul, "gelu": kernels.gelu_mul}[activation]
+        self._activation = activation
         self._gate_up = ColumnParallelLinear(weights, ("gate_proj", "up_proj"), rank)
         self.reads = self._gate_up.reads
         self._down = RowParallelLinear(weights, "down_proj", rank)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return self._down(self._gate(self._gate_up(x)))
+        return self._down(self._gate_up.gated(x, self._activation))

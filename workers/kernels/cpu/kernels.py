@@ -93,6 +93,10 @@ class CpuKernels:
     def linear(self, x: torch.Tensor, packed: PackedLinear) -> torch.Tensor:
         return linear(self._team, x, packed)
 
+    def gated_linear(self, x: torch.Tensor, packed: PackedLinear, activation: str) -> torch.Tensor:
+        apply = {"silu": self.silu_mul, "gelu": self.gelu_mul}[activation]
+        return apply(self.linear(x, packed))
+
     def embed(self, tokens: torch.Tensor, table: torch.Tensor, first_id: int) -> torch.Tensor:
         return embed(self._team, tokens, table, first_id)
 

@@ -49,6 +49,11 @@ def gelu_mul(gate_up: torch.Tensor) -> torch.Tensor:
     return _launch(gate_up, True)
 
 
+def gated(gate_up: torch.Tensor, activation: str) -> torch.Tensor:
+    """One of the two, by its name: "silu" or "gelu"."""
+    return {"silu": silu_mul, "gelu": gelu_mul}[activation](gate_up)
+
+
 def _launch(gate_up: torch.Tensor, gelu: bool) -> torch.Tensor:
     rows, width = gate_up.shape[0], gate_up.shape[1] // 2
     out = gate_up.new_empty(rows, width)

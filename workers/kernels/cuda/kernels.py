@@ -1,7 +1,7 @@
-"""The Kernels interface on an NVIDIA GPU: nine launches a layer of a decode step.
+"""The Kernels interface on an NVIDIA GPU: eight or nine launches a layer of a decode step.
 
-    add_rms_norm  linear  rope_and_cache  attention  linear
-    add_rms_norm  linear  silu_mul        linear
+    add_rms_norm  linear  rope_and_cache    attention  linear
+    add_rms_norm  gated_linear (one or two) linear
 
 Nothing here waits for the GPU or reads from it, and temporaries come from
 PyTorch's allocator, so that all of it can be captured in a CUDA graph.  Not
@@ -17,11 +17,11 @@ import torch
 from ...engine.batch import StepBatch
 from ..interface import KVLayer
 from . import paging
-from .activation import gelu_mul, silu_mul
+from .activation import gated, gelu_mul, silu_mul
 from .attention import Attention
 from .embedding import embed
 from .experts import experts, pack_experts
-from .linear import PackedLinear, invariant_linear, linear, pack_linear
+from .linear import PackedLinear, gated_linear, invariant_linear, linear, pack_linear
 from .norm import rms_norm
 from .rope import rope_and_cache
 
@@ -62,6 +62,11 @@ class CudaKernels:
 
     def linear(self, x: torch.Tensor, packed: PackedLinear) -> torch.Tensor:
         return invariant_linear(x, packed) if self.batch_invariant else linear(x, packed)
+
+    def gated_linear(self, x: torch.Tensor, packed: PackedLinear, activation: str) -> torch.Tensor:
+        if self.batch_invariant:
+            return gated(invariant_linear(x, packed), activation)
+        return gated_linear(x, packed, activation)
 
     def reads(self, packed: PackedLinear) -> torch.Tensor | None:
         return packed.weight

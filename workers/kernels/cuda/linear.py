@@ -5,7 +5,8 @@ result depend on the batch.  The Triton GEMM has one tile shape and one order
 of summation for all batches; it is what `--batch-invariant` pays for.
 
 Where the weights' bytes decide, cuBLAS reads them at three quarters of the memory's
-speed: a single row has a kernel of its own (gemv.py), and so have some (few_rows.py).
+speed: a single row has a kernel of its own (gemv.py), and so have some (few_rows.py),
+and a large layer of a decode batch (hopper_gemm.py), its activation included.
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 
+from . import nvrtc
+from .activation import gated
 from .few_rows import MAX_ROWS, counters, few_rows, few_rows_tiling
 from .gemv import gemv, gemv_tiling
+from .hopper_gemm import HopperTiling, hopper_gemm, hopper_tiling
 from .overlap import can_overlap
 
 
@@ -49,16 +53,35 @@ def pack_linear(
 
 
 def linear(x: torch.Tensor, packed: PackedLinear) -> torch.Tensor:
-    """[T, k] -> [T, n] by cuBLAS, or for few rows of bfloat16 by kernels of our own."""
+    """[T, k] -> [T, n] by cuBLAS, or by kernels of our own where they are faster."""
     rows, k = x.shape
-    if x.dtype != torch.bfloat16 or rows > MAX_ROWS:
+    if x.dtype != torch.bfloat16:
         return cublas(x, packed)
+    if rows > MAX_ROWS:
+        many = _hopper_tiling(x, packed)
+        return hopper_gemm(x, packed.weight, packed.bias, many) if many else cublas(x, packed)
     if rows == 1:
         return gemv(x, packed.weight, packed.bias, packed.out_dtype, gemv_tiling(k))
     tiling = few_rows_tiling(len(packed.weight), k, rows) if can_overlap(x.device) else None
     if tiling is None:
         return cublas(x, packed)
     return few_rows(x, packed.weight, packed.bias, packed.out_dtype, tiling)
+
+
+def gated_linear(x: torch.Tensor, packed: PackedLinear, activation: str) -> torch.Tensor:
+    """[T, k] -> [T, n / 2]: f(first half of linear(x)) * second half, in one kernel if there is."""
+    tiling = _hopper_tiling(x, packed) if len(x) > MAX_ROWS else None
+    if tiling:
+        return hopper_gemm(x, packed.weight, packed.bias, tiling, activation)
+    return gated(linear(x, packed), activation)
+
+
+def _hopper_tiling(x: torch.Tensor, packed: PackedLinear) -> HopperTiling | None:
+    """None where cuBLAS is faster, or has to do it."""
+    if not x.dtype == packed.out_dtype == torch.bfloat16 or not nvrtc.available(x.device):
+        return None
+    n, k = packed.weight.shape
+    return hopper_tiling(n, k, len(x))
 
 
 def cublas(x: torch.Tensor, packed: PackedLinear) -> torch.Tensor:

@@ -1,0 +1,294 @@
+// y = x W^T of a decode batch on Hopper: hopper_gemm.py says what it is for and how it is cut up.
+//
+// Compile-time: ROWS (of a tile) in PARTS of one instruction each, GROUPS (warpgroups that multiply, 64 outputs
+// each), STAGES, SPLITS (programs that share k: a cluster), GATE (0 none, 1 SiLU, 2 GELU), MULTIPLYING_REGISTERS,
+// COPYING_REGISTERS; and, before this text,
+//
+//   multiply(float* sum, u64 weights, u64 inputs): one wgmma of 64 outputs x ROWS / PARTS rows x 16 of k.
+//
+// The last warpgroup copies tiles of weights and of x into a ring of stages, the others multiply them.
+
+struct alignas(64) TensorMap { u64 opaque[16]; };
+
+constexpr int OUTPUTS = 64 * GROUPS;
+constexpr int COLUMNS = 64;  // Of k in a stage: the 128 bytes that the swizzle knows.
+constexpr int WEIGHT_BYTES = OUTPUTS * 128, INPUT_BYTES = ROWS * 128, STAGE_BYTES = WEIGHT_BYTES + INPUT_BYTES;
+constexpr int THREADS = 128 * GROUPS;  // That multiply.
+constexpr int WIDTH = GATE ? OUTPUTS / 2 : OUTPUTS;  // What of a row a program writes.
+// Between two rows of results (bfloat16), or of sums (float): no two lanes of a store in one bank.
+constexpr int LINE_BYTES = SPLITS == 1 ? (WIDTH + 8) * 2 : (OUTPUTS + 4) * 4;
+
+static_assert(ROWS * LINE_BYTES <= STAGES * STAGE_BYTES, "results lie where the stages were");
+
+__device__ __forceinline__ void wait_for_kernels_before() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+
+// ---------------------------------------------------------------- stages
+__device__ __forceinline__ void init(u32 barrier, u32 count) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
+}
+
+__device__ __forceinline__ void expect(u32 barrier, u32 bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+
+__device__ __forceinline__ void arrive(u32 barrier) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
+__device__ __forceinline__ void await(u32 barrier, u32 parity) {
+    asm volatile(
+        "{\n"
+        ".reg .pred done;\n"
+        "again:\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+        "@!done bra again;\n"
+        "}\n" ::"r"(barrier), "r"(parity) : "memory");
+}
+
+__device__ __forceinline__ void copy_inputs(u32 to, const TensorMap& from, u32 barrier, int column) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];"
+        ::"r"(to), "l"(&from), "r"(barrier), "r"(column), "r"(0) : "memory");
+}
+
+// Weights are read once: they are the first to leave the L2 cache.
+__device__ __forceinline__ void copy_weights(u32 to, const TensorMap& from, u32 barrier, int column) {
+    constexpr u64 evict_first = 0x12F0000000000000ull;
+    const int tile = blockIdx.x;
+#if GATE
+    asm volatile(
+        "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint"
+        " [%0], [%1, {%3, %4, %4, %5}], [%2], %6;"
+        ::"r"(to), "l"(&from), "r"(barrier), "r"(column), "r"(0), "r"(tile * (OUTPUTS / 16)), "l"(evict_first) : "memory");
+#else
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint"
+        " [%0], [%1, {%3, %4}], [%2], %5;"
+        ::"r"(to), "l"(&from), "r"(barrier), "r"(column), "r"(tile * OUTPUTS), "l"(evict_first) : "memory");
+#endif
+}
+
+// Of rows of 128 swizzled bytes along k; eight of them are 1,024 bytes.
+__device__ __forceinline__ u64 descriptor(u32 address) {
+    return (static_cast<u64>(address & 0x3FFFF) >> 4) | (1ull << 16) | (64ull << 32) | (1ull << 62);
+}
+
+// ---------------------------------------------------------------- results
+__device__ __forceinline__ float bf16(u16 value) { return __uint_as_float(static_cast<u32>(value) << 16); }
+
+__device__ __forceinline__ u32 packed(float low, float high) {
+    u32 pair;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
+}
+
+// As in activation.py; the reciprocal is within one unit in the last place, far below bfloat16's.
+__device__ __forceinline__ float gated(float gate, float up) {
+    const float t = GATE == 2 ? gate * (1.5957691216f + 0.0713548163f * gate * gate) : gate;
+    float share;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(share) : "f"(1.0f + __expf(-t)));
+    return gate * share * up;
+}
+
+// Of one thread, for each eight rows: those of two of them (lane % 4 * 2 and the next) and of output lane / 4,
+// then the same of output lane / 4 + 8.  With a gate these are the gate and what it lets through.
+constexpr int PART = ROWS / PARTS;
+typedef float Sums[PARTS][PART / 2];
+
+__device__ __forceinline__ const float* of_eight_rows(const Sums& sums, int i) {
+    return sums[i / (PART / 8)] + i % (PART / 8) * 4;
+}
+
+// Results as [row][output] in bfloat16: matrices of eight rows and eight outputs, four at a time, transposed.
+__device__ __forceinline__ void leave_results(u32 to, const Sums& sums, const u16* bias, int first_output, int width) {
+    constexpr int AT_ONCE = GATE ? 4 : 2;  // Of eight rows each.
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const int output = first_output + warp * (GATE ? 8 : 16) + lane / 4, other = output + (GATE ? width : 8);
+    float add = 0.0f, add_other = 0.0f;
+    if (bias && output < width) add = bf16(bias[output]), add_other = bf16(bias[other]);
+    u32 at = to + ((GATE ? lane / 8 : lane / 16) * 8 + lane % 8) * LINE_BYTES + warp * (GATE ? 16 : 32) +
+             (GATE ? 0 : lane / 8 % 2 * 16);
+#pragma unroll
+    for (int i = 0; i < ROWS / 8; i += AT_ONCE, at += AT_ONCE * 8 * LINE_BYTES) {
+        u32 m[4];
+#pragma unroll
+        for (int j = 0; j < AT_ONCE; ++j) {
+            const float* sum = of_eight_rows(sums, i + j);
+            const float a = sum[0] + add, b = sum[1] + add, c = sum[2] + add_other, d = sum[3] + add_other;
+            if (GATE) {
+                m[j] = packed(gated(a, c), gated(b, d));
+            } else {
+                m[2 * j] = packed(a, b), m[2 * j + 1] = packed(c, d);
+            }
+        }
+        asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};"
+                     ::"r"(at), "r"(m[0]), "r"(m[1]), "r"(m[2]), "r"(m[3]) : "memory");
+    }
+}
+
+__device__ __forceinline__ void write_results(u32 from, u16* y, int rows, int first_output, int width) {
+    constexpr int UNITS = WIDTH / 8;
+#pragma unroll 4
+    for (int i = threadIdx.x; i < rows * UNITS; i += THREADS) {
+        const int row = i / UNITS, output = first_output + i % UNITS * 8;
+        if (output >= width) continue;
+        uint4 v;
+        asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(from + row * LINE_BYTES + i % UNITS * 16));
+        *reinterpret_cast<uint4*>(y + static_cast<long long>(row) * width + output) = v;
+    }
+}
+
+// ---------------------------------------------------------------- results of programs that share k
+// Sums as [row][output].
+__device__ __forceinline__ void leave_sums(u32 to, const Sums& sums) {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const u32 at = to + lane % 4 * 2 * LINE_BYTES + (warp * 16 + lane / 4) * 4;
+#pragma unroll
+    for (int i = 0; i < ROWS / 8; ++i) {
+        const float* sum = of_eight_rows(sums, i);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+            const u32 place = at + (8 * i + j % 2) * LINE_BYTES + j / 2 * 32;
+            asm volatile("st.shared.f32 [%0], %1;" ::"r"(place), "f"(sum[j]) : "memory");
+        }
+    }
+}
+
+// In the order of k.
+__device__ __forceinline__ float4 total(u32 address) {
+    float4 all = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+#pragma unroll
+    for (int split = 0; split < SPLITS; ++split) {
+        u32 there;
+        asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(split));
+        float4 v;
+        asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
+                     : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "r"(there));
+        all.x += v.x, all.y += v.y, all.z += v.z, all.w += v.w;
+    }
+    return all;
+}
+
+__device__ __forceinline__ void add_bias(float4& v, const u16* bias) {
+    v.x += bf16(bias[0]), v.y += bf16(bias[1]), v.z += bf16(bias[2]), v.w += bf16(bias[3]);
+}
+
+// Each of these programs writes a part of the rows.
+__device__ __forceinline__ void write_sums(u32 from, u16* y, const u16* bias, int rows, int first_output, int width) {
+    constexpr int UNITS = WIDTH / 4, MINE = (ROWS + SPLITS - 1) / SPLITS;
+    const int before = blockIdx.z * MINE, count = min(MINE, rows - before) * UNITS;
+#pragma unroll 4
+    for (int i = threadIdx.x; i < count; i += THREADS) {
+        const int row = before + i / UNITS, place = i % UNITS * 4, output = first_output + place;
+        if (output >= width) continue;
+        const u32 at = from + row * LINE_BYTES + (GATE ? place / 8 * 16 + place % 8 : place) * 4;
+        float4 v = total(at);
+        if (bias) add_bias(v, bias + output);
+        if (GATE) {
+            float4 up = total(at + 32);
+            if (bias) add_bias(up, bias + width + output);
+            v = make_float4(gated(v.x, up.x), gated(v.y, up.y), gated(v.z, up.z), gated(v.w, up.w));
+        }
+        *reinterpret_cast<uint2*>(y + static_cast<long long>(row) * width + output) =
+            make_uint2(packed(v.x, v.y), packed(v.z, v.w));
+    }
+}
+
+// All programs that share k; what they wrote to shared memory is to be seen.
+__device__ __forceinline__ void meet() {
+    if (SPLITS > 1) {
+        asm volatile("barrier.cluster.arrive.release.aligned;\n barrier.cluster.wait.acquire.aligned;" ::: "memory");
+    } else {
+        __syncthreads();
+    }
+}
+
+// ---------------------------------------------------------------- the kernel
+// weights: boxes of 64 columns and OUTPUTS rows; with a gate, of eight rows of the first half and eight of the
+// second in turns.  inputs: of 64 columns and ROWS rows.  y [rows, width] in bfloat16; bias: of W's rows, or null.
+extern "C" __global__ void __launch_bounds__(THREADS + 128, 1)
+    hopper_gemm(const __grid_constant__ TensorMap weights, const __grid_constant__ TensorMap inputs, u16* y,
+                const u16* bias, int rows, int width, int columns) {
+    extern __shared__ unsigned char memory[];
+    const u32 stages = (static_cast<u32>(__cvta_generic_to_shared(memory)) + 1023) & ~1023u;
+    const u32 full = stages + STAGES * STAGE_BYTES, empty = full + STAGES * 8;
+    const int first_output = blockIdx.x * WIDTH, rounds = columns / COLUMNS;
+    const int begin = rounds * blockIdx.z / SPLITS, count = rounds * (blockIdx.z + 1) / SPLITS - begin;
+
+    asm volatile("griddepcontrol.launch_dependents;");
+    if (threadIdx.x == 0) {
+        for (int stage = 0; stage < STAGES; ++stage) init(full + stage * 8, 1), init(empty + stage * 8, 4 * GROUPS);
+        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    }
+    __syncthreads();
+
+    if (threadIdx.x >= THREADS) {
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COPYING_REGISTERS));
+        if (threadIdx.x == THREADS) {
+            const auto ask_for_weights = [&](int round) {
+                const u32 stage = round % STAGES, barrier = full + stage * 8;
+                expect(barrier, STAGE_BYTES);
+                copy_weights(stages + stage * STAGE_BYTES, weights, barrier, (begin + round) * COLUMNS);
+            };
+            const auto ask_for_inputs = [&](int round) {
+                const u32 stage = round % STAGES;
+                const u32 to = stages + stage * STAGE_BYTES + WEIGHT_BYTES;
+                copy_inputs(to, inputs, full + stage * 8, (begin + round) * COLUMNS);
+            };
+            // No kernel writes weights: they can be under way before those before have ended.
+            for (int round = 0; round < STAGES && round < count; ++round) ask_for_weights(round);
+            wait_for_kernels_before();
+            for (int round = 0; round < STAGES && round < count; ++round) ask_for_inputs(round);
+            for (int round = STAGES; round < count; ++round) {
+                await(empty + round % STAGES * 8, round / STAGES - 1 & 1);
+                ask_for_weights(round);
+                ask_for_inputs(round);
+            }
+        }
+    } else {
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(MULTIPLYING_REGISTERS));
+        Sums sums = {};
+        u32 stage = 0, parity = 0, before = 0;
+        for (int round = 0; round < count; ++round) {
+            await(full + stage * 8, parity);
+            const u32 tile = stages + stage * STAGE_BYTES;
+            const u64 a = descriptor(tile + threadIdx.x / 128 * 64 * 128), b = descriptor(tile + WEIGHT_BYTES);
+            asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+#pragma unroll
+            for (int i = 0; i < COLUMNS / 16; ++i) {
+#pragma unroll
+                for (int part = 0; part < PARTS; ++part) {
+                    multiply(sums[part], a + i * 2, b + i * 2 + part * (PART * 8));
+                }
+            }
+            asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+            if (round) {
+                asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
+                if (threadIdx.x % 32 == 0) arrive(empty + before * 8);
+            }
+            before = stage;
+            if (++stage == STAGES) stage = 0, parity ^= 1;
+        }
+        asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+
+        // All warps are done with the stages before others use their place.
+        asm volatile("bar.sync 1, %0;" ::"n"(THREADS) : "memory");
+        if (SPLITS == 1) {
+            leave_results(stages, sums, bias, first_output, width);
+        } else {
+            leave_sums(stages, sums);
+        }
+    }
+
+    meet();
+    if (threadIdx.x < THREADS) {
+        wait_for_kernels_before();
+        if (SPLITS == 1) {
+            write_results(stages, y, rows, first_output, width);
+        } else {
+            write_sums(stages, y, bias, rows, first_output, width);
+        }
+    }
+    if (SPLITS > 1) meet();  // Others have read my sums.
+}

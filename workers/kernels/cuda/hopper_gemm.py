@@ -1,0 +1,190 @@
+"""A linear layer of 65 to 256 rows on Hopper, where weights and arithmetic cost about the same.
+
+    grid  (n / outputs, 1, splits); a program has some outputs of all rows, and a share of k
+
+All rows are one tile, so that the weights are read once.  A program's copying warp asks
+for the first of them before the kernel before it has ended (overlap.py), which
+cuBLAS's kernels cannot; the others multiply what is there (wgmma; PTX ISA, "Asynchronous
+Warpgroup Level Matrix Instructions").  Where there are fewer tiles than multiprocessors, k is
+shared out in a cluster, whose programs add up each other's sums from shared memory, in
+the order of k.
+
+With a gate the layer's two halves come in turns of eight outputs, so that a thread has a gate
+and what it lets through, and applies the activation before anything is written.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from .nvrtc import CompiledKernel, TensorMap, compiled
+
+MAX_ROWS = 256
+
+_SOURCE = Path(__file__).with_suffix(".cu")
+_GATES = {None: 0, "silu": 1, "gelu": 2}
+_TILE_ROWS = 64
+"""Tiles of so many rows, twice as many, ..."""
+_COLUMNS = 64
+"""Of k in a stage."""
+_PROGRAMS = {1: 132, 2: 132, 3: 126}
+"""That an H100 or H200 has room for at once, by how many make a cluster."""
+_SHARED_BYTES = 227 << 10
+"""Of a program."""
+_BARRIERS_BYTES, _ALIGNMENT = 16, 1024
+_MOST_STAGES = 8
+_WIDEST_INSTRUCTION = 192
+"""Rows of one instruction for which the registers at a program's start are enough."""
+_REGISTERS = {2: (232, 40), 3: (160, 32), 4: (112, 32)}
+"""Of a thread that multiplies and of one that copies, by warpgroups that multiply."""
+_MOST_ROWS = {2: 256, 3: 256, 4: 128}
+"""Of a tile, for sums that fit into these registers."""
+_MOST_ROWS_SHARED = 128
+"""Where k is shared out: of more rows the sums cost what is gained."""
+_LEAST_FILLED = 0.7
+"""Share of the GPU that must have work for this to be faster than cuBLAS ..."""
+_LEAST_WEIGHTS = 40 << 20
+"""... and how many weights there must be: the start and the end of a program cost more here."""
+
+
+class HopperTiling(NamedTuple):
+    """rows: of a tile.  groups: warpgroups that multiply, 64 outputs each.
+
+    splits: programs that share k.
+    """
+
+    rows: int
+    groups: int
+    splits: int
+
+    @property
+    def outputs(self) -> int:
+        return 64 * self.groups
+
+    @property
+    def _stage_bytes(self) -> int:
+        return (self.outputs + self.rows) * _COLUMNS * 2 + _BARRIERS_BYTES
+
+    @property
+    def stages(self) -> int:
+        """That a program's shared memory has room for."""
+        return min(_MOST_STAGES, (_SHARED_BYTES - _ALIGNMENT) // self._stage_bytes)
+
+    @property
+    def shared_bytes(self) -> int:
+        return self.stages * self._stage_bytes + _ALIGNMENT
+
+
+def hopper_tiling(n: int, k: int, rows: int) -> HopperTiling | None:
+    """For a weight [n, k] of bfloat16; None where cuBLAS is faster, or has to do it.
+
+    Measured on an H100 (tools/gpu_kernel_bench.py --tune-linear, and whole layers) for
+    Qwen3-8B, half of it, Llama-3.1-8B and Qwen3-0.6B, at 72 to 256 rows.
+    """
+    if rows > MAX_ROWS or n % 16 or k % _COLUMNS or n * k < _LEAST_WEIGHTS:
+        return None
+    tilings = _tilings(n, k, -(-rows // _TILE_ROWS) * _TILE_ROWS)
+    fullest = max(tilings, key=lambda tiling: _filled(n, tiling), default=None)
+    return fullest if fullest and _filled(n, fullest) >= _LEAST_FILLED else None
+
+
+def _tilings(n: int, k: int, rows: int) -> Iterator[HopperTiling]:
+    """All whose programs are on the GPU at once."""
+    for splits, programs in _PROGRAMS.items():
+        for groups, most_rows in _MOST_ROWS.items():
+            tiling = HopperTiling(rows, groups, splits)
+            fits = -(-n // tiling.outputs) * splits <= programs and k // _COLUMNS >= splits
+            if fits and rows <= (most_rows if splits == 1 else _MOST_ROWS_SHARED):
+                yield tiling
+
+
+def _filled(n: int, tiling: HopperTiling) -> float:
+    """Work of all programs over what as many as there are multiprocessors could do."""
+    return n * tiling.splits / (_PROGRAMS[1] * tiling.outputs)
+
+
+def hopper_gemm(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    tiling: HopperTiling,
+    activation: str | None = None,
+) -> torch.Tensor:
+    """[T, k] -> [T, n] in bfloat16; with an activation [T, n / 2]: f(first half) * second half.
+
+    x and weight contiguous, and tiling.rows at least T.
+    """
+    rows, (n, k) = len(x), weight.shape
+    width = n // 2 if activation else n
+    y = x.new_empty(rows, width)
+    kernel = _kernel(x.device, tiling, _GATES[activation])
+    line = 2 * k
+    if activation:
+        sizes, strides = (k, 8, 2, width // 8), (line, width * line, 8 * line)
+        weights = _map(weight.data_ptr(), sizes, strides, (_COLUMNS, 8, 2, tiling.outputs // 16))
+    else:
+        weights = _map(weight.data_ptr(), (k, n), (line,), (_COLUMNS, tiling.outputs))
+    kernel.launch(
+        (-(-n // tiling.outputs), 1, tiling.splits),
+        weights,
+        _map(x.data_ptr(), (k, rows), (line,), (_COLUMNS, tiling.rows)),
+        ctypes.c_void_p(y.data_ptr()),
+        ctypes.c_void_p(0 if bias is None else bias.data_ptr()),
+        ctypes.c_int(rows),
+        ctypes.c_int(width),
+        ctypes.c_int(k),
+    )
+    return y
+
+
+@functools.lru_cache(maxsize=4096)
+def _map(
+    address: int, sizes: tuple[int, ...], strides: tuple[int, ...], box: tuple[int, ...]
+) -> TensorMap:
+    """It says nothing of the tensor but this, so it is as good for the next one there."""
+    return TensorMap(address, sizes, strides, box)
+
+
+@functools.cache
+def _kernel(device: torch.device, tiling: HopperTiling, gate: int) -> CompiledKernel:
+    """On the device, which is the current one."""
+    parts = 1 if tiling.rows <= _WIDEST_INSTRUCTION else 2
+    multiplying, copying = _REGISTERS[tiling.groups]
+    code = compiled(
+        _multiply(tiling.rows // parts) + _SOURCE.read_text(),
+        [
+            f"ROWS={tiling.rows}",
+            f"PARTS={parts}",
+            f"GROUPS={tiling.groups}",
+            f"STAGES={tiling.stages}",
+            f"SPLITS={tiling.splits}",
+            f"GATE={gate}",
+            f"MULTIPLYING_REGISTERS={multiplying}",
+            f"COPYING_REGISTERS={copying}",
+        ],
+    )
+    threads = 128 * (tiling.groups + 1)
+    return CompiledKernel(code, "hopper_gemm", threads, tiling.shared_bytes, (1, 1, tiling.splits))
+
+
+def _multiply(rows: int) -> str:
+    """The instruction whose text depends on its number of registers."""
+    count = rows // 2
+    registers = ", ".join(f"%{i}" for i in range(count))
+    sums = ", ".join(f'"+f"(sum[{i}])' for i in range(count))
+    return f"""
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+__device__ __forceinline__ void multiply(float* sum, u64 weights, u64 inputs) {{
+    asm volatile("wgmma.mma_async.sync.aligned.m64n{rows}k16.f32.bf16.bf16 "
+                 "{{{registers}}}, %{count}, %{count + 1}, 1, 1, 1, 0, 0;"
+                 : {sums} : "l"(weights), "l"(inputs));
+}}
+"""
