@@ -16,7 +16,7 @@ class CorePlan(msgspec.Struct, frozen=True, kw_only=True):
     """cores: of this machine that the node may use; worker_threads: of each worker.
 
     spin_us: how long a worker spins on a ring before it sleeps; 0 where the
-    peers need the core.
+    peers need the core.  Where it is not, who waits for a GPU spins all the time.
     """
 
     cores: int
@@ -54,7 +54,9 @@ def make_core_plan(
         else:
             spare = 2 if cores >= 2 * workers + 4 else 0
             threads = max(1, (cores - spare) // workers)
-    roomy = cores >= workers * threads + actors
+    # A GPU's worker has a second thread, which waits for results (workers/engine/cuda/flights.py).
+    waiting = workers if device == "cuda" else 0
+    roomy = cores >= workers * threads + waiting + actors
     return CorePlan(
         cores=cores, workers=workers, worker_threads=threads, spin_us=50 if roomy else 0
     )

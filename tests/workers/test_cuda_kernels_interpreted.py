@@ -194,6 +194,7 @@ def test_gated_linear(dtype: torch.dtype) -> None:
         (28672, 4096, 129, None),  # More tiles than there is room for.
         (4096, 12288, 128, HopperTiling(128, 2, 3)),
         (4096, 12288, 129, None),
+        (12288, 4096, 129, None),
         (24576, 4096, 257, None),
         (4096, 4096, 128, None),
         (151936, 4096, 128, None),

@@ -123,7 +123,7 @@ class CudaEngine:
         self._graphs: DecodeGraphs | None = None
         self._mixed: MixedGraphs | None = None
         flights = [
-            Flight(len(self._tables.words), engine.max_num_seqs)
+            Flight(len(self._tables.words), engine.max_num_seqs, engine.spin_us > 0)
             for _ in range(2 * (engine.lookahead + 1))
         ]
         self._ring = PlanMemory.register(plan_memory, device) if plan_memory else None

@@ -45,9 +45,9 @@ _REGISTERS = {2: (232, 40), 3: (160, 32), 4: (112, 32)}
 """Of a thread that multiplies and of one that copies, by warpgroups that multiply."""
 _MOST_ROWS = {2: 256, 3: 256, 4: 128}
 """Of a tile, for sums that fit into these registers."""
-_MOST_ROWS_SHARED = 128
-"""Where k is shared out: of more rows the sums cost what is gained."""
-_LEAST_FILLED = 0.7
+_FEWER_ROWS = 128
+"""Of more, arithmetic costs as much as the weights, and sums of a k that is shared out too much."""
+_LEAST_FILLED, _LEAST_FILLED_MANY = 0.7, 0.8
 """Share of the GPU that must have work for this to be faster than cuBLAS ..."""
 _LEAST_WEIGHTS = 40 << 20
 """... and how many weights there must be: the start and the end of a program cost more here."""
@@ -91,7 +91,8 @@ def hopper_tiling(n: int, k: int, rows: int) -> HopperTiling | None:
         return None
     tilings = _tilings(n, k, -(-rows // _TILE_ROWS) * _TILE_ROWS)
     fullest = max(tilings, key=lambda tiling: _filled(n, tiling), default=None)
-    return fullest if fullest and _filled(n, fullest) >= _LEAST_FILLED else None
+    least = _LEAST_FILLED if rows <= _FEWER_ROWS else _LEAST_FILLED_MANY
+    return fullest if fullest and _filled(n, fullest) >= least else None
 
 
 def _tilings(n: int, k: int, rows: int) -> Iterator[HopperTiling]:
@@ -100,7 +101,7 @@ def _tilings(n: int, k: int, rows: int) -> Iterator[HopperTiling]:
         for groups, most_rows in _MOST_ROWS.items():
             tiling = HopperTiling(rows, groups, splits)
             fits = -(-n // tiling.outputs) * splits <= programs and k // _COLUMNS >= splits
-            if fits and rows <= (most_rows if splits == 1 else _MOST_ROWS_SHARED):
+            if fits and rows <= (most_rows if splits == 1 else _FEWER_ROWS):
                 yield tiling
 
 
