@@ -21,7 +21,6 @@ import msgspec
 
 from albireo.ipc.config import ActorSpec
 from albireo.ipc.messages import (
-    Credit,
     Decoded,
     Drain,
     Drained,
@@ -39,7 +38,6 @@ from albireo.ipc.messages import (
 from albireo.ipc.stages import Stage
 from albireo.ipc.timeline import NO_STEP
 
-from .groups import Group
 from .requests import Refusal, Stream
 from .router import Router
 
@@ -47,7 +45,6 @@ TICK_S = 0.2
 LOST_GROUP_TIMEOUT_S = 5.0
 
 _RETRY_CODES = frozenset({"queue_full", "unavailable", "group_failed"})
-_FAULT = "tokens of this request met a fault in the router, and are lost"
 _log = logging.getLogger(__name__)
 
 
@@ -59,6 +56,8 @@ class ActorMessages:
     ) -> None:
         self._router = router
         self._groups = router.groups
+        self._placement = router.placement
+        self._delivery = router.delivery
         self._texts = router.texts
         self._send = send
         self._restarted = spec.incarnation > 0
@@ -97,26 +96,15 @@ class ActorMessages:
         if group is not None:
             start_ns = time.monotonic_ns()
             try:
-                self._router.output(peer, group, output)
+                self._delivery.output(peer, group, output)
             except MemoryError:
                 raise
             except Exception:
                 _log.exception("a batch of group %d could not be handed on", group.number)
-                self._give_up(peer, group, output)
+                self._delivery.give_up(peer, group, output)
             self._router.timeline.record(
                 Stage.ROUTE, NO_STEP, start_ns, time.monotonic_ns(), len(output.pieces)
             )
-
-    def _give_up(self, peer: bytes, group: Group, output: Output) -> None:
-        """What was made of a batch goes to the clients; those whose part is lost hear of it."""
-        for session in self._router.sessions:
-            if session.outbox:
-                session.flush()
-        for piece in output.pieces:
-            stream = group.streams.get(piece.request)
-            if stream is not None:
-                self._router.fail(stream.asker, Refusal("internal", _FAULT))
-        self._send(peer, Credit(1))
 
     def _refused(self, peer: bytes, refused: Refused) -> None:
         group = self._groups.of(peer)
@@ -146,14 +134,14 @@ class ActorMessages:
             lost = self._groups.joined(peer, joined.group, joined.incarnation)
             if lost is not None:
                 self._lost(lost, joined.group, "it has been replaced by a new one")
-                self._router.submit_waiting()
+                self._placement.submit_waiting()
 
     def _topology(self, peer: bytes, topology: Topology) -> None:
         self._router.actors = topology.actors
         self._groups.set_states(topology.groups)
         if self._restarted:
             self._adopt(topology)
-        self._router.submit_waiting()
+        self._placement.submit_waiting()
 
     def _adopt(self, topology: Topology) -> None:
         """Finds the actors that joined the router before this one."""
@@ -178,7 +166,7 @@ class ActorMessages:
         if self._unreset.get(down.group, -1) <= down.incarnation:
             self._unreset.pop(down.group, None)
         self._lost(lost, down.group, down.reason, down.planned, down.detected)
-        self._router.submit_waiting()
+        self._placement.submit_waiting()
 
     def _lost(
         self,
@@ -190,7 +178,7 @@ class ActorMessages:
     ) -> None:
         if lost:
             why = f"group {group}, which served this request, failed: {reason}"
-            self._router.fail_over(lost, why, planned, detected or time.monotonic())
+            self._placement.lost(lost, why, planned, detected or time.monotonic())
 
     def _tokenizer_down(self, peer: bytes, down: TokenizerDown) -> None:
         self._texts.down(down.incarnation)
@@ -209,7 +197,7 @@ class ActorMessages:
                 lost = self._groups.down(group.number, group.incarnation)
                 self._lost(lost, group.number, "its detokenizer cannot be reached")
         self._say_group_drained(now)
-        self._router.submit_waiting()
+        self._placement.submit_waiting()
 
     # ------------------------------------------------------------------ draining
     def _drain(self, peer: bytes, drain: Drain) -> None:
