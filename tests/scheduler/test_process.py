@@ -27,7 +27,8 @@ from albireo.ipc.ring import RingReader, RingTimeout, RingWriter, create_ring
 from albireo.ipc.rings import plan_ring, result_ring
 from albireo.scheduler.process import main
 
-from .fake_group import FakeWorker, expected_end, submission
+from .fake_worker import FakeWorker
+from .submissions import expected_end, submission
 
 WAIT_S = 10.0
 ENGINE = EngineConfig(
