@@ -6,7 +6,8 @@ replaced is dropped: groups and texts know the identity of the present one.
 
 A router that was itself restarted has missed the Joined of actors that are
 older: it learns their identities from Topology, and resets the groups, which
-still work for requests that nobody remembers.
+still work for requests that nobody remembers.  A group that could not be
+reached, and is alive, is reset in the same way: what was said to it is lost.
 """
 
 from __future__ import annotations
@@ -62,6 +63,7 @@ class ActorMessages:
         self._send = send
         self._restarted = spec.incarnation > 0
         self._unreset: dict[int, int] = {}
+        """Groups that have to forget everything before they are used, and their incarnations."""
         self._loop = asyncio.get_running_loop()
         self._draining: dict[int, tuple[bytes, float]] = {}
         self._drain_peer: bytes | None = None
@@ -161,6 +163,25 @@ class ActorMessages:
         for number, incarnation in self._unreset.items():
             self._send(f"g{number}.{incarnation}".encode(), Reset())
 
+    def _call_back(self) -> None:
+        """Groups that could not be reached and have not ended begin anew, as soon as they can be;
+        what they had goes on then, and after a while in any case."""
+        for group in self._groups:
+            if group.lost_at is None:
+                continue
+            assert group.peer is not None
+            back = self._send(group.peer, Reset())
+            if back:
+                _log.warning("group %d can be reached again, and begins anew", group.number)
+            elif time.monotonic() - group.lost_at > LOST_GROUP_TIMEOUT_S:
+                _log.error("group %d cannot be reached, and nobody says why", group.number)
+            else:
+                continue
+            self._unreset[group.number] = group.incarnation
+            detected = group.lost_at
+            lost = self._groups.give_up(group)
+            self._lost(lost, group.number, "its detokenizer cannot be reached", back, detected)
+
     def _group_down(self, peer: bytes, down: GroupDown) -> None:
         lost = self._groups.down(down.group, down.incarnation)
         if self._unreset.get(down.group, -1) <= down.incarnation:
@@ -187,15 +208,11 @@ class ActorMessages:
         """What has to be tried again or given up."""
         self._timer = self._loop.call_later(TICK_S, self._tick)
         now = self._loop.time()
+        self._call_back()
         self._reset_groups()
         self._texts.expire()
         self._texts.retry()
         self._router.expire()
-        for group in self._groups:
-            if group.lost_at is not None and now - group.lost_at > LOST_GROUP_TIMEOUT_S:
-                _log.error("group %d cannot be reached, and nobody says why", group.number)
-                lost = self._groups.down(group.number, group.incarnation)
-                self._lost(lost, group.number, "its detokenizer cannot be reached")
         self._say_group_drained(now)
         self._placement.submit_waiting()
 

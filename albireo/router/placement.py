@@ -7,6 +7,7 @@ is failover.py's business.  Whoever takes a stream off a group tells the group
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Iterable
 
 import msgspec
@@ -20,7 +21,7 @@ from .requests import Refusal, RequestNumbers, Stream, TokenRequest
 
 class Placement:
     """streams: the router's, by number.  send: False when the peer is not there.  fail ends a
-    request with an error.  clock: seconds, of any origin."""
+    request with an error."""
 
     def __init__(
         self,
@@ -30,12 +31,10 @@ class Placement:
         groups: GroupTable,
         send: Callable[[bytes, msgspec.Struct], bool],
         fail: Callable[[TokenRequest, Refusal], None],
-        clock: Callable[[], float],
     ) -> None:
         self._groups = groups
         self._send = send
         self._fail = fail
-        self._clock = clock
         self._failover = Failover(max_failovers, streams, numbers, groups, fail, self._place)
         self.failed_over = 0
         """How often a stream went on when its group had died."""
@@ -116,5 +115,5 @@ class Placement:
         assert group.peer is not None
         if self._send(group.peer, message):
             return True
-        self._groups.lose(group, self._clock())
+        self._groups.lose(group, time.monotonic())
         return False

@@ -98,7 +98,7 @@ class Router:
             spec.engine.num_blocks * spec.engine.block_size if spec.engine.prefix_caching else 0,
         )
         self.placement = Placement(
-            spec.max_failovers, self.streams, numbers, self.groups, send, self.fail, clock
+            spec.max_failovers, self.streams, numbers, self.groups, send, self.fail
         )
         self.delivery = Delivery(self.sessions, journal, send, self._finished, self.fail, clock)
         self.texts = TextQueue(send, clock, (spec.incarnation & 0x7FFF) << 40)
