@@ -109,12 +109,13 @@ class Operations:
                 f"{order.action}"
             )
         say(f"group {group.number}: requests in flight have {order.timeout_s:g} s")
+        come_back = order.action == "restart"
+        incarnation = group.incarnation
         group.drain()
         await self._drain(group.number, order.timeout_s)
-        incarnation = group.incarnation
-        if group.state == "draining":
-            group.leave(come_back=order.action == "restart")
-        if order.action == "restart":
+        if group.incarnation == incarnation or not come_back:  # else it died, and is back by itself
+            group.leave(come_back)
+        if come_back:
             await _until(lambda: group.incarnation > incarnation and group.state == "ready", group)
             say(f"group {group.number} is ready")
         else:
@@ -125,13 +126,15 @@ class Operations:
         if group.state in ("ready", "draining"):
             raise OperationError(f"group {group.number} runs already")
         group.start()
-        await _until(lambda: group.state == "ready", group)
+        await _until(lambda: group.state == "ready", group, tried=False)
         say(f"group {group.number} is ready")
 
 
-async def _until(happened: Callable[[], bool], group: Group) -> None:
-    """Waits; raises OperationError when the group is given up."""
-    tried = False
+async def _until(happened: Callable[[], bool], group: Group, tried: bool = True) -> None:
+    """Waits; raises OperationError when the group is given up.
+
+    tried: False = it may have been given up before, and counts as tried when it no longer is.
+    """
     while not happened():
         tried |= group.state != "failed"
         if tried and group.state == "failed":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -113,6 +115,43 @@ def test_a_drained_group_finishes_and_stays_away(
         "group 0 is ready", "group 1 is ready",
     ]  # fmt: skip
     wait_for("the node is whole again", lambda: whole(node), 3)
+
+
+@pytest.mark.parametrize(
+    ("action", "most", "end", "state"),
+    [
+        ("restart", 12, "group 0 is ready", "ready"),
+        ("drain", 12, "group 0 has stopped", "stopped"),
+        ("restart", 0, "group 0 has failed: g0.worker0", "failed"),
+    ],
+)
+def test_a_group_that_dies_while_it_drains(
+    start_node: Callable[..., str], tiny_model_dir: Path, action: str, most: int, end: str,
+    state: str,
+) -> None:  # fmt: skip
+    """What was asked for happens all the same."""
+    node = start_node(
+        name="both", model=str(tiny_model_dir), load_format="dummy", device="sim", groups=(1, 1),
+        sim_step_ms=8.0, max_group_restarts=most,
+    )  # fmt: skip
+    story = Story(node, {"max_tokens": 400, "ignore_eos": True})
+    story.wait_for_tokens(5)
+    said: list[str] = []
+
+    def give() -> None:
+        try:
+            said.extend(give_order(node, Order(action=action, group=0, timeout_s=60)))
+        except OptionError as error:
+            said.append(str(error))
+
+    ordering = threading.Thread(target=give, daemon=True)
+    ordering.start()
+    wait_for("the group drains", lambda: states(node)[0] == "draining", 10)
+    os.kill(pids(node)["g0.worker0"], signal.SIGKILL)
+    ordering.join(30)
+    assert not ordering.is_alive(), "the order is never done"
+    assert end in said[-1] and states(node) == [state, "ready"]
+    story.join()
 
 
 def test_what_cannot_be_done_is_said(start_node: Callable[..., str], tiny_model_dir: Path) -> None:
