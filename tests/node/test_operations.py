@@ -106,9 +106,14 @@ def test_a_drained_group_finishes_and_stays_away(
     assert not [name for name in pids(node) if name.startswith("g1.")]
     story.join()
     assert status(node)["requests"]["failed_over"] == 0, "they had time to finish"
-    with pytest.raises(OptionError, match="group 1 is stopped, not ready"):
+    with pytest.raises(OptionError, match=r"group 1 is stopped, not ready.*start-group 1`"):
         list(give_order(node, Order(action="drain", group=1, timeout_s=1)))
-    list(give_order(node, Order(action="drain", group=0, timeout_s=1)))
+    assert list(give_order(node, Order(action="start", group=-1, timeout_s=0))) == [
+        "group 0 is ready already", "group 1 is ready",
+    ]  # fmt: skip
+    list(give_order(node, Order(action="drain", group=1, timeout_s=1)))
+    said = list(give_order(node, Order(action="drain", group=-1, timeout_s=1)))
+    assert said[-2:] == ["group 0 has stopped", "group 1 is stopped already"]
     with Client.connect(node=node) as client, pytest.raises(AlbireoError, match="none of the node"):
         client.generate([1, 2], max_tokens=3)
     assert list(give_order(node, Order(action="start", group=-1, timeout_s=0))) == [
