@@ -104,7 +104,7 @@ def test_other_sizes_refused() -> None:
     with pytest.raises(OptionError, match="exceeds the model's context of 4096"):
         size(max_model_len=5000)
     with pytest.raises(OptionError, match="every running sequence needs a token"):
-        size(max_num_batched_tokens=10, max_num_seqs=11)
+        NodeOptions(max_num_batched_tokens=10, max_num_seqs=11).check()
 
 
 def test_a_directory_has_one_owner(node_home: Path) -> None:
