@@ -87,6 +87,7 @@ class Group:
             if not self._wanted.is_set():
                 self._set_state("stopped")
                 await self._wanted.wait()
+                deaths = 0
                 self._set_state("restarting")
             self._leave.clear()  # what was not alive has left already
             ready_s, planned = await self._live()

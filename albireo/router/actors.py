@@ -208,8 +208,8 @@ class ActorMessages:
         """What has to be tried again or given up."""
         self._timer = self._loop.call_later(TICK_S, self._tick)
         now = self._loop.time()
-        self._call_back()
         self._reset_groups()
+        self._call_back()
         self._texts.expire()
         self._texts.retry()
         self._router.expire()
