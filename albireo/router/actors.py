@@ -50,14 +50,14 @@ _log = logging.getLogger(__name__)
 
 
 class ActorMessages:
-    """Dispatches messages of other actors.  `send(peer, message)`: False if it is not there."""
+    """Takes messages of other actors.  `send(peer, message)`: False if it is not there."""
 
     def __init__(
         self, spec: ActorSpec, router: Router, send: Callable[[bytes, msgspec.Struct], bool]
     ) -> None:
         self._router = router
         self._groups = router.groups
-        self._placement = router.placement
+        self._dispatch = router.dispatch
         self._delivery = router.delivery
         self._texts = router.texts
         self._send = send
@@ -136,14 +136,14 @@ class ActorMessages:
             lost = self._groups.joined(peer, joined.group, joined.incarnation)
             if lost is not None:
                 self._lost(lost, joined.group, "it has been replaced by a new one")
-                self._placement.submit_waiting()
+                self._dispatch.submit_waiting()
 
     def _topology(self, peer: bytes, topology: Topology) -> None:
         self._router.actors = topology.actors
         self._groups.set_states(topology.groups)
         if self._restarted:
             self._adopt(topology)
-        self._placement.submit_waiting()
+        self._dispatch.submit_waiting()
 
     def _adopt(self, topology: Topology) -> None:
         """Finds the actors that joined the router before this one."""
@@ -187,7 +187,7 @@ class ActorMessages:
         if self._unreset.get(down.group, -1) <= down.incarnation:
             self._unreset.pop(down.group, None)
         self._lost(lost, down.group, down.reason, down.planned, down.detected)
-        self._placement.submit_waiting()
+        self._dispatch.submit_waiting()
 
     def _lost(
         self,
@@ -199,7 +199,7 @@ class ActorMessages:
     ) -> None:
         if lost:
             why = f"group {group}, which served this request, failed: {reason}"
-            self._placement.lost(lost, why, planned, detected or time.monotonic())
+            self._dispatch.lost(lost, why, planned, detected or time.monotonic())
 
     def _tokenizer_down(self, peer: bytes, down: TokenizerDown) -> None:
         self._texts.down(down.incarnation)
@@ -214,7 +214,7 @@ class ActorMessages:
         self._texts.retry()
         self._router.expire()
         self._say_group_drained(now)
-        self._placement.submit_waiting()
+        self._dispatch.submit_waiting()
 
     # ------------------------------------------------------------------ draining
     def _drain(self, peer: bytes, drain: Drain) -> None:

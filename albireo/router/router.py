@@ -1,7 +1,7 @@
 """The router itself: what becomes of a request, from its arrival to its last word.
 
 Sessions hand in what clients ask; actors.py what the other actors say.  On its
-way a request is checked (arrivals.py), given to a group (placement.py), and its
+way a request is checked (arrivals.py), given to a group (dispatch.py), and its
 tokens are handed on (delivery.py).  Nothing here waits: each call works on the
 state and sends.  A stream is in `streams` from its arrival to its end, and ends
 once: by the last piece of its group, by a cancel, by fail(), or with its
@@ -47,9 +47,9 @@ from albireo.trace.rows import NodeTimelines
 from .arrivals import Arrivals
 from .connections import Connections
 from .delivery import Delivery
+from .dispatch import Dispatch
 from .groups import Group, GroupTable
 from .journal import Journal
-from .placement import Placement
 from .requests import Refusal, RequestNumbers, Stream, TokenRequest
 from .resume import Resumption
 from .services import Services
@@ -97,7 +97,7 @@ class Router:
             spec.max_num_queued_reqs,
             spec.engine.num_blocks * spec.engine.block_size if spec.engine.prefix_caching else 0,
         )
-        self.placement = Placement(
+        self.dispatch = Dispatch(
             spec.max_failovers, self.streams, numbers, self.groups, send, self.fail
         )
         self.delivery = Delivery(self.sessions, journal, send, self._finished, self.fail, clock)
@@ -178,12 +178,12 @@ class Router:
         self._resumption.begin(request)
         for stream in list(request.streams.values()):
             if stream.choice in request.streams:  # one that fails ends them all
-                self.placement.submit(stream)
+                self.dispatch.submit(stream)
 
     def resubmit_all(self, request: TokenRequest) -> None:
         """A request goes on from an earlier connection, ahead of all that wait."""
         self._counts.resumed += len(request.streams)
-        self.placement.resubmit(request.streams.values())
+        self.dispatch.resubmit(request.streams.values())
 
     def _cancel(self, session: Session, message: Cancel) -> None:
         request = session.requests.get(message.id)
@@ -207,9 +207,9 @@ class Router:
         counts = self._counts
         counts.in_flight = len(self.streams)
         counts.tokenizing = sum(stream.asker.job is not None for stream in self.streams.values())
-        counts.waiting_for_group = self.placement.waiting
-        counts.waiting_for_readmission = self.placement.waiting_for_readmission
-        counts.failed_over = self.placement.failed_over
+        counts.waiting_for_group = self.dispatch.waiting
+        counts.waiting_for_readmission = self.dispatch.waiting_for_readmission
+        counts.failed_over = self.dispatch.failed_over
         counts.waiting_for_client = len(self._resumption)
         return status_tree(
             self._spec,
@@ -217,7 +217,7 @@ class Router:
             draining=self.refusing is not None,
             connections=len(self.sessions),
             requests=counts,
-            readmissions_s=self.placement.readmissions_s,
+            readmissions_s=self.dispatch.readmissions_s,
             actors=self.actors,
             groups=self.groups,
             stages=self._stages.trees,
@@ -287,7 +287,7 @@ class Router:
         self._tenants.end(request.tenant, len(request.streams), tokens)
         for stream in request.streams.values():
             del self.streams[stream.request]
-            self.placement.take_back(stream)
+            self.dispatch.take_back(stream)
         request.streams.clear()
 
     def _settle_soon(self) -> None:
@@ -298,6 +298,6 @@ class Router:
 
     def _settle(self) -> None:
         self._settling = False
-        self.placement.submit_waiting()
+        self.dispatch.submit_waiting()
         if not self.streams:
             self.on_idle()

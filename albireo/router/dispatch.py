@@ -19,7 +19,7 @@ from .groups import Group, GroupTable
 from .requests import Refusal, RequestNumbers, Stream, TokenRequest
 
 
-class Placement:
+class Dispatch:
     """streams: the router's, by number.  send: False when the peer is not there.  fail ends a
     request with an error."""
 
