@@ -288,7 +288,7 @@ def lose(group: FakeGroup, client: RawClient) -> int:
     while in_flight(client)[0][0] == "ready":
         number += 1
         generate(client, number)
-        time.sleep(0.01)
+        time.sleep(0.05)  # the node is full after 128
     return number
 
 
