@@ -98,12 +98,12 @@ class ActorMessages:
         if group is not None:
             start_ns = time.monotonic_ns()
             try:
-                self._delivery.output(peer, group, output)
+                self._delivery.output(group, output)
             except MemoryError:
                 raise
             except Exception:
                 _log.exception("a batch of group %d could not be handed on", group.number)
-                self._delivery.give_up(peer, group, output)
+                self._delivery.give_up(group, output)
             self._router.timeline.record(
                 Stage.ROUTE, NO_STEP, start_ns, time.monotonic_ns(), len(output.pieces)
             )

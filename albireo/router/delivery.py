@@ -24,26 +24,27 @@ _FAULT = "tokens of this request met a fault in the router, and are lost"
 
 
 class Delivery:
-    """sessions: all of them.  finished: called with a stream whose end has come, and its group.
-    fail ends a request with an error.  clock: seconds, of any origin."""
+    """sessions: all of them.  tell: says something to a group.  finished: called with a stream
+    whose end has come, and its group.  fail ends a request with an error.  clock: seconds, of
+    any origin."""
 
     def __init__(
         self,
         sessions: Iterable[Session],
         journal: Journal | None,
-        send: Callable[[bytes, msgspec.Struct], bool],
+        tell: Callable[[Group, msgspec.Struct], bool],
         finished: Callable[[Stream, Group], None],
         fail: Callable[[TokenRequest, Refusal], None],
         clock: Callable[[], float],
     ) -> None:
         self._sessions = sessions
         self._journal = journal
-        self._send = send
+        self._tell = tell
         self._finished = finished
         self._fail = fail
         self._clock = clock
 
-    def output(self, peer: bytes, group: Group, output: Output) -> None:
+    def output(self, group: Group, output: Output) -> None:
         """Hands a batch on: one frame for each client, then the credit goes back."""
         streams, latencies = group.streams, group.latencies
         now = self._clock()
@@ -89,11 +90,11 @@ class Delivery:
             self._journal.step(noted)
         for session in sessions:
             session.flush()
-        self._send(peer, _CREDIT)
+        self._tell(group, _CREDIT)
         for stream, index in broken:
             self._fail_broken(stream, index)
 
-    def give_up(self, peer: bytes, group: Group, output: Output) -> None:
+    def give_up(self, group: Group, output: Output) -> None:
         """output() has failed.  What was made of the batch goes to the clients; those whose part is
         lost hear of it."""
         for session in self._sessions:
@@ -103,7 +104,7 @@ class Delivery:
             stream = group.streams.get(piece.request)
             if stream is not None:
                 self._fail(stream.asker, Refusal("internal", _FAULT))
-        self._send(peer, _CREDIT)
+        self._tell(group, _CREDIT)
 
     def _fail_broken(self, stream: Stream, index: int) -> None:
         self._fail(

@@ -95,7 +95,7 @@ class Dispatch:
         group = stream.group
         if group is not None:
             group.remove(stream)
-            self._tell(group, Abort(stream.request))
+            self.tell(group, Abort(stream.request))
         else:
             self._groups.waiting.pop(stream.request, None)
             self._failover.forget(stream)
@@ -103,14 +103,14 @@ class Dispatch:
     def _place(self, stream: Stream) -> bool:
         assert stream.submit is not None
         while (group := self._groups.choose(stream)) is not None:
-            if self._tell(group, stream.message()):
+            if self.tell(group, stream.message()):
                 group.add(stream)
                 if stream.lost_at:
                     self._failover.readmitted(stream)
                 return True
         return False
 
-    def _tell(self, group: Group, message: msgspec.Struct) -> bool:
+    def tell(self, group: Group, message: msgspec.Struct) -> bool:
         """Sends to a group; one that is not there is out of use until it joins again."""
         assert group.peer is not None
         if self._send(group.peer, message):

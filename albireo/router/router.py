@@ -100,7 +100,9 @@ class Router:
         self.dispatch = Dispatch(
             spec.max_failovers, self.streams, numbers, self.groups, send, self.fail
         )
-        self.delivery = Delivery(self.sessions, journal, send, self._finished, self.fail, clock)
+        self.delivery = Delivery(
+            self.sessions, journal, self.dispatch.tell, self._finished, self.fail, clock
+        )
         self.texts = TextQueue(send, clock, (spec.incarnation & 0x7FFF) << 40)
         self.actors: list[ActorInfo] = []
         self.refusing: Refusal | None = None

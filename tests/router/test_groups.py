@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,7 @@ from albireo.ipc.messages import (
     Submit,
 )
 from albireo.router import actors
+from albireo.router.hub import AsyncHub
 
 from .conftest import Neighbourhood
 from .fakes import FakeGroup, RawClient, piece
@@ -200,6 +202,27 @@ def test_a_group_that_can_be_reached_again_begins_anew(start: Start) -> None:
     group.output(piece(again[0].request, 1, [12], "b", "stop"))
     assert client.receive()["items"][0][:4] == [1, 1, [12], "b"]
     assert in_flight(client)[0][:2] == ("ready", last - 1)
+
+
+def test_a_credit_that_cannot_be_given(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The group begins anew: it would have one less for ever."""
+    send, refused = AsyncHub.send, []
+
+    def send_but_one(hub: AsyncHub, peer: bytes, message: Any) -> bool:
+        if isinstance(message, Credit) and not refused:
+            refused.append(message)
+            return False
+        return send(hub, peer, message)
+
+    monkeypatch.setattr(AsyncHub, "send", send_but_one)
+    near = start(max_failovers=0)
+    group, client = near.group(), near.client()
+    generate(client, 1)
+    group.output(piece(group.expect(Submit).request, 0, [11], "a"))
+    assert client.receive()["items"][0][3] == "a"
+    assert group.expect(Reset)
+    group.join()
+    assert first_submit(group).resumed == 1
 
 
 def test_a_group_that_was_given_up_is_used_when_it_can_be_reached_again(
