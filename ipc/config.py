@@ -1,8 +1,8 @@
 """Frozen configuration, made once by the supervisor and handed to every actor.
 
-NodeConfig is what the user asked for; ModelInfo what the model's files say;
-EngineConfig what one group runs with, everything decided.  ActorSpec is what
-one process is started with.
+ModelInfo is what the model's files say, EngineConfig what one group runs with,
+everything decided, ActorSpec what one process is started with.  (What the user
+asked for are NodeOptions, node/options.py.)
 """
 
 from __future__ import annotations

@@ -142,7 +142,8 @@ class Abort(_Message, frozen=True):
 
 
 class Reset(_Message, frozen=True):
-    """Give up every request: the router is a new one and knows none of them."""
+    """Give up every request: the router knows none of them.  It is a new one, or what was said
+    lately may not have come.  The answer is a Joined."""
 
 
 class Processed(_Message, frozen=True):

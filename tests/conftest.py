@@ -63,6 +63,13 @@ def node_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     return _make_home(tmp_path_factory, monkeypatch)
 
 
+@pytest.fixture(scope="module")
+def module_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The same, of a module's nodes.  `run` and `state` in it are empty when nothing is left."""
+    with pytest.MonkeyPatch.context() as patch:
+        yield _make_home(tmp_path_factory, patch)
+
+
 @pytest.fixture
 def start_node(node_home: Path) -> Iterator[Callable[..., str]]:
     """start_node(**NodeOptions fields) -> name; stopped at the end of the test."""
@@ -71,12 +78,9 @@ def start_node(node_home: Path) -> Iterator[Callable[..., str]]:
 
 
 @pytest.fixture(scope="module")
-def start_shared_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., str]]:
+def start_shared_node(module_home: Path) -> Iterator[Callable[..., str]]:
     """The same, of nodes that all tests of a module use, and none disturbs."""
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        _starting(_make_home(tmp_path_factory, patch)) as start,
-    ):
+    with _starting(module_home) as start:
         yield start
 
 

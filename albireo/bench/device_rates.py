@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from .nodes import BenchError
+
 _ROUNDS = 10
 _GPU_BYTES = 2 << 30
 _CPU_BYTES = 256 << 20
@@ -23,7 +25,7 @@ _CPU_EDGE = 1024
 def measure_bandwidth(device: str) -> float:
     """Bytes a second of device "cpu" or "cuda"; the best of a few copies, each way counted.
 
-    Raises RuntimeError when the device cannot be used.
+    Raises BenchError when the device cannot be used.
     """
     return _in_a_process("bandwidth", device, "float32")
 
@@ -31,7 +33,7 @@ def measure_bandwidth(device: str) -> float:
 def measure_products(device: str, dtype: str) -> float:
     """Operations a second of a product of square matrices of random numbers; the best of a few.
 
-    Raises RuntimeError when the device cannot be used.
+    Raises BenchError when the device cannot be used.
     """
     return _in_a_process("products", device, dtype)
 
@@ -44,7 +46,7 @@ def _in_a_process(what: str, device: str, dtype: str) -> float:
         timeout=300,
     )
     if process.returncode != 0:
-        raise RuntimeError(f"the {what} of {device} cannot be measured: {process.stderr[-500:]}")
+        raise BenchError(f"the {what} of {device} cannot be measured: {process.stderr[-500:]}")
     return float(process.stdout.strip().splitlines()[-1])
 
 

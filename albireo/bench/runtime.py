@@ -32,20 +32,20 @@ _LAST_REPORT_S = 0.2
 class _Stream:
     """One request: receives its tokens, and checks them against the formula."""
 
-    __slots__ = ("_left", "_on_end", "_position", "_seed", "_vocab", "wrong")
+    __slots__ = ("_left", "_position", "_seed", "_vocab", "ended", "wrong")
 
-    def __init__(self, seed: int, tokens: int, vocab: int, on_end: Any) -> None:
+    def __init__(self, seed: int, tokens: int, vocab: int) -> None:
         self._seed = seed
         self._left = tokens
         self._position = _PROMPT_LEN
         self._vocab = vocab
-        self._on_end = on_end
+        self.ended = asyncio.Event()
         self.wrong: str | None = None
 
     def receive(self, reply: Delta | AlbireoError) -> None:
         if not isinstance(reply, Delta):
             self.wrong = str(reply)
-            self._on_end()
+            self.ended.set()
             return
         for token in reply.token_ids:
             if token != sim_token(self._seed, self._position, self._vocab):
@@ -55,7 +55,7 @@ class _Stream:
         if reply.end is not None:
             if self._left:
                 self.wrong = f"{self._left} tokens are missing at the end"
-            self._on_end()
+            self.ended.set()
 
 
 def bench_runtime(options: NodeOptions, batch: int, tokens: int) -> dict[str, Any]:
@@ -105,26 +105,18 @@ async def _measure(node: str, options: NodeOptions, batch: int, tokens: int) -> 
 
 async def _run_streams(client: AsyncClient, batch: int, tokens: int) -> None:
     """`batch` requests at once; returns when the last has ended."""
-    done = asyncio.Event()
-    running = batch
-
-    def on_end() -> None:
-        nonlocal running
-        running -= 1
-        if running == 0:
-            done.set()
-
     vocab = client.welcome.vocab_size
     rng = random.Random(0)
     streams = []
     for _ in range(batch):
         seed = rng.randrange(2**31)
-        stream = _Stream(seed, tokens, vocab, on_end)
+        stream = _Stream(seed, tokens, vocab)
         prompt = [rng.randrange(vocab) for _ in range(_PROMPT_LEN)]
         params = SamplingParams(max_tokens=tokens, ignore_eos=True, seed=seed)
         client.submit(prompt, stream.receive, params)
         streams.append(stream)
-    await done.wait()
+    for stream in streams:
+        await stream.ended.wait()
     wrong = [stream.wrong for stream in streams if stream.wrong]
     if wrong:
         raise BenchError(f"{len(wrong)} of {batch} streams went wrong; the first: {wrong[0]}")

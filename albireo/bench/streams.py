@@ -35,10 +35,10 @@ _MIN_STEPS = 8
 class TimedStream:
     """arrivals: (time.perf_counter(), number of tokens) of one request's Deltas."""
 
-    __slots__ = ("_on_end", "arrivals", "tokens", "wrong")
+    __slots__ = ("arrivals", "ended", "tokens", "wrong")
 
-    def __init__(self, on_end: Any) -> None:
-        self._on_end = on_end
+    def __init__(self) -> None:
+        self.ended = asyncio.Event()
         self.arrivals: list[tuple[float, int]] = []
         self.tokens = 0
         self.wrong: str | None = None
@@ -46,13 +46,13 @@ class TimedStream:
     def receive(self, reply: Delta | AlbireoError) -> None:
         if not isinstance(reply, Delta):
             self.wrong = str(reply)
-            self._on_end()
+            self.ended.set()
             return
         if reply.token_ids:
             self.tokens += len(reply.token_ids)
             self.arrivals.append((time.perf_counter(), len(reply.token_ids)))
         if reply.end is not None:
-            self._on_end()
+            self.ended.set()
 
 
 def plain_ids(vocab: int) -> range:
@@ -88,25 +88,17 @@ async def run_streams(
 
     streams: gets them as they are submitted.  Raises BenchError when one fails.
     """
-    done = asyncio.Event()
-    running = batch
-
-    def on_end() -> None:
-        nonlocal running
-        running -= 1
-        if running == 0:
-            done.set()
-
     streams = [] if streams is None else streams
     for _ in range(batch):
-        stream = TimedStream(on_end)
+        stream = TimedStream()
         prompt = random_prompt(client, rng, input_len)
         params = SamplingParams(
             max_tokens=tokens, ignore_eos=True, seed=rng.randrange(2**31), **SAMPLING[sampling]
         )
         client.submit(prompt, stream.receive, params)
         streams.append(stream)
-    await done.wait()
+    for stream in streams:
+        await stream.ended.wait()
     for stream in streams:
         if stream.wrong is not None:
             raise BenchError(f"a stream of the batch of {batch} failed: {stream.wrong}")

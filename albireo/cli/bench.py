@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import click
 
@@ -13,7 +12,7 @@ from .bench_ablation import ablation
 from .bench_batches import latency, throughput
 from .bench_flood import flood
 from .bench_gateway import gateway
-from .bench_parts import measured, node_options, show_table
+from .bench_parts import bench_errors, node_options, show_table
 from .bench_prefill import prefill
 from .bench_prefix import prefix
 from .bench_restart import restart
@@ -71,14 +70,12 @@ def runtime(
     """Tokens a second through the whole path around the model, each of them checked."""
     from albireo.bench.runtime import bench_runtime
 
-    def measure() -> dict[str, Any]:
+    with bench_errors():
         options = NodeOptions(
             model=model, groups=parse_groups(groups), async_scheduling=async_scheduling,
             device=device, sim_step_ms=step_ms, journal=journal,
         )  # fmt: skip
-        return bench_runtime(options, batch, tokens)
-
-    result = measured(measure)
+        result = bench_runtime(options, batch, tokens)
     if as_json:
         click.echo(json.dumps(result, indent=2))
         return

@@ -8,7 +8,9 @@ import click
 from rich.console import Console
 
 from albireo.bench.shapes import SHAPES
-from albireo.node.options import DEVICES, DTYPES, NodeOptions, OptionError, parse_groups
+from albireo.node.options import DEVICES, DTYPES, NodeOptions, parse_groups
+
+from .bench_parts import bench_errors, model_of
 
 
 @click.command()
@@ -40,15 +42,11 @@ def ablation(
 ) -> None:  # fmt: skip
     """Step time, and what the device waits for, with each part of the runtime switched off."""
     from albireo.bench.ablation import SETTINGS, bench_ablation
-    from albireo.bench.nodes import BenchError
-    from albireo.client import AlbireoError
 
     console = Console(stderr=True, highlight=False)
-    try:
-        if shape is not None and model is not None:
-            raise BenchError("--shape and --model both name a model: give one of them")
+    with bench_errors():
         options = NodeOptions(
-            model=model or "demo", groups=parse_groups(groups), device=device, dtype=dtype,
+            model=model_of(shape, model), groups=parse_groups(groups), device=device, dtype=dtype,
             threads=threads, sim_step_ms=sim_step_ms,
         )  # fmt: skip
         with console.status("") as line:
@@ -57,8 +55,6 @@ def ablation(
                 lambda name: line.update(f"{name} ({list(SETTINGS).index(name) + 1} of "
                                          f"{len(SETTINGS)})"),
             )  # fmt: skip
-    except (BenchError, AlbireoError, OptionError, RuntimeError, ValueError) as error:
-        raise click.ClickException(str(error)) from None
     if as_json:
         click.echo(json.dumps(result, indent=2))
         return

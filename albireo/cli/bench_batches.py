@@ -7,15 +7,16 @@ from typing import Any
 
 import click
 
-from albireo.node.options import NodeOptions, OptionError, parse_groups
+from albireo.node.options import NodeOptions, parse_groups
 
 from .bench_parts import (
+    bench_errors,
     dataset_of,
     dataset_options,
-    measured,
     model_options,
     node_options,
     show_table,
+    sizes_of,
 )
 
 _COUNT = click.IntRange(min=1)
@@ -37,12 +38,11 @@ def latency(**given: Any) -> None:
     """Time from a batch's submission to its last token, repeated."""
     from albireo.bench.batches import bench_latency
 
-    result = measured(
-        lambda: bench_latency(
+    with bench_errors():
+        result = bench_latency(
             _node(given), given["batch_size"], given["input_len"], given["output_len"],
             given["num_iters_warmup"], given["num_iters"],
-        )
-    )  # fmt: skip
+        )  # fmt: skip
     if given["as_json"]:
         click.echo(json.dumps(result, indent=2))
         return
@@ -72,15 +72,14 @@ def throughput(**given: Any) -> None:
     """New tokens a second, prefill included: of batches, or of a data set, all of it at once."""
     from albireo.bench.batches import bench_batches, bench_dataset
 
-    def measure() -> dict[str, Any]:
+    with bench_errors():
         if given["num_prompts"] is not None:
-            return bench_dataset(_node(given), dataset_of(given))
-        batches = _batches(given["batch"])
-        return bench_batches(
-            _node(given), batches, given["input_len"], given["output_len"], given["repeats"]
-        )
-
-    result = measured(measure)
+            result = bench_dataset(_node(given), dataset_of(given))
+        else:
+            result = bench_batches(
+                _node(given), sizes_of(given["batch"]), given["input_len"], given["output_len"],
+                given["repeats"],
+            )  # fmt: skip
     if given["as_json"]:
         click.echo(json.dumps(result, indent=2))
     elif given["num_prompts"] is not None:
@@ -107,10 +106,3 @@ def _node(given: dict[str, Any]) -> NodeOptions:
     return NodeOptions(
         groups=parse_groups(given["groups"]), **{name: given[name] for name in _NODE}
     )
-
-
-def _batches(text: str) -> list[int]:
-    parts = text.split(",")
-    if not all(part.strip().isdecimal() and int(part) for part in parts):
-        raise OptionError(f"--batch {text!r}: give sizes of at least 1, such as 1,8,32")
-    return [int(part) for part in parts]

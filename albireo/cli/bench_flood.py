@@ -6,7 +6,9 @@ import json
 
 import click
 
-from albireo.node.options import NodeOptions, OptionError, parse_groups
+from albireo.node.options import NodeOptions, parse_groups
+
+from .bench_parts import bench_errors
 
 
 @click.command()
@@ -26,14 +28,10 @@ def flood(
 ) -> None:  # fmt: skip
     """TTFT of a client that sends one request a second while another sends a thousand."""
     from albireo.bench.flood import bench_flood
-    from albireo.bench.nodes import BenchError
-    from albireo.client import AlbireoError
 
-    try:
+    with bench_errors():
         options = NodeOptions(model=model, groups=parse_groups(groups), sim_step_ms=step_ms)
         result = bench_flood(options, requests, output_len, samples)
-    except (BenchError, AlbireoError, OptionError, ValueError) as error:
-        raise click.ClickException(str(error)) from None
     if as_json:
         click.echo(json.dumps(result, indent=2))
         return

@@ -6,7 +6,9 @@ import json
 
 import click
 
-from albireo.node.options import NodeOptions, OptionError, parse_groups
+from albireo.node.options import NodeOptions, parse_groups
+
+from .bench_parts import bench_errors
 
 
 @click.command()
@@ -37,16 +39,12 @@ def gateway(
 ) -> None:  # fmt: skip
     """CPU time that a streamed event costs the HTTP gateway, under many streams."""
     from albireo.bench.gateway import bench_gateway
-    from albireo.bench.nodes import BenchError
-    from albireo.client import AlbireoError
 
-    try:
+    with bench_errors():
         options = NodeOptions(
             model=model, groups=parse_groups(groups), gateways=gateways, sim_step_ms=step_ms
         )
         result = bench_gateway(options, streams, tokens, chat=chat, uds=uds)
-    except (BenchError, AlbireoError, OptionError, ValueError) as error:
-        raise click.ClickException(str(error)) from None
     if as_json:
         click.echo(json.dumps(result, indent=2))
         return

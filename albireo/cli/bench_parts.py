@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +72,21 @@ dataset_options = with_options(
 )  # fmt: skip
 
 
+def model_of(shape: str | None, model: str | None) -> str:
+    """That of --model, where there is no --shape.  Raises OptionError."""
+    if shape is not None and model is not None:
+        raise OptionError("--shape and --model both name a model: give one of them")
+    return model or "demo"
+
+
+def sizes_of(batch: str) -> list[int]:
+    """Of --batch B,B,...  Raises OptionError."""
+    parts = batch.split(",")
+    if not all(part.strip().isdecimal() and int(part) for part in parts):
+        raise OptionError(f"--batch {batch!r}: give sizes of at least 1, such as 1,8,32")
+    return [int(part) for part in parts]
+
+
 def dataset_of(given: dict[str, Any], **more: Any) -> DatasetOptions:
     """The data set that these options name; `more` are fields of it."""
     from albireo.bench.serving import DatasetOptions
@@ -104,12 +120,13 @@ def show_table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
     Console(highlight=False).print(table)
 
 
-def measured(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Runs a measurement; what goes wrong becomes the command's error."""
+@contextlib.contextmanager
+def bench_errors() -> Iterator[None]:
+    """What goes wrong in a measurement becomes the command's error."""
     from albireo.bench.nodes import BenchError
     from albireo.client import AlbireoError
 
     try:
-        return measure()
+        yield
     except (BenchError, AlbireoError, OptionError, ValueError) as error:
         raise click.ClickException(str(error)) from None

@@ -7,7 +7,9 @@ import json
 import click
 
 from albireo.bench.shapes import SHAPES
-from albireo.node.options import DTYPES, NodeOptions, OptionError, parse_groups
+from albireo.node.options import DTYPES, NodeOptions, parse_groups
+
+from .bench_parts import bench_errors
 
 
 @click.command()
@@ -35,18 +37,14 @@ def prefill(
     cuda_graphs: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Prompts, alone and between decodes, against the cost of the matrix products."""
-    from albireo.bench.nodes import BenchError
     from albireo.bench.prefill import bench_prefill
-    from albireo.client import AlbireoError
 
-    try:
+    with bench_errors():
         options = NodeOptions(
             groups=parse_groups(groups), device=device, dtype=dtype, cuda_graphs=cuda_graphs
         )
         cases = [_pair(part) for part in prompts.split(",")]
         result = bench_prefill(shape, options, cases, _pair(mixed))
-    except (BenchError, AlbireoError, OptionError, RuntimeError, ValueError) as error:
-        raise click.ClickException(str(error)) from None
     if as_json:
         click.echo(json.dumps(result, indent=2))
         return

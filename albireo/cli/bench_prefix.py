@@ -6,7 +6,9 @@ import json
 
 import click
 
-from albireo.node.options import DTYPES, NodeOptions, OptionError, parse_groups
+from albireo.node.options import DTYPES, NodeOptions, parse_groups
+
+from .bench_parts import bench_errors
 
 
 @click.command()
@@ -31,15 +33,11 @@ def prefix(
     as_json: bool,
 ) -> None:  # fmt: skip
     """Time to the first token of prompts that share a prefix, against others."""
-    from albireo.bench.nodes import BenchError
     from albireo.bench.prefix import bench_prefix
-    from albireo.client import AlbireoError
 
-    try:
+    with bench_errors():
         options = NodeOptions(model=model, groups=parse_groups(groups), device=device, dtype=dtype)
         result = bench_prefix(options, input_len, shared, rounds)
-    except (BenchError, AlbireoError, OptionError, ValueError) as error:
-        raise click.ClickException(str(error)) from None
     if as_json:
         click.echo(json.dumps(result, indent=2))
         return

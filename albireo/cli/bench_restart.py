@@ -7,15 +7,14 @@ import json
 import click
 
 from albireo.bench.shapes import SHAPES
-from albireo.node.options import DEVICES, DTYPES, NodeOptions, OptionError, parse_groups
+from albireo.node.options import DEVICES, DTYPES, NodeOptions, parse_groups
+
+from .bench_parts import bench_errors, model_of
 
 
 @click.command()
 @click.option("--shape", type=click.Choice(tuple(SHAPES)), help="Model with random weights.")
-@click.option(
-    "--model", default="demo", show_default=True, metavar="DIR|FILE.gguf|demo",
-    help="A real one instead.",
-)  # fmt: skip
+@click.option("--model", metavar="DIR|FILE.gguf|demo", help="A real one instead.  [default: demo]")
 @click.option("--groups", default="1x1", show_default=True, metavar="1xT", help="Ranks.")
 @click.option(
     "--streams", type=click.IntRange(1, 4096), default=8, show_default=True, help="In flight."
@@ -26,19 +25,17 @@ from albireo.node.options import DEVICES, DTYPES, NodeOptions, OptionError, pars
 @click.option("--dtype", type=click.Choice(DTYPES), default="auto", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="The result as JSON.")
 def restart(
-    shape: str | None, model: str, groups: str, streams: int, input_len: int, rounds: int,
+    shape: str | None, model: str | None, groups: str, streams: int, input_len: int, rounds: int,
     device: str, dtype: str, as_json: bool,
 ) -> None:  # fmt: skip
     """A worker is killed: seconds until its group is ready, and until its streams go on."""
-    from albireo.bench.nodes import BenchError
     from albireo.bench.restart import bench_restart
-    from albireo.client import AlbireoError
 
-    try:
-        options = NodeOptions(model=model, groups=parse_groups(groups), device=device, dtype=dtype)
+    with bench_errors():
+        options = NodeOptions(
+            model=model_of(shape, model), groups=parse_groups(groups), device=device, dtype=dtype
+        )
         result = bench_restart(shape, options, streams, input_len, rounds)
-    except (BenchError, AlbireoError, OptionError, ValueError) as error:
-        raise click.ClickException(str(error)) from None
     if as_json:
         click.echo(json.dumps(result, indent=2))
         return

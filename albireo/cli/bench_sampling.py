@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from albireo.node.options import OptionError, parse_groups
+from albireo.node.options import parse_groups
 
-from .bench_parts import show_table
+from .bench_parts import bench_errors, show_table, sizes_of
 
 
 @click.command()
@@ -51,20 +51,15 @@ def sampling(
     from albireo.bench.nodes import BenchError
     from albireo.bench.sampling import bench_sampling
 
-    try:
+    with bench_errors():
         ranks = parse_groups(groups)
         if len(ranks) != 1:
             raise BenchError(f"--groups {groups}: one group is measured at a time, 1x{ranks[0]}")
-        batches = [int(part) for part in batch.split(",")]
-        if min(batches) < 1:
-            raise BenchError(f"--batch {batch}: sizes are at least 1")
-        result = bench_sampling(device, vocab, batches, ranks[0], dtype)
+        result = bench_sampling(device, vocab, sizes_of(batch), ranks[0], dtype)
         if demo_logits:
             from albireo.bench.demo_logits import demo_left
 
             result["demo_logits"] = demo_left(max(2, ranks[0]))
-    except (BenchError, OptionError, ValueError) as error:
-        raise click.ClickException(str(error)) from None
     if as_json:
         click.echo(json.dumps(result, indent=2))
         return

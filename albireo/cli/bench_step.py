@@ -7,7 +7,9 @@ import json
 import click
 
 from albireo.bench.shapes import SHAPES
-from albireo.node.options import DTYPES, NodeOptions, OptionError, parse_groups
+from albireo.node.options import DTYPES, NodeOptions, parse_groups
+
+from .bench_parts import bench_errors, sizes_of
 
 _HIDDEN = ("tiny",)
 
@@ -42,21 +44,14 @@ def step(
     device: str, dtype: str, async_scheduling: bool, cuda_graphs: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """A decode step, every token delivered to a client, against the memory's floor."""
-    from albireo.bench.nodes import BenchError
     from albireo.bench.step import bench_step
-    from albireo.client import AlbireoError
 
-    try:
+    with bench_errors():
         options = NodeOptions(
             groups=parse_groups(groups), device=device, dtype=dtype,
             async_scheduling=async_scheduling, cuda_graphs=cuda_graphs,
         )  # fmt: skip
-        batches = [int(part) for part in batch.split(",")]
-        if min(batches) < 1:
-            raise BenchError(f"--batch {batch}: sizes are at least 1")
-        result = bench_step(shape, options, batches, input_len, output_len, sampling)
-    except (BenchError, AlbireoError, OptionError, RuntimeError, ValueError) as error:
-        raise click.ClickException(str(error)) from None
+        result = bench_step(shape, options, sizes_of(batch), input_len, output_len, sampling)
     if as_json:
         click.echo(json.dumps(result, indent=2))
         return

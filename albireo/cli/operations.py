@@ -60,7 +60,10 @@ def drain_group(group: int, timeout: float, name: str) -> None:
 @_group_argument
 @name_option
 def start_group(group: int, name: str) -> None:
-    """Start a group that was stopped, was given up, or waits before it tries again."""
+    """Start a group that was stopped, was given up, or waits before it tries again.
+
+    Of all groups, those that do not run.
+    """
     _give(name, "start", group, 0.0)
 
 

@@ -219,7 +219,7 @@ def _chunks_are_always(context: click.Context, parameter: click.Parameter, value
 @click.option(
     "--batch-invariant",
     is_flag=True,
-    help="A row's numbers do not depend on the batch around it (slower).",
+    help="A row's numbers do not depend on the batch around it: slower on a GPU, free on a CPU.",
 )
 @click.option("--threads", type=click.IntRange(1, 512), help="Threads of each worker.")
 @click.option(

@@ -13,7 +13,7 @@ from albireo.ipc.config import (
 from .core_plan import CorePlan, make_core_plan
 from .fork_protocol import Load, Loaded
 from .gpus import Gpu, visible_gpus
-from .options import NodeOptions, OptionError
+from .options import NodeOptions
 from .placement import assign, nvml_distance
 from .sizing import comm_bytes, size_engine
 
@@ -41,11 +41,6 @@ class Blueprint:
     """
 
     def __init__(self, options: NodeOptions, load: Load, loaded: Loaded, runtime_dir: str) -> None:
-        if options.journal is not None and not options.resume_s:
-            raise OptionError(
-                "--resume-grace 0 gives no client the time to come back, so --journal is of no "
-                "use: leave one of them out"
-            )
         self._options = options
         self._runtime_dir = runtime_dir
         self._model = loaded.model

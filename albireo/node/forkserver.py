@@ -3,8 +3,9 @@
 Importing PyTorch and loading a model takes seconds.  The fork server does both
 once, in a process with a single thread, and forks router, tokenizer,
 gateways, schedulers, detokenizers and workers from it: they start in milliseconds, share
-the weights' memory, and a dead group is back at once.  Nothing here, and
-nothing it imports or loads, may start a thread or (on CUDA) make a context.
+the weights' memory, and a dead group is back at once.  (On CUDA workers load the
+weights, each its share.)  Nothing here, and nothing it imports or loads, may
+start a thread or make a CUDA context.
 
 An actor is forked twice, so that it becomes a child of the supervisor (a
 subreaper): the supervisor can wait for it, and the actor lives on when the

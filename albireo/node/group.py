@@ -87,18 +87,16 @@ class Group:
             if not self._wanted.is_set():
                 self._set_state("stopped")
                 await self._wanted.wait()
-                self._set_state("restarting")
-            ready_s = await self._live()
-            if self._leave.is_set():
                 deaths = 0
-            else:
-                deaths = 0 if ready_s > STEADY_S else deaths + 1
+                self._set_state("restarting")
+            self._leave.clear()  # what was not alive has left already
+            ready_s, planned = await self._live()
+            deaths = 0 if planned or ready_s > STEADY_S else deaths + 1
             if deaths > self._times.max_restarts:
                 self._set_state("failed")
                 self._wanted.clear()
                 await self._wanted.wait()
                 deaths = 0
-            self._leave.clear()
             self.incarnation += 1
             if self._wanted.is_set():
                 self._set_state("restarting")
@@ -119,10 +117,12 @@ class Group:
         """Ends its processes; whether new ones are to take their place."""
         if not come_back:
             self._wanted.clear()
+            self._hurry.set()
         self._leave.set()
 
-    async def _live(self) -> float:
-        """One life of the group, to its end: for how long it was ready, in seconds."""
+    async def _live(self) -> tuple[float, bool]:
+        """One life of the group: for how long it was ready, in seconds; whether it was asked to
+        end."""
         ready_at = time.monotonic()
         ready_s = 0.0
         try:
@@ -138,11 +138,12 @@ class Group:
             self.reason = f"the supervisor could not start it: {error}"
         self.detected = self.detected or time.monotonic()
         log.error("group %d: %s", self.number, self.reason)
-        self._died(self, self.reason, self._leave.is_set())
+        planned = self._leave.is_set()
+        self._died(self, self.reason, planned)
         if any(actor.blames for actor in self.actors):
             await write_stacks(self.actors)
         await self._tear_down()
-        return ready_s
+        return ready_s, planned
 
     async def _pause(self, seconds: float) -> None:
         """Before the next start, unless somebody asks for it."""

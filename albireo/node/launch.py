@@ -35,8 +35,12 @@ Say = Callable[[Event], None]
 
 
 def run_foreground(options: NodeOptions, say: Say) -> int:
-    """Runs the node in this process until it stops; the exit status."""
+    """Runs the node in this process until it stops; the exit status.
+
+    What is wrong with the options whatever the model is, is said before it is loaded.
+    """
     try:
+        options.check()
         path, name = _resolve_model(options, say)
     except (OptionError, FetchError) as error:
         say(NodeFailed(str(error)))

@@ -22,7 +22,10 @@ from .options import OptionError
 _MAX_ORDER_BYTES = 1 << 16
 _ORDER_TIMEOUT_S = 10.0
 _POLL_S = 0.02
+_ALL = -1
 ACTIONS = ("restart", "drain", "start")
+_THERE = {"drain": "stopped", "start": "ready"}
+"""The state after an action: of all groups, those that have it are passed over."""
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,6 +85,9 @@ class Operations:
         chosen = self._choose(order)
         async with self._turn:
             for group in chosen:
+                if order.group == _ALL and group.state == _THERE.get(order.action):
+                    say(f"group {group.number} is {group.state} already")
+                    continue
                 self._note(f"group {group.number}: {order.action} on request")
                 if order.action == "start":
                     await self._start(group, say)
@@ -91,7 +97,7 @@ class Operations:
     def _choose(self, order: Order) -> list[Group]:
         if order.action not in ACTIONS:
             raise OperationError(f"{order.action!r} is none of {', '.join(ACTIONS)}")
-        if order.group == -1:
+        if order.group == _ALL:
             return list(self._groups)
         if not 0 <= order.group < len(self._groups):
             raise OperationError(
@@ -106,15 +112,16 @@ class Operations:
         if group.state != "ready":
             raise OperationError(
                 f"group {group.number} is {group.state}, not ready: it cannot be asked to "
-                f"{order.action}"
+                f"{order.action}; {_what_to_do(group)}"
             )
         say(f"group {group.number}: requests in flight have {order.timeout_s:g} s")
+        come_back = order.action == "restart"
+        incarnation = group.incarnation
         group.drain()
         await self._drain(group.number, order.timeout_s)
-        incarnation = group.incarnation
-        if group.state == "draining":
-            group.leave(come_back=order.action == "restart")
-        if order.action == "restart":
+        if group.incarnation == incarnation or not come_back:  # else it died, and is back by itself
+            group.leave(come_back)
+        if come_back:
             await _until(lambda: group.incarnation > incarnation and group.state == "ready", group)
             say(f"group {group.number} is ready")
         else:
@@ -125,13 +132,22 @@ class Operations:
         if group.state in ("ready", "draining"):
             raise OperationError(f"group {group.number} runs already")
         group.start()
-        await _until(lambda: group.state == "ready", group)
+        await _until(lambda: group.state == "ready", group, tried=False)
         say(f"group {group.number} is ready")
 
 
-async def _until(happened: Callable[[], bool], group: Group) -> None:
-    """Waits; raises OperationError when the group is given up."""
-    tried = False
+def _what_to_do(group: Group) -> str:
+    """With one that is not ready."""
+    if group.state in ("stopped", "failed"):
+        return f"it is started by `albireo node start-group {group.number}`"
+    return "try again when it is (`albireo node status`)"
+
+
+async def _until(happened: Callable[[], bool], group: Group, tried: bool = True) -> None:
+    """Waits; raises OperationError when the group is given up.
+
+    tried: False = it may have been given up before, and counts as tried when it no longer is.
+    """
     while not happened():
         tried |= group.state != "failed"
         if tried and group.state == "failed":

@@ -115,6 +115,20 @@ class NodeOptions(msgspec.Struct, frozen=True, kw_only=True):
             return self.resume_grace_s
         return 0.0 if self.journal is None else RESUME_S
 
+    def check(self) -> None:
+        """Raises OptionError when two options contradict each other, whatever the model is."""
+        if self.journal is not None and not self.resume_s:
+            raise OptionError(
+                "--resume-grace 0 gives no client the time to come back, so --journal is of no "
+                "use: leave one of them out"
+            )
+        batched = self.max_num_batched_tokens
+        if batched is not None and batched < self.max_num_seqs:
+            raise OptionError(
+                f"--max-num-batched-tokens {batched} is less than --max-num-seqs "
+                f"{self.max_num_seqs}: every running sequence needs a token in each step"
+            )
+
     @property
     def num_gateways(self) -> int:
         """Gateway processes that run: none unless HTTP is asked for."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from .options import OptionError
 
 _LOCK = "lock"
 _FACTS = "node.json"
+_PATIENCE_S = 0.5
+"""Who holds the lock for less just looks whether a node runs, or clears away what one left."""
 
 
 class RuntimeDir:
@@ -39,19 +42,23 @@ class RuntimeDir:
         """
         path = Path(node_dir(name))
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        deadline = time.monotonic() + _PATIENCE_S
         while True:
             path.mkdir(mode=0o700, exist_ok=True)
             lock_fd = _lock(path)
-            if lock_fd is None:
+            if lock_fd is not None:
+                if _still_there(path, lock_fd):
+                    break
+                os.close(lock_fd)
+            elif time.monotonic() < deadline:
+                time.sleep(0.01)
+            else:
                 pid = (read_facts(name) or {}).get("pid", "unknown")
                 raise OptionError(
                     f"a node named {name!r} is running already (pid {pid}); "
                     f"stop it with `albireo node stop --name {name}`, or start this one with "
                     "another --name"
                 )
-            if _still_there(path, lock_fd):
-                break
-            os.close(lock_fd)
         path.chmod(0o700)
         for left in path.iterdir():
             if left.name != _LOCK:

@@ -25,8 +25,8 @@ def size_engine(
 ) -> EngineConfig:  # fmt: skip
     """Decides everything the actors of one group agree on; gpus: of its ranks, on `cuda`.
 
-    Raises OptionError, with the arithmetic, when the KV cache cannot hold one
-    request of the longest length.
+    options: checked.  Raises OptionError, with the arithmetic, when the KV cache cannot
+    hold one request of the longest length.
     """
     max_model_len = options.max_model_len or model.context_len
     if max_model_len > model.context_len:
@@ -62,13 +62,7 @@ def size_engine(
 
 def _batched_tokens(options: NodeOptions, device: str) -> int:
     default = 512 if device == "cpu" else 2048
-    batched = options.max_num_batched_tokens or max(default, options.max_num_seqs)
-    if batched < options.max_num_seqs:
-        raise OptionError(
-            f"--max-num-batched-tokens {batched} is less than --max-num-seqs "
-            f"{options.max_num_seqs}: every running sequence needs a token in each step"
-        )
-    return batched
+    return options.max_num_batched_tokens or max(default, options.max_num_seqs)
 
 
 def _num_swap_blocks(options: NodeOptions, model: ModelInfo) -> int:

@@ -6,7 +6,8 @@ replaced is dropped: groups and texts know the identity of the present one.
 
 A router that was itself restarted has missed the Joined of actors that are
 older: it learns their identities from Topology, and resets the groups, which
-still work for requests that nobody remembers.
+still work for requests that nobody remembers.  A group that could not be
+reached, and is alive, is reset in the same way: what was said to it is lost.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ import msgspec
 
 from albireo.ipc.config import ActorSpec
 from albireo.ipc.messages import (
-    Credit,
     Decoded,
     Drain,
     Drained,
@@ -39,7 +39,6 @@ from albireo.ipc.messages import (
 from albireo.ipc.stages import Stage
 from albireo.ipc.timeline import NO_STEP
 
-from .groups import Group
 from .requests import Refusal, Stream
 from .router import Router
 
@@ -47,22 +46,24 @@ TICK_S = 0.2
 LOST_GROUP_TIMEOUT_S = 5.0
 
 _RETRY_CODES = frozenset({"queue_full", "unavailable", "group_failed"})
-_FAULT = "tokens of this request met a fault in the router, and are lost"
 _log = logging.getLogger(__name__)
 
 
 class ActorMessages:
-    """Dispatches messages of other actors.  `send(peer, message)`: False if it is not there."""
+    """Takes messages of other actors.  `send(peer, message)`: False if it is not there."""
 
     def __init__(
         self, spec: ActorSpec, router: Router, send: Callable[[bytes, msgspec.Struct], bool]
     ) -> None:
         self._router = router
         self._groups = router.groups
+        self._dispatch = router.dispatch
+        self._delivery = router.delivery
         self._texts = router.texts
         self._send = send
         self._restarted = spec.incarnation > 0
         self._unreset: dict[int, int] = {}
+        """Groups that have to forget everything before they are used, and their incarnations."""
         self._loop = asyncio.get_running_loop()
         self._draining: dict[int, tuple[bytes, float]] = {}
         self._drain_peer: bytes | None = None
@@ -97,26 +98,15 @@ class ActorMessages:
         if group is not None:
             start_ns = time.monotonic_ns()
             try:
-                self._router.output(peer, group, output)
+                self._delivery.output(group, output)
             except MemoryError:
                 raise
             except Exception:
                 _log.exception("a batch of group %d could not be handed on", group.number)
-                self._give_up(peer, group, output)
+                self._delivery.give_up(group, output)
             self._router.timeline.record(
                 Stage.ROUTE, NO_STEP, start_ns, time.monotonic_ns(), len(output.pieces)
             )
-
-    def _give_up(self, peer: bytes, group: Group, output: Output) -> None:
-        """What was made of a batch goes to the clients; those whose part is lost hear of it."""
-        for session in self._router.sessions:
-            if session.outbox:
-                session.flush()
-        for piece in output.pieces:
-            stream = group.streams.get(piece.request)
-            if stream is not None:
-                self._router.fail(stream.asker, Refusal("internal", _FAULT))
-        self._send(peer, Credit(1))
 
     def _refused(self, peer: bytes, refused: Refused) -> None:
         group = self._groups.of(peer)
@@ -146,14 +136,14 @@ class ActorMessages:
             lost = self._groups.joined(peer, joined.group, joined.incarnation)
             if lost is not None:
                 self._lost(lost, joined.group, "it has been replaced by a new one")
-                self._router.submit_waiting()
+                self._dispatch.submit_waiting()
 
     def _topology(self, peer: bytes, topology: Topology) -> None:
         self._router.actors = topology.actors
         self._groups.set_states(topology.groups)
         if self._restarted:
             self._adopt(topology)
-        self._router.submit_waiting()
+        self._dispatch.submit_waiting()
 
     def _adopt(self, topology: Topology) -> None:
         """Finds the actors that joined the router before this one."""
@@ -173,12 +163,31 @@ class ActorMessages:
         for number, incarnation in self._unreset.items():
             self._send(f"g{number}.{incarnation}".encode(), Reset())
 
+    def _call_back(self) -> None:
+        """Groups that could not be reached and have not ended begin anew, as soon as they can be;
+        what they had goes on then, and after a while in any case."""
+        for group in self._groups:
+            if group.lost_at is None:
+                continue
+            assert group.peer is not None
+            back = self._send(group.peer, Reset())
+            if back:
+                _log.warning("group %d can be reached again, and begins anew", group.number)
+            elif time.monotonic() - group.lost_at > LOST_GROUP_TIMEOUT_S:
+                _log.error("group %d cannot be reached, and nobody says why", group.number)
+            else:
+                continue
+            self._unreset[group.number] = group.incarnation
+            detected = group.lost_at
+            lost = self._groups.give_up(group)
+            self._lost(lost, group.number, "its detokenizer cannot be reached", back, detected)
+
     def _group_down(self, peer: bytes, down: GroupDown) -> None:
         lost = self._groups.down(down.group, down.incarnation)
         if self._unreset.get(down.group, -1) <= down.incarnation:
             self._unreset.pop(down.group, None)
         self._lost(lost, down.group, down.reason, down.planned, down.detected)
-        self._router.submit_waiting()
+        self._dispatch.submit_waiting()
 
     def _lost(
         self,
@@ -190,7 +199,7 @@ class ActorMessages:
     ) -> None:
         if lost:
             why = f"group {group}, which served this request, failed: {reason}"
-            self._router.fail_over(lost, why, planned, detected or time.monotonic())
+            self._dispatch.lost(lost, why, planned, detected or time.monotonic())
 
     def _tokenizer_down(self, peer: bytes, down: TokenizerDown) -> None:
         self._texts.down(down.incarnation)
@@ -200,16 +209,12 @@ class ActorMessages:
         self._timer = self._loop.call_later(TICK_S, self._tick)
         now = self._loop.time()
         self._reset_groups()
+        self._call_back()
         self._texts.expire()
         self._texts.retry()
         self._router.expire()
-        for group in self._groups:
-            if group.lost_at is not None and now - group.lost_at > LOST_GROUP_TIMEOUT_S:
-                _log.error("group %d cannot be reached, and nobody says why", group.number)
-                lost = self._groups.down(group.number, group.incarnation)
-                self._lost(lost, group.number, "its detokenizer cannot be reached")
         self._say_group_drained(now)
-        self._router.submit_waiting()
+        self._dispatch.submit_waiting()
 
     # ------------------------------------------------------------------ draining
     def _drain(self, peer: bytes, drain: Drain) -> None:

@@ -1,8 +1,9 @@
 """The groups of the node: which can take a request, and what runs on each.
 
-A group can be used from its detokenizer's Joined until its GroupDown (or until
-it cannot be reached).  `peer`, the detokenizer's identity, names the
-incarnation: what comes from any other identity is of the past.
+A group can be used from its detokenizer's Joined until its GroupDown, or until
+it cannot be reached; then it has to join again (actors.py).  `peer`, the
+detokenizer's identity, names the incarnation: what comes from any other
+identity is of the past.
 
 A request goes where least is outstanding; a token of its prompt that a group is
 likely to have in its prefix cache counts as FOUND_WORTH tokens less there.  So
@@ -31,7 +32,7 @@ class Group:
     state: as in Topology; "ready" also as soon as it has joined.
     incarnation: of the detokenizer that has joined; -1 when none has.
     ended: the last incarnation known to be dead.
-    lost_at: when it was found that it cannot be reached; None while it can.
+    lost_at: when it was found, by time.monotonic(), that it cannot be reached; None while it can.
     outstanding_tokens: prompt and new tokens that its streams may still need.
     prefixes: that its cache is likely to hold; None = it has none, or there is no other group.
     found_tokens: of prompts that it was given, those that were likely to be there.
@@ -73,6 +74,8 @@ class Group:
     def state(self) -> str:
         """As the supervisor announced it; "ready" only where requests can be sent there too."""
         if self.announced is None or self.announced == "ready":
+            if self.lost_at is not None:
+                return "restarting"
             return "starting" if self.peer is None else "ready"
         return self.announced
 
@@ -220,9 +223,12 @@ class GroupTable:
         """A group cannot be reached: it gets no more; why, the supervisor is about to say."""
         if group.peer is not None:
             self._by_peer.pop(group.peer, None)
-        group.announced = "restarting"
         if group.lost_at is None:
             group.lost_at = now
+
+    def give_up(self, group: Group) -> list[Stream]:
+        """Nobody says why: returns its streams, which it is to forget before it joins again."""
+        return self._close(group)
 
     def set_states(self, states: Sequence[str]) -> None:
         """What the supervisor says of the groups."""

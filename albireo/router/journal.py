@@ -108,8 +108,8 @@ class Journal:
     max_bytes: of all its files together.
     sync_s: how often the disk has to have everything; 0 = when the kernel likes.
 
-    found: the requests that were in flight, or ended a moment before, with all their tokens.
-        They are in this journal, too.
+    found: the requests that were in flight, with all their tokens.  found_ended: those that had
+        ended a moment before; their clients may lack the end.  They are in this journal, too.
 
     Raises JournalError.
     """
@@ -133,11 +133,14 @@ class Journal:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock = _lock(directory)
             old = segments_in(directory)
-            self.found = replay([mapped(path) for path in old], opened)
+            self.found, self.found_ended = replay([mapped(path) for path in old], opened)
             self._files = Files(directory, self._size, 1 + _last(old), sync_s)
             self._newer = self._begin()
-            for record in self.found:
+            for record in (*self.found, *self.found_ended):  # those first for which room must be
                 self.accept(record)
+            for record in self.found_ended:
+                self._end_again(record)
+            self.step([])
             self._files.start(self._newer)
             if sync_s:
                 self._newer.sync()  # before what it replaces is deleted
@@ -197,6 +200,12 @@ class Journal:
                 self._files.retire(segment)
         self._files.close()
         os.close(self._lock)
+
+    def _end_again(self, record: Accepted) -> None:
+        """It is written here whole, and waits for nothing."""
+        if record.number:
+            self._ended += [record.number + choice for choice in record.tokens]
+            self.forget(record, gone=False)
 
     # ------------------------------------------------------------------ writing
     def _write(self, record: Record) -> int:
@@ -264,8 +273,8 @@ class Journal:
             )  # fmt: skip
 
 
-def replay(segments: list[Data], opened: Opened) -> list[Accepted]:
-    """The requests that were in flight, and behind them those that have ended last.
+def replay(segments: list[Data], opened: Opened) -> tuple[list[Accepted], list[Accepted]]:
+    """The requests that were in flight, and those that have ended last.
 
     segments: contents of the files, in their order.  What is behind a record that
     is not whole is ignored, as is a journal of another model or release.
@@ -280,7 +289,7 @@ def replay(segments: list[Data], opened: Opened) -> list[Accepted]:
                 break
             if (place == 0) != isinstance(record, Opened) or (place == 0 and record != opened):
                 _log.warning("a journal of another model or release: %s, not %s", record, opened)
-                return []
+                return [], []
             whole = isinstance(record, Continued)
             found.take(record)
         if not whole:
@@ -293,12 +302,17 @@ class _Found:
 
     def __init__(self) -> None:
         self._requests: dict[int, Accepted] = {}
+        self._of_client: dict[tuple[bytes, int], int] = {}
         self._of_answer: dict[int, Accepted] = {}
         self._open: dict[int, set[int]] = {}
         self._ended: OrderedDict[int, None] = OrderedDict()
 
     def take(self, record: Record) -> None:
         if isinstance(record, Accepted):
+            before = self._of_client.get((record.owner, record.client_id), record.number)
+            if before != record.number:  # it has ended, or went on
+                self._drop(before)
+            self._of_client[record.owner, record.client_id] = record.number
             self._requests.pop(record.number, None)
             self._requests[record.number] = record
             numbers = {record.number + choice for choice in record.tokens}
@@ -317,10 +331,10 @@ class _Found:
             for number in record.gone:
                 self._drop(number)
 
-    def requests(self) -> list[Accepted]:
-        """Those in flight first: for them there must be room in the new journal."""
+    def requests(self) -> tuple[list[Accepted], list[Accepted]]:
+        """Those in flight, and those that have ended."""
         ended = [self._requests.pop(number) for number in self._ended]
-        return [*self._requests.values(), *ended]
+        return list(self._requests.values()), ended
 
     def _end(self, number: int) -> None:
         request = self._of_answer.get(number)

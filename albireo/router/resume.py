@@ -43,7 +43,9 @@ class Resumption:
         if journal is not None:
             for record in journal.found:
                 self._park(record)
-            journal.found = []
+            for record in journal.found_ended:
+                self._remember(record)
+            journal.found, journal.found_ended = [], []
 
     def __len__(self) -> int:
         """Requests that wait for their client."""
@@ -90,9 +92,7 @@ class Resumption:
             if over and record is not None:
                 self._journal.forget(record, gone=False)
         if over and record is not None:
-            self._ended[record.owner, record.client_id] = record, self._clock() + self.resume_s
-            if len(self._ended) > MAX_ENDED:
-                del self._ended[next(iter(self._ended))]
+            self._remember(record)
 
     def gone(self, request: TokenRequest) -> None:
         """A request was cancelled, or has failed."""
@@ -169,6 +169,12 @@ class Resumption:
         if before is not None:
             self._forget(before[0])
         self._parked[key] = record, self._clock() + self.resume_s
+
+    def _remember(self, record: Accepted) -> None:
+        """It has ended."""
+        self._ended[record.owner, record.client_id] = record, self._clock() + self.resume_s
+        if len(self._ended) > MAX_ENDED:
+            del self._ended[next(iter(self._ended))]
 
     def _forget(self, record: Accepted) -> None:
         if self._journal is not None:

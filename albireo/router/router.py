@@ -1,12 +1,11 @@
 """The router itself: what becomes of a request, from its arrival to its last word.
 
-Sessions hand in what clients ask; actors.py what the other actors say.  Nothing
-in here waits: each call works on the state and sends.  Invariants:
-
-- a stream is in `streams` from its arrival to its end, and ends once: by the
-  last piece of its group, by cancel(), by fail(), or with its connection;
-- whoever takes a stream off a group tells the group (Abort), unless the group
-  said the end itself or is dead.
+Sessions hand in what clients ask; actors.py what the other actors say.  On its
+way a request is checked (arrivals.py), given to a group (dispatch.py), and its
+tokens are handed on (delivery.py).  Nothing here waits: each call works on the
+state and sends.  A stream is in `streams` from its arrival to its end, and ends
+once: by the last piece of its group, by a cancel, by fail(), or with its
+connection.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ import msgspec
 
 from albireo._version import __version__
 from albireo.ipc.config import ActorSpec
-from albireo.ipc.messages import Abort, ActorInfo, Credit, Output
+from albireo.ipc.messages import ActorInfo
 from albireo.ipc.open_files import raise_open_files
 from albireo.ipc.protocol import (
     MAX_FRAME_BYTES,
@@ -47,7 +46,8 @@ from albireo.trace.rows import NodeTimelines
 
 from .arrivals import Arrivals
 from .connections import Connections
-from .failover import Failover
+from .delivery import Delivery
+from .dispatch import Dispatch
 from .groups import Group, GroupTable
 from .journal import Journal
 from .requests import Refusal, RequestNumbers, Stream, TokenRequest
@@ -59,8 +59,6 @@ from .status import RequestCounts, status_tree
 from .tenants import Tenants
 from .texts import TextQueue
 from .validate import RequestLimits
-
-_CREDIT = Credit(1)
 
 
 class Router:
@@ -79,19 +77,18 @@ class Router:
         self._spec = spec
         self.timeline = timeline
         self._stages = StageTimes(NodeTimelines(Path(spec.runtime_dir)), spec.num_groups)
-        self._send = send
         self._settling = False
         self._connections = Connections(raise_open_files(), spec.incarnation)
         self._loop = asyncio.get_running_loop()
-        self._started_at = self._loop.time()
+        self._clock = clock = self._loop.time
+        self._started_at = clock()
         self._limits = limits = RequestLimits.of(spec)
         numbers = RequestNumbers(spec.incarnation)
         chance = random.SystemRandom() if spec.seed is None else random.Random(spec.seed)
         draw_seed = functools.partial(chance.getrandbits, 64)
         self._counts = RequestCounts()
         self._tenants = tenants = Tenants(spec.tenants)
-        self._journal = journal
-        self._resumption = resumption = Resumption(spec.resume_s, journal, self._loop.time)
+        self._resumption = resumption = Resumption(spec.resume_s, journal, clock)
         self.sessions = self._connections.sessions
         self.streams: dict[int, Stream] = {}
         self.groups = GroupTable(
@@ -100,10 +97,13 @@ class Router:
             spec.max_num_queued_reqs,
             spec.engine.num_blocks * spec.engine.block_size if spec.engine.prefix_caching else 0,
         )
-        self._failover = Failover(
-            spec.max_failovers, self.streams, numbers, self.groups, self.fail, self._place
+        self.dispatch = Dispatch(
+            spec.max_failovers, self.streams, numbers, self.groups, send, self.fail
         )
-        self.texts = TextQueue(send, self._loop.time, (spec.incarnation & 0x7FFF) << 40)
+        self.delivery = Delivery(
+            self.sessions, journal, self.dispatch.tell, self._finished, self.fail, clock
+        )
+        self.texts = TextQueue(send, clock, (spec.incarnation & 0x7FFF) << 40)
         self.actors: list[ActorInfo] = []
         self.refusing: Refusal | None = None
         """Why new requests are refused, once the node is shutting down."""
@@ -113,9 +113,8 @@ class Router:
             spec, limits, self.texts, self._answer_status, self._settle_soon
         )
         arrivals = Arrivals(
-            self, limits, numbers, self.groups, tenants, self.texts, resumption, self._loop.time,
-            draw_seed,
-        )  # fmt: skip
+            self, limits, numbers, self.groups, tenants, self.texts, resumption, clock, draw_seed
+        )
         self._handlers: dict[type, Callable[[Session, Any], None]] = {
             Generate: arrivals.generate,
             Chat: arrivals.chat,
@@ -181,46 +180,12 @@ class Router:
         self._resumption.begin(request)
         for stream in list(request.streams.values()):
             if stream.choice in request.streams:  # one that fails ends them all
-                self._submit(stream)
+                self.dispatch.submit(stream)
 
     def resubmit_all(self, request: TokenRequest) -> None:
         """A request goes on from an earlier connection, ahead of all that wait."""
         self._counts.resumed += len(request.streams)
-        again = {stream.request: stream for stream in request.streams.values()}
-        self.groups.waiting = again | self.groups.waiting
-        self.submit_waiting()
-
-    def _submit(self, stream: Stream) -> None:
-        """Gives a stream to a group, or lets it wait behind those that wait for one."""
-        refusal = self.groups.hopeless()
-        if refusal is not None:
-            self.fail(stream.asker, refusal)
-        elif self.groups.waiting or not self._place(stream):
-            self.groups.waiting[stream.request] = stream
-
-    def submit_waiting(self) -> None:
-        """Tries again for the streams that wait, oldest first, as long as there is room."""
-        self._failover.try_next()
-        waiting = self.groups.waiting
-        while waiting:
-            stream = next(iter(waiting.values()))
-            refusal = self.groups.hopeless()
-            if refusal is not None:
-                self.fail(stream.asker, refusal)
-            elif self._place(stream):
-                del waiting[stream.request]
-            else:
-                return
-
-    def _place(self, stream: Stream) -> bool:
-        assert stream.submit is not None
-        while (group := self.groups.choose(stream)) is not None:
-            if self._tell(group, stream.message()):
-                group.add(stream)
-                if stream.lost_at:
-                    self._failover.readmitted(stream)
-                return True
-        return False
+        self.dispatch.resubmit(request.streams.values())
 
     def _cancel(self, session: Session, message: Cancel) -> None:
         request = session.requests.get(message.id)
@@ -244,75 +209,23 @@ class Router:
         counts = self._counts
         counts.in_flight = len(self.streams)
         counts.tokenizing = sum(stream.asker.job is not None for stream in self.streams.values())
-        waiting = self.groups.waiting
-        counts.waiting_for_group = len(waiting) + self._failover.waiting
-        counts.waiting_for_readmission = self._failover.waiting + sum(
-            stream.lost_at > 0 for stream in waiting.values()
-        )
+        counts.waiting_for_group = self.dispatch.waiting
+        counts.waiting_for_readmission = self.dispatch.waiting_for_readmission
+        counts.failed_over = self.dispatch.failed_over
         counts.waiting_for_client = len(self._resumption)
         return status_tree(
             self._spec,
-            uptime_s=self._loop.time() - self._started_at,
+            uptime_s=self._clock() - self._started_at,
             draining=self.refusing is not None,
             connections=len(self.sessions),
             requests=counts,
-            readmissions_s=self._failover.readmissions_s,
+            readmissions_s=self.dispatch.readmissions_s,
             actors=self.actors,
             groups=self.groups,
             stages=self._stages.trees,
         )
 
-    # ------------------------------------------------------------------ tokens
-    def output(self, peer: bytes, group: Group, output: Output) -> None:
-        """Hands a batch on: one frame for each client, then the credit goes back."""
-        streams, latencies = group.streams, group.latencies
-        now = self._loop.time()
-        sessions: list[Session] = []
-        broken: list[tuple[Stream, int]] = []
-        noted: list[tuple[int, int, list[int]]] = []
-        tokens = 0
-        for piece in output.pieces:
-            stream = streams.get(piece.request)
-            if stream is None:
-                continue
-            known = stream.token_ids
-            index = len(known)
-            if piece.index != index:
-                broken.append((stream, piece.index))
-                continue
-            token_ids = piece.token_ids
-            known += token_ids
-            if token_ids:
-                if stream.entry:
-                    noted.append((stream.entry, index, token_ids))
-                tokens += len(token_ids)
-                latencies.tokens(stream.times, len(token_ids), now)
-            session = stream.session
-            outbox = session.outbox
-            if not outbox:
-                sessions.append(session)
-            end, scored = piece.end, piece.prompt_logprobs
-            if scored is not None:
-                scored = stream.take_scored(scored)
-            outbox.append(
-                Delta(
-                    stream.client_id, index, token_ids, piece.text, end,
-                    stream.choice, piece.logprobs, scored,
-                )
-            )  # fmt: skip
-            if end is not None:
-                latencies.end(stream.times, end.finish_reason, now)
-                self._finished(stream, group)
-        group.outstanding_tokens -= tokens
-        latencies.batch(tokens)
-        if self._journal is not None:
-            self._journal.step(noted)
-        for session in sessions:
-            session.flush()
-        self._send(peer, _CREDIT)
-        for stream, index in broken:
-            self._fail_broken(stream, index)
-
+    # ------------------------------------------------------------------ ends
     def _finished(self, stream: Stream, group: Group) -> None:
         group.remember(stream)
         group.remove(stream)
@@ -326,17 +239,6 @@ class Router:
         self._counts.finished += 1
         self._settle_soon()
 
-    def _fail_broken(self, stream: Stream, index: int) -> None:
-        self.fail(
-            stream.asker,
-            Refusal(
-                "internal",
-                f"the group sent tokens from index {index}, but {len(stream.token_ids)} had "
-                "come: the answer would have a gap or a repeat",
-            ),
-        )
-
-    # ------------------------------------------------------------------ ends
     def expire(self) -> None:
         """Gives up requests whose client does not come back."""
         self._resumption.expire()
@@ -360,13 +262,6 @@ class Router:
         )
         self._settle_soon()
 
-    def fail_over(
-        self, lost: list[Stream], why: str, planned: bool = False, detected: float = 0.0
-    ) -> None:
-        """A group has died with these; see Failover.lost."""
-        self._counts.failed_over += self._failover.lost(lost, why, planned, detected)
-        self.submit_waiting()
-
     def give_up(self, session: Session, request_id: int, refusal: Refusal) -> bool:
         """Ends a request, of whatever kind, with an error; False when there is none."""
         request = session.requests.get(request_id)
@@ -384,14 +279,6 @@ class Router:
             for request_id in list(session.requests)
         )
 
-    def _tell(self, group: Group, message: msgspec.Struct) -> bool:
-        """Sends to a group; one that is not there is out of use until it joins again."""
-        assert group.peer is not None
-        if self._send(group.peer, message):
-            return True
-        self.groups.lose(group, self._loop.time())
-        return False
-
     def _abort(self, request: TokenRequest) -> None:
         """Takes a request's streams from wherever they are; the session's record of it is the
         caller's."""
@@ -402,13 +289,7 @@ class Router:
         self._tenants.end(request.tenant, len(request.streams), tokens)
         for stream in request.streams.values():
             del self.streams[stream.request]
-            group = stream.group
-            if group is not None:
-                group.remove(stream)
-                self._tell(group, Abort(stream.request))
-            else:
-                self.groups.waiting.pop(stream.request, None)
-                self._failover.forget(stream)
+            self.dispatch.take_back(stream)
         request.streams.clear()
 
     def _settle_soon(self) -> None:
@@ -419,6 +300,6 @@ class Router:
 
     def _settle(self) -> None:
         self._settling = False
-        self.submit_waiting()
+        self.dispatch.submit_waiting()
         if not self.streams:
             self.on_idle()

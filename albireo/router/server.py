@@ -35,8 +35,6 @@ _BACKLOG = 1024
 _FAREWELL_S = 0.3
 _log = logging.getLogger(__name__)
 
-_log = logging.getLogger(__name__)
-
 
 async def serve(
     spec: ActorSpec,

@@ -22,6 +22,10 @@ def test_through_a_real_node(node_home: Path) -> None:
     assert 0 < ready_s <= pause_s
 
 
-def test_one_group_only() -> None:
-    ended = CliRunner().invoke(bench, ["restart", "--shape", "tiny", "--groups", "2x1"])
-    assert ended.exit_code == 1 and "give 1xT" in ended.output
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [(["--groups", "2x1"], "give 1xT"), (["--model", "demo"], "give one of them")],
+)
+def test_what_is_wrong_is_said(words: list[str], reason: str) -> None:
+    ended = CliRunner().invoke(bench, ["restart", "--shape", "tiny", *words])
+    assert ended.exit_code == 1 and reason in ended.output

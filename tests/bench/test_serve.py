@@ -15,17 +15,16 @@ from albireo.cli.bench_serve import _table
 from albireo.node.launch import stop_node
 
 from ..gateway.conftest import HttpNode, start_http_node
-from ..gateway.conftest import http_home as http_home
 
 KEY = "key-of-bench"
 STEP_MS = 20.0
 
 
 @pytest.fixture(scope="module")
-def server(http_home: Path, tiny_model_dir: Path) -> Iterator[HttpNode]:
+def server(module_home: Path, tiny_model_dir: Path) -> Iterator[HttpNode]:
     """The tiny tokenizer of 264 ids, a key, a token every 20 ms."""
     node = start_http_node(
-        http_home, name="serve", device="sim", sim_step_ms=STEP_MS, model=str(tiny_model_dir),
+        module_home, name="serve", device="sim", sim_step_ms=STEP_MS, model=str(tiny_model_dir),
         served_model_name="tiny", api_key=KEY,
     )  # fmt: skip
     yield node

@@ -67,7 +67,11 @@ def test_through_a_real_node(sampling: str, node_home: Path) -> None:
         assert row["ratio"] > 0
 
 
-def test_one_group_is_measured(node_home: Path) -> None:
-    ended = CliRunner().invoke(bench, ["step", "--shape", "tiny", "--groups", "2x1"])
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [(["--groups", "2x1"], "give 1xT"), (["--batch", "1,x"], "give sizes of at least 1")],
+)
+def test_what_is_wrong_is_said(words: list[str], reason: str, node_home: Path) -> None:
+    ended = CliRunner().invoke(bench, ["step", "--shape", "tiny", *words])
     assert ended.exit_code == 1
-    assert "give 1xT" in ended.output
+    assert reason in ended.output

@@ -20,7 +20,7 @@ from .node import alive, status
 from .plan import STARVING, Cell
 
 _REST_S = RESUME_S + 5.0
-"""A router that was killed last keeps what it found in the journal for its grace."""
+"""What was in flight when its gateway or the router was killed waits for its client so long."""
 
 
 @dataclass

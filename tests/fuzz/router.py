@@ -156,7 +156,7 @@ class RouterTarget:
                 if each.request in group.streams
             ]
             if pieces:
-                self._router.output(b"g%d.0" % group.number, group, Output(pieces))
+                self._router.delivery.output(group, Output(pieces))
         session.resume_writing()
 
     def _text_answer(self, message: Any) -> Any:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,24 +38,13 @@ def start_http_node(home: Path, **fields: object) -> HttpNode:
 
 
 @pytest.fixture(scope="module")
-def http_home() -> Iterator[Path]:
-    """Runtime and state directories for a module's node, short enough for sockets."""
-    home = Path(tempfile.mkdtemp(prefix="alb"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ALBIREO_RUNTIME_DIR", str(home / "run"))
-        patch.setenv("ALBIREO_STATE_DIR", str(home / "state"))
-        yield home
-    shutil.rmtree(home)
-
-
-@pytest.fixture(scope="module")
-def http_node(http_home: Path, tiny_model_dir: Path) -> Iterator[HttpNode]:
+def http_node(module_home: Path, tiny_model_dir: Path) -> Iterator[HttpNode]:
     """Two gateways, keys for alice and bob, the tiny tokenizer, steps of 2 ms."""
-    keys = http_home / "keys"
+    keys = module_home / "keys"
     keys.write_text("".join(f"{name}:{key}\n" for name, key in KEYS.items()))
     os.chmod(keys, 0o600)
     node = start_http_node(
-        http_home, name="http", device="sim", sim_step_ms=2.0, model=str(tiny_model_dir),
+        module_home, name="http", device="sim", sim_step_ms=2.0, model=str(tiny_model_dir),
         served_model_name=MODEL, gateways=2, api_key_file=str(keys),
     )  # fmt: skip
     yield node

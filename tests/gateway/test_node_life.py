@@ -80,10 +80,10 @@ def test_paths_that_cannot_be_a_socket_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.node
 def test_a_stream_in_flight_is_finished_before_the_node_stops(
-    http_home: Path, tiny_model_dir: Path
+    module_home: Path, tiny_model_dir: Path
 ) -> None:
     node = start_http_node(
-        http_home, name="drain", device="sim", sim_step_ms=5.0, model=str(tiny_model_dir)
+        module_home, name="drain", device="sim", sim_step_ms=5.0, model=str(tiny_model_dir)
     )
     seen: list[Any] = []
     begun = threading.Event()
@@ -108,10 +108,10 @@ def test_a_stream_in_flight_is_finished_before_the_node_stops(
 
 
 @pytest.mark.node
-def test_options_that_cannot_be_stop_the_start(http_home: Path, tiny_model_dir: Path) -> None:
-    (http_home / "empty").write_text("")
+def test_options_that_cannot_be_stop_the_start(module_home: Path, tiny_model_dir: Path) -> None:
+    (module_home / "empty").write_text("")
     with pytest.raises(AssertionError, match="has no key in it"):
         start_http_node(
-            http_home, name="bad", device="sim", model=str(tiny_model_dir),
-            api_key_file=str(http_home / "empty"),
+            module_home, name="bad", device="sim", model=str(tiny_model_dir),
+            api_key_file=str(module_home / "empty"),
         )  # fmt: skip

@@ -20,9 +20,9 @@ HELLO: Any = [{"role": "user", "content": "Hello"}]
 
 
 @pytest.fixture(scope="module")
-def client(http_home: Path, tiny_model_dir: Path) -> Iterator[openai.OpenAI]:
+def client(module_home: Path, tiny_model_dir: Path) -> Iterator[openai.OpenAI]:
     node = start_http_node(
-        http_home, name="numbers", device="cpu", dtype="float32", load_format="dummy", threads=1,
+        module_home, name="numbers", device="cpu", dtype="float32", load_format="dummy", threads=1,
         model=str(tiny_model_dir), served_model_name=MODEL, batch_invariant=True,
     )  # fmt: skip
     with openai.OpenAI(
@@ -117,11 +117,11 @@ def test_bad_words_are_not_said(client: openai.OpenAI) -> None:
 
 
 def test_without_asynchronous_output_the_tokens_are_the_same(
-    client: openai.OpenAI, http_home: Path, tiny_model_dir: Path
+    client: openai.OpenAI, module_home: Path, tiny_model_dir: Path
 ) -> None:
     asks: Any = {"model": MODEL, "prompt": [[5, 6], [7, 8, 9]], "seed": 3, "max_tokens": 10}
     node = start_http_node(
-        http_home, name="output", device="cpu", dtype="float32", load_format="dummy", threads=1,
+        module_home, name="output", device="cpu", dtype="float32", load_format="dummy", threads=1,
         model=str(tiny_model_dir), served_model_name=MODEL, batch_invariant=True,
         async_output=False,
     )  # fmt: skip

@@ -27,12 +27,12 @@ def examples(text: str) -> list[str]:
 
 
 @pytest.mark.node
-def test_the_curl_examples_work(http_home: Path, tiny_model_dir: Path) -> None:
+def test_the_curl_examples_work(module_home: Path, tiny_model_dir: Path) -> None:
     found = examples(README.read_text())
     if not found:
         pytest.skip('README.md has no section "HTTP" with curl examples yet')
     node = start_http_node(
-        http_home, name="readme", device="sim", sim_step_ms=1.0, model=str(tiny_model_dir)
+        module_home, name="readme", device="sim", sim_step_ms=1.0, model=str(tiny_model_dir)
     )
     try:
         for block in found:

@@ -40,10 +40,10 @@ _RANGES_ARE_NOT_ALL = [schemathesis.checks.positive_data_acceptance]
 
 
 @pytest.fixture(scope="module")
-def server(http_home: Path, tiny_model_dir: Path) -> Iterator[HttpNode]:
+def server(module_home: Path, tiny_model_dir: Path) -> Iterator[HttpNode]:
     """Short steps, so that an answer without max_tokens takes no time."""
     node = start_http_node(
-        http_home, name="schema", device="sim", sim_step_ms=0.05, model=str(tiny_model_dir),
+        module_home, name="schema", device="sim", sim_step_ms=0.05, model=str(tiny_model_dir),
         served_model_name="tiny",
     )  # fmt: skip
     yield node

@@ -45,13 +45,13 @@ class Trip(BaseModel):
 
 
 @pytest.fixture(scope="module")
-def node(http_home: Path, tiny_model_dir: Path) -> Iterator[HttpNode]:
-    model = http_home / "long"
+def node(module_home: Path, tiny_model_dir: Path) -> Iterator[HttpNode]:
+    model = module_home / "long"
     shutil.copytree(tiny_model_dir, model)
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 4096}))
     node = start_http_node(
-        http_home, name="bound", device="cpu", model=str(model), load_format="dummy",
+        module_home, name="bound", device="cpu", model=str(model), load_format="dummy",
         served_model_name=MODEL, dtype="float32", threads=1,
     )  # fmt: skip
     yield node

@@ -11,11 +11,11 @@ import struct
 import time
 from collections.abc import Callable
 
+import msgspec
 import numpy as np
 import pytest
 
 from albireo.ipc import shared_memory
-from albireo.ipc.config import EngineConfig
 from albireo.ipc.plan import plan_bytes, result_bytes
 from albireo.ipc.ring import (
     RingError,
@@ -26,6 +26,8 @@ from albireo.ipc.ring import (
     create_ring,
 )
 from albireo.ipc.rings import plan_ring, result_ring
+
+from ..specs import ENGINE
 
 SPEC = RingSpec("g0.test", 4, 100, ("fast", "slow"))
 
@@ -115,12 +117,9 @@ def test_a_reader_without_event_has_no_descriptor() -> None:
 
 @pytest.mark.parametrize(("lookahead", "frames"), [(0, 2), (1, 4)])
 def test_the_rings_of_a_group(lookahead: int, frames: int) -> None:
-    engine = EngineConfig(
-        model_path="", device="cpu", dtype="float32", load_format="auto", tp=3,
-        max_model_len=512, block_size=16, num_blocks=64, max_num_seqs=8,
-        max_num_batched_tokens=128, lookahead=lookahead, batch_invariant=False,
-        step_timeout_s=10.0, spin_us=0, sim_step_ms=1.0,
-    )  # fmt: skip
+    engine = msgspec.structs.replace(
+        ENGINE, tp=3, max_model_len=512, max_num_batched_tokens=128, lookahead=lookahead
+    )
     plan = plan_ring(2, engine)
     assert plan.name == "g2.plan"
     assert plan.readers == ("worker0", "worker1", "worker2")

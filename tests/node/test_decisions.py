@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import shutil
+import threading
 from pathlib import Path
 
 import msgspec
@@ -100,7 +104,7 @@ def test_other_sizes_refused() -> None:
     with pytest.raises(OptionError, match="exceeds the model's context of 4096"):
         size(max_model_len=5000)
     with pytest.raises(OptionError, match="every running sequence needs a token"):
-        size(max_num_batched_tokens=10, max_num_seqs=11)
+        NodeOptions(max_num_batched_tokens=10, max_num_seqs=11).check()
 
 
 def test_a_directory_has_one_owner(node_home: Path) -> None:
@@ -115,6 +119,24 @@ def test_a_directory_has_one_owner(node_home: Path) -> None:
     mine.remove()
     other.remove()
     assert not mine.path.exists() and not is_running("a")
+
+
+def test_who_only_looks_is_no_owner(node_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A janitor holds the lock for a moment, and removes the directory in which it lies."""
+    monkeypatch.setattr("albireo.node.runtime_dir._PATIENCE_S", 20.0)
+    path = node_home / "run" / "a"
+    path.mkdir(parents=True)
+    lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+
+    def leave() -> None:
+        shutil.rmtree(path)
+        os.close(lock)
+
+    leaving = threading.Timer(0.1, leave)
+    leaving.start()
+    RuntimeDir.claim("a").remove()
+    leaving.join()
 
 
 def test_what_a_dead_node_left_is_cleared_away(node_home: Path) -> None:

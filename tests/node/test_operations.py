@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -104,15 +106,57 @@ def test_a_drained_group_finishes_and_stays_away(
     assert not [name for name in pids(node) if name.startswith("g1.")]
     story.join()
     assert status(node)["requests"]["failed_over"] == 0, "they had time to finish"
-    with pytest.raises(OptionError, match="group 1 is stopped, not ready"):
+    with pytest.raises(OptionError, match=r"group 1 is stopped, not ready.*start-group 1`"):
         list(give_order(node, Order(action="drain", group=1, timeout_s=1)))
-    list(give_order(node, Order(action="drain", group=0, timeout_s=1)))
+    assert list(give_order(node, Order(action="start", group=-1, timeout_s=0))) == [
+        "group 0 is ready already", "group 1 is ready",
+    ]  # fmt: skip
+    list(give_order(node, Order(action="drain", group=1, timeout_s=1)))
+    said = list(give_order(node, Order(action="drain", group=-1, timeout_s=1)))
+    assert said[-2:] == ["group 0 has stopped", "group 1 is stopped already"]
     with Client.connect(node=node) as client, pytest.raises(AlbireoError, match="none of the node"):
         client.generate([1, 2], max_tokens=3)
     assert list(give_order(node, Order(action="start", group=-1, timeout_s=0))) == [
         "group 0 is ready", "group 1 is ready",
     ]  # fmt: skip
     wait_for("the node is whole again", lambda: whole(node), 3)
+
+
+@pytest.mark.parametrize(
+    ("action", "most", "end", "state"),
+    [
+        ("restart", 12, "group 0 is ready", "ready"),
+        ("drain", 12, "group 0 has stopped", "stopped"),
+        ("restart", 0, "group 0 has failed: g0.worker0", "failed"),
+    ],
+)
+def test_a_group_that_dies_while_it_drains(
+    start_node: Callable[..., str], tiny_model_dir: Path, action: str, most: int, end: str,
+    state: str,
+) -> None:  # fmt: skip
+    """What was asked for happens all the same."""
+    node = start_node(
+        name="both", model=str(tiny_model_dir), load_format="dummy", device="sim", groups=(1, 1),
+        sim_step_ms=8.0, max_group_restarts=most,
+    )  # fmt: skip
+    story = Story(node, {"max_tokens": 400, "ignore_eos": True})
+    story.wait_for_tokens(5)
+    said: list[str] = []
+
+    def give() -> None:
+        try:
+            said.extend(give_order(node, Order(action=action, group=0, timeout_s=60)))
+        except OptionError as error:
+            said.append(str(error))
+
+    ordering = threading.Thread(target=give, daemon=True)
+    ordering.start()
+    wait_for("the group drains", lambda: states(node)[0] == "draining", 10)
+    os.kill(pids(node)["g0.worker0"], signal.SIGKILL)
+    ordering.join(30)
+    assert not ordering.is_alive(), "the order is never done"
+    assert end in said[-1] and states(node) == [state, "ready"]
+    story.join()
 
 
 def test_what_cannot_be_done_is_said(start_node: Callable[..., str], tiny_model_dir: Path) -> None:

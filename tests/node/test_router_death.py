@@ -22,7 +22,6 @@ from albireo.client import AlbireoError, AsyncClient, Client, ConnectionLost
 from albireo.client.reconnect import RECONNECT_S
 from albireo.client.requests import generate_message, resolve_params
 from albireo.ipc.simulated import sim_token
-from albireo.node.blueprint import Blueprint
 from albireo.node.options import NodeOptions, OptionError
 
 from .processes import alive, pids, status, wait_for, whole
@@ -346,6 +345,5 @@ def test_who_leaves_is_cancelled_at_once(start: Callable[..., str], tmp_path: Pa
 def test_a_journal_that_cannot_be(start: Callable[..., str]) -> None:
     with pytest.raises(AssertionError, match="--journal /proc/none cannot be used"):
         start(journal="/proc/none")
-    options = NodeOptions(journal="j", resume_grace_s=0.0)
     with pytest.raises(OptionError, match="--resume-grace 0"):
-        Blueprint(options, None, None, "")  # type: ignore[arg-type]
+        NodeOptions(journal="j", resume_grace_s=0.0).check()

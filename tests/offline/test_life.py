@@ -34,7 +34,7 @@ def nothing_left(home: Path) -> bool:
     )
 
 
-def test_close(home: Path, tiny_model_dir: Path) -> None:
+def test_close(module_home: Path, tiny_model_dir: Path) -> None:
     in_shm = shared_memory_files()
     llm = LLM(tiny_model_dir, device="sim", sim_step_ms=5.0)
     ids = pids(llm.name)
@@ -53,22 +53,22 @@ def test_close(home: Path, tiny_model_dir: Path) -> None:
     waiting.join(5)
     assert len(errors) == 1
     assert not [name for name, pid in ids.items() if alive(pid)]
-    assert nothing_left(home) and shared_memory_files() <= in_shm
+    assert nothing_left(module_home) and shared_memory_files() <= in_shm
     llm.close()
     with pytest.raises(NodeNotRunning, match="this LLM is closed"):
         llm.generate("a")
 
 
-def test_the_last_reference(home: Path, tiny_model_dir: Path) -> None:
+def test_the_last_reference(module_home: Path, tiny_model_dir: Path) -> None:
     llm = LLM(tiny_model_dir, device="sim")
     ids = pids(llm.name)
     del llm
     assert not [name for name, pid in ids.items() if alive(pid)]
-    assert nothing_left(home)
+    assert nothing_left(module_home)
 
 
 @pytest.mark.parametrize("end", ["", "raise SystemExit(3)\n", "1 / 0\n"])
-def test_the_end_of_the_program(home: Path, tiny_model_dir: Path, end: str) -> None:
+def test_the_end_of_the_program(module_home: Path, tiny_model_dir: Path, end: str) -> None:
     run = "llm.generate([[1, 2]] * 5, max_tokens=2)\n"
     ended = subprocess.run(
         script(tiny_model_dir, run + end), capture_output=True, text=True, timeout=30
@@ -76,11 +76,13 @@ def test_the_end_of_the_program(home: Path, tiny_model_dir: Path, end: str) -> N
     assert ("ZeroDivisionError" in ended.stderr) == ("/" in end), ended.stderr
     assert len(ended.stdout.split()) >= 9
     assert not [pid for pid in ended.stdout.split() if alive(int(pid))]
-    assert nothing_left(home)
+    assert nothing_left(module_home)
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_the_program_is_killed(home: Path, tiny_model_dir: Path, how: signal.Signals) -> None:
+def test_the_program_is_killed(
+    module_home: Path, tiny_model_dir: Path, how: signal.Signals
+) -> None:
     run = "llm.generate([[1, 2]] * 500, max_tokens=400, ignore_eos=True)\n"
     with subprocess.Popen(
         script(tiny_model_dir, run), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
@@ -90,16 +92,18 @@ def test_the_program_is_killed(home: Path, tiny_model_dir: Path, how: signal.Sig
         assert len(ids) >= 9
         program.send_signal(how)
     wait_for("every process is gone", lambda: not any(map(alive, ids)), 5)
-    wait_for("nothing is left", lambda: nothing_left(home), 5)
+    wait_for("nothing is left", lambda: nothing_left(module_home), 5)
 
 
-def test_the_program_is_killed_while_the_node_starts(home: Path, tiny_model_dir: Path) -> None:
+def test_the_program_is_killed_while_the_node_starts(
+    module_home: Path, tiny_model_dir: Path
+) -> None:
     with subprocess.Popen(script(tiny_model_dir, ""), stdout=subprocess.DEVNULL) as program:
-        wait_for("it starts", lambda: bool(supervisors(home)), 20)
+        wait_for("it starts", lambda: bool(supervisors(module_home)), 20)
         program.kill()
-        ids = supervisors(home)
+        ids = supervisors(module_home)
     wait_for("the supervisor is gone", lambda: not any(map(alive, ids)), 10)
-    wait_for("nothing is left", lambda: nothing_left(home), 5)
+    wait_for("nothing is left", lambda: nothing_left(module_home), 5)
 
 
 def supervisors(home: Path) -> list[int]:
@@ -107,7 +111,7 @@ def supervisors(home: Path) -> list[int]:
     return [int(facts["pid"]) for facts in map(read_facts, names) if facts is not None]
 
 
-def test_the_bar(home: Path, tiny_model_dir: Path) -> None:
+def test_the_bar(module_home: Path, tiny_model_dir: Path) -> None:
     """On a terminal, and nowhere else."""
     run = "llm.generate([[1, 2]] * 21, max_tokens=2, ignore_eos=True)\nllm.close()\n"
     ours, theirs = pty.openpty()

@@ -25,7 +25,7 @@ GREEDY = SamplingParams(max_tokens=6, temperature=0, ignore_eos=True)
 
 
 @pytest.fixture(scope="module")
-def llm(home: Path, tiny_model_dir: Path) -> Iterator[LLM]:
+def llm(module_home: Path, tiny_model_dir: Path) -> Iterator[LLM]:
     with LLM(
         tiny_model_dir, groups="2x1", device="cpu", dtype="float32", load_format="dummy",
         max_num_seqs=4, max_num_queued_reqs=2, batch_invariant=True,
@@ -34,7 +34,7 @@ def llm(home: Path, tiny_model_dir: Path) -> Iterator[LLM]:
 
 
 @pytest.fixture(scope="module")
-def slow(home: Path, tiny_model_dir: Path) -> Iterator[LLM]:
+def slow(module_home: Path, tiny_model_dir: Path) -> Iterator[LLM]:
     """Steps of 5 ms, tokens by a formula."""
     with LLM(
         tiny_model_dir, groups=(1, 1), device="sim", sim_step_ms=5.0, max_num_seqs=4,
@@ -124,7 +124,7 @@ def test_what_is_wrong_is_said(llm: LLM, tiny_model_dir: Path) -> None:
 
 
 def test_a_runtime_directory_that_is_too_long(
-    home: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+    module_home: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ALBIREO_RUNTIME_DIR", f"/tmp/{'long' * 30}")
     with pytest.raises(ValueError, match="set ALBIREO_RUNTIME_DIR to a shorter"):

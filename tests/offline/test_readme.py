@@ -14,7 +14,7 @@ README = Path(__file__).resolve().parents[2] / "README.md"
 
 @pytest.mark.node
 @pytest.mark.demo
-def test_the_example_works(home: Path, demo_model_path: Path) -> None:
+def test_the_example_works(module_home: Path, demo_model_path: Path) -> None:
     blocks = re.findall(r"^```python\n(.*?)^```$", README.read_text(), re.DOTALL | re.MULTILINE)
     (example,) = [block for block in blocks if "LLM(" in block]
     done = subprocess.run(
@@ -22,4 +22,4 @@ def test_the_example_works(home: Path, demo_model_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "Paris" in done.stdout and len(done.stdout.splitlines()) >= 3
-    assert not list((home / "run").iterdir())
+    assert not list((module_home / "run").iterdir())

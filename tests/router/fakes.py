@@ -21,7 +21,7 @@ import msgspec
 import uvloop
 import zmq
 
-from albireo.ipc.config import ActorSpec, EngineConfig, ModelInfo
+from albireo.ipc.config import ActorSpec, EngineConfig
 from albireo.ipc.link import Spoke
 from albireo.ipc.messages import (
     Abort,
@@ -49,6 +49,8 @@ from albireo.router.journal import Journal
 from albireo.router.router import Router
 from albireo.router.server import serve
 
+from ..specs import ENGINE, MODEL
+
 WAIT_S = 5.0
 VOCAB = 1000
 CONTEXT = 128
@@ -57,39 +59,16 @@ EOS = 2
 
 def make_spec(runtime_dir: Path, **changes: Any) -> ActorSpec:
     """A router's spec; keywords may name fields of the engine, too."""
-    engine = {
-        "model_path": "",
-        "device": "sim",
-        "dtype": "float32",
-        "load_format": "auto",
-        "tp": 1,
-        "max_model_len": CONTEXT,
-        "block_size": 16,
-        "num_blocks": 64,
-        "max_num_seqs": 64,
-        "max_num_batched_tokens": 512,
-        "lookahead": 1,
-        "batch_invariant": False,
-        "step_timeout_s": 10.0,
-        "spin_us": 0,
-        "sim_step_ms": 0.0,
-    }
+    engine: dict[str, Any] = {
+        "max_model_len": CONTEXT, "max_num_seqs": 64, "max_num_batched_tokens": 512,
+    }  # fmt: skip
     fields: dict[str, Any] = {"incarnation": 0, "num_groups": 1, "max_num_queued_reqs": 64}
     for name, value in changes.items():
-        (engine if name in engine else fields)[name] = value
-    model = ModelInfo(
-        name="fake-model",
-        architecture="FakeForCausalLM",
-        vocab_size=VOCAB,
-        context_len=CONTEXT,
-        eos_token_ids=(EOS,),
-        bos_token_id=1,
-        hidden_size=8,
-        num_params=1,
-        weight_bytes=4,
-        kv_bytes_per_token=4,
-        tp_degrees=(1,),
-    )
+        (engine if name in EngineConfig.__struct_fields__ else fields)[name] = value
+    model = msgspec.structs.replace(
+        MODEL, name="fake-model", architecture="FakeForCausalLM", vocab_size=VOCAB,
+        context_len=CONTEXT, eos_token_ids=(EOS,), bos_token_id=1,
+    )  # fmt: skip
     return ActorSpec(
         role="router",
         name="router",
@@ -98,7 +77,7 @@ def make_spec(runtime_dir: Path, **changes: Any) -> ActorSpec:
         threads=1,
         log_level="info",
         model=model,
-        engine=EngineConfig(**engine),
+        engine=msgspec.structs.replace(ENGINE, **engine),
         **fields,
     )
 

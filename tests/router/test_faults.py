@@ -12,6 +12,7 @@ import pytest
 from albireo.ipc.actor import EXIT_FAILED
 from albireo.ipc.messages import Credit, Submit
 from albireo.router import session as session_module
+from albireo.router.delivery import Delivery
 from albireo.router.router import Router
 
 from .conftest import Neighbourhood
@@ -61,8 +62,8 @@ def test_a_batch_that_cannot_be_handed_on(start: Start, monkeypatch: pytest.Monk
     for number in (1, 2):
         client.send(type="generate", id=number, prompt_ids=[5])
     first, second = (group.expect(Submit).request for _ in range(2))
-    faulty = fails_once(Router.output, ValueError("a fault of this test"))
-    monkeypatch.setattr(Router, "output", faulty)
+    faulty = fails_once(Delivery.output, ValueError("a fault of this test"))
+    monkeypatch.setattr(Delivery, "output", faulty)
     group.output(piece(first, 0, [7], "a", "stop"))
     client.expect_error("internal", 1)
     while not isinstance(group.next(), Credit):
@@ -113,7 +114,7 @@ def starved(runtime_dir: Path) -> Iterator[Callable[..., RouterProcess]]:
 @pytest.mark.parametrize(
     ("module", "name", "method"),
     [
-        ("router", "Router", "output"),
+        ("delivery", "Delivery", "output"),
         ("router", "Router", "submit_all"),
         ("router", "Router", "_settle"),
         ("texts", "TextQueue", "expire"),

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
+
+import pytest
 
 from albireo.ipc.messages import (
     Credit,
@@ -13,9 +16,11 @@ from albireo.ipc.messages import (
     SchedulerStats,
     Submit,
 )
+from albireo.router import actors
+from albireo.router.hub import AsyncHub
 
 from .conftest import Neighbourhood
-from .fakes import RawClient, piece
+from .fakes import FakeGroup, RawClient, piece
 
 Start = Callable[..., Neighbourhood]
 
@@ -180,6 +185,82 @@ def test_a_group_that_cannot_be_reached_is_passed_over(start: Start) -> None:
     assert in_flight(client)[0][:2] == ("restarting", 0)
 
 
+def test_a_group_that_can_be_reached_again_begins_anew(start: Start) -> None:
+    """It is alive: what it had goes on, and is not suspected of anything."""
+    near = start(max_failovers=0)
+    group, client = near.group(), near.client()
+    wait_for_states(client, "ready")
+    generate(client, 1)
+    group.output(piece(group.expect(Submit).request, 0, [11], "a"))
+    assert client.receive()["items"][0][3] == "a"
+    last = lose(group, client)
+    group = near.group(join=False)
+    assert group.expect(Reset)
+    group.join()
+    again = [first_submit(group), *(group.expect(Submit) for _ in range(last - 1))]
+    assert (again[0].prompt_ids, again[0].resumed) == ([5, 11], 1)
+    group.output(piece(again[0].request, 1, [12], "b", "stop"))
+    assert client.receive()["items"][0][:4] == [1, 1, [12], "b"]
+    assert in_flight(client)[0][:2] == ("ready", last - 1)
+
+
+def test_a_credit_that_cannot_be_given(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The group begins anew: it would have one less for ever."""
+    send, refused = AsyncHub.send, []
+
+    def send_but_one(hub: AsyncHub, peer: bytes, message: Any) -> bool:
+        if isinstance(message, Credit) and not refused:
+            refused.append(message)
+            return False
+        return send(hub, peer, message)
+
+    monkeypatch.setattr(AsyncHub, "send", send_but_one)
+    near = start(max_failovers=0)
+    group, client = near.group(), near.client()
+    generate(client, 1)
+    group.output(piece(group.expect(Submit).request, 0, [11], "a"))
+    assert client.receive()["items"][0][3] == "a"
+    assert group.expect(Reset)
+    group.join()
+    assert first_submit(group).resumed == 1
+
+
+def test_a_group_that_was_given_up_is_used_when_it_can_be_reached_again(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(actors, "LOST_GROUP_TIMEOUT_S", 0.0)
+    near = start(num_groups=2, max_failovers=3)
+    gone, there = near.group(0), near.group(1)
+    client = near.client()
+    wait_for_states(client, "ready", "ready")
+    generate(client, 1)
+    gone.expect(Submit)
+    last = lose(gone, client)
+    for _ in range(last):
+        there.expect(Submit)
+    back = near.group(0, join=False)
+    assert back.expect(Reset)
+    back.join()
+    wait_for_states(client, "ready", "ready")
+    generate(client, last + 1)
+    first_submit(back)
+    assert [requests for _, requests, _ in in_flight(client)] == [1, last]
+
+
+def test_a_group_that_ended_is_not_called_back(start: Start) -> None:
+    near = start(max_failovers=3)
+    group, supervisor, client = near.group(), near.supervisor(), near.client()
+    wait_for_states(client, "ready")
+    lose(group, client)
+    supervisor.send(GroupDown(0, 0, "it hung"))
+    supervisor.topology("starting")
+    wait_for_states(client, "starting")
+    old = near.group(join=False)
+    old.join()
+    assert old.silent(3 * actors.TICK_S)
+    assert in_flight(client)[0][0] == "starting"
+
+
 def test_a_restarted_router_resets_the_groups_that_were_there_before(start: Start) -> None:
     near = start(num_groups=2, incarnation=3)
     groups = [near.group(0, incarnation=2, join=False), near.group(1, incarnation=7)]
@@ -195,9 +276,7 @@ def test_a_restarted_router_resets_the_groups_that_were_there_before(start: Star
     groups[0].join()
     wait_for_states(client, "ready", "ready")
     generate(client, 2)
-    while isinstance(message := groups[0].next(), Reset):
-        pass
-    assert isinstance(message, Submit)
+    first_submit(groups[0])
     assert groups[1].silent()
 
 
@@ -220,6 +299,28 @@ def test_group_stats_are_in_the_status(start: Start) -> None:
     assert status["node"] == "test" and status["model"]["id"] == "fake-model"
     assert status["actors"][0]["name"] == "tokenizer" and status["actors"][0]["group"] is None
     assert status["requests"]["in_flight"] == 0 and status["connections"] == 1
+
+
+def lose(group: FakeGroup, client: RawClient) -> int:
+    """Its link breaks, and the router finds out by what it says there: the last request's number.
+
+    ZeroMQ takes a moment to notice; what is said meanwhile is lost.
+    """
+    group.close()
+    number = 1
+    while in_flight(client)[0][0] == "ready":
+        number += 1
+        generate(client, number)
+        time.sleep(0.05)  # the node is full after 128
+    return number
+
+
+def first_submit(group: FakeGroup) -> Submit:
+    """Behind any number of Resets."""
+    while isinstance(message := group.next(), Reset):
+        pass
+    assert isinstance(message, Submit)
+    return message
 
 
 def wait_for_states(client: RawClient, *states: str) -> None:

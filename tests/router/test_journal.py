@@ -47,8 +47,8 @@ def found(path: Path) -> dict[int, dict[int, list[int]]]:
     while True:
         # The journal's thread may delete a file meanwhile; a dead router's does not.
         with contextlib.suppress(FileNotFoundError):
-            requests = replay([mapped(each) for each in segments_in(path)], OPENED)
-            return {each.client_id: each.tokens for each in requests}
+            in_flight, ended = replay([mapped(each) for each in segments_in(path)], OPENED)
+            return {each.client_id: each.tokens for each in (*in_flight, *ended)}
 
 
 @pytest.fixture
@@ -102,6 +102,27 @@ def test_nothing_is_left_when_nothing_is_in_flight(path: Path) -> None:
     journal.accept(one)
     journal.ended(one.number)
     journal.forget(one, gone=False)
+    journal.close()
+    assert list(path.iterdir()) == []
+
+
+def test_what_had_ended_under_the_router_before_keeps_no_file(path: Path) -> None:
+    journal = open_journal(path)
+    one, two = record(1, n=2), record(2)
+    for each in (one, two):
+        assert journal.accept(each)
+    journal.step([(one.number, 0, [5]), (one.number + 1, 0, [6]), (two.number, 0, [7])])
+    for number in (one.number, one.number + 1):
+        journal.ended(number)
+    journal.forget(one, gone=False)
+    journal.step([])
+    for _ in range(2):
+        drop_journal(journal)
+        assert found(path) == {1: {0: [5], 1: [6]}, 2: {0: [7]}}
+        journal = open_journal(path)
+        assert [each.client_id for each in journal.found] == [2]
+        assert [each.client_id for each in journal.found_ended] == [1]
+    journal.forget(journal.found[0], gone=True)
     journal.close()
     assert list(path.iterdir()) == []
 
@@ -260,7 +281,7 @@ def test_any_damage_leaves_a_prefix(tmp_path: Path, contents: list[bytes], data:
 @given(st.binary(max_size=200))
 def test_random_bytes_are_no_records(noise: bytes) -> None:
     assert list(payloads(noise)) == []
-    assert replay([MAGIC + noise], OPENED) == []
+    assert replay([MAGIC + noise], OPENED) == ([], [])
 
 
 class Machine(RuleBasedStateMachine):
@@ -311,6 +332,7 @@ class Machine(RuleBasedStateMachine):
             else:
                 assert each.number
                 self.live[number] = each
+        assert not {each.client_id for each in self.journal.found_ended} & self.live.keys()
 
     @invariant()
     def bounded(self) -> None:

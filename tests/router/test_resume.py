@@ -293,6 +293,9 @@ class Deaths:
     def die(self) -> None:
         self.near.router.die()
 
+    def files(self) -> list[Path]:
+        return list(self._journal.iterdir())
+
 
 @pytest.fixture
 def deaths(neighbourhood: Neighbourhood, tmp_path: Path) -> Iterator[Deaths]:
@@ -342,6 +345,39 @@ def test_an_end_that_the_client_did_not_get(deaths: Deaths) -> None:
     client = deaths.start()
     client.send(type="resume", id=1, have=[[0, 1]])
     assert submit(deaths.group).prompt_ids == [5, 6, 7, 11]
+
+
+def test_an_answer_that_goes_on_after_its_end(deaths: Deaths) -> None:
+    """Of its two records the later one counts: its client has these tokens."""
+    client = deaths.start()
+    ask(client)
+    first = submit(deaths.group)
+    deaths.group.output(piece(first.request, 0, [11, 12, 13], "abc", "stop"))
+    client.receive()
+    client.close()
+    client = join(deaths.near)
+    client.send(type="resume", id=1, have=[[0, 1]])
+    again = submit(deaths.group)
+    deaths.group.output(piece(again.request, 1, [22], "B"))
+    client.receive()
+    deaths.die()
+    client = deaths.start()
+    assert counts(client)["waiting_for_client"] == 1
+    client.send(type="resume", id=1, have=[[0, 2]])
+    assert submit(deaths.group).prompt_ids == [5, 6, 7, 11, 22]
+
+
+def test_what_has_ended_waits_for_nobody(deaths: Deaths) -> None:
+    """Its client may lack the end, and can have it; a node that ends leaves no file of it."""
+    client = deaths.start()
+    ask(client)
+    deaths.group.output(piece(submit(deaths.group).request, 0, [11], "a", "stop"))
+    client.receive()
+    deaths.die()
+    client = deaths.start()
+    assert counts(client)["waiting_for_client"] == 0
+    deaths.near.router.stop()
+    assert deaths.files() == []
 
 
 def test_a_client_with_more_tokens_than_the_journal(deaths: Deaths) -> None:

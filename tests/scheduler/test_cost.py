@@ -15,7 +15,7 @@ from albireo.ipc.plan import ROW_WORDS, Int32Array
 from albireo.scheduler.limits import Limits
 from albireo.scheduler.scheduler import Scheduler
 
-from .fake_group import submission
+from .submissions import submission
 
 BLOCK_SIZE = 16
 

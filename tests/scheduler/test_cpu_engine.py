@@ -20,7 +20,7 @@ from albireo.workers.parallel.communicator import SingleRank
 
 from ..workers.engine_driver import ENGINE
 from ..workers.engine_story import CONFIG
-from .fake_group import submission
+from .submissions import submission
 
 EASE = msgspec.structs.replace(
     ENGINE, block_size=16, num_blocks=80, max_num_seqs=20, max_num_batched_tokens=256,

@@ -10,8 +10,9 @@ import pytest
 from albireo.scheduler.requests import AGING_STEPS, Request, new_request
 from albireo.scheduler.waiting import WaitingQueue
 
-from .fake_group import FakeGroup, submission
+from .fake_group import FakeGroup
 from .groups import group, step, taken
+from .submissions import submission
 
 
 class Queue:

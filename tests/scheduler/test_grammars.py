@@ -8,8 +8,8 @@ from albireo.ipc.grammars import MAX_GRAMMAR_BYTES
 from albireo.ipc.plan import ROW_GRAMMAR_END, TAKE_FLAGS, TAKE_GRAMMAR, PlanView
 from albireo.scheduler.scheduler import Ended
 
-from .fake_group import submission
 from .groups import group
+from .submissions import submission
 from .test_pressure import until_taken
 
 

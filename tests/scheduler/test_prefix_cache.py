@@ -8,8 +8,9 @@ import pytest
 from albireo.ipc.plan import COPY_BLOCK, MAX_PLAN_SCORES
 from albireo.scheduler.prefix_cache import PrefixCache, extend_names, root_name
 
-from .fake_group import FakeGroup, expected_end, submission, token_at
+from .fake_group import FakeGroup
 from .groups import group, lengths, starts, step, taken
+from .submissions import expected_end, submission, token_at
 
 
 def caching(**limits: object) -> FakeGroup:

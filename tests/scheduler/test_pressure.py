@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from albireo.ipc.plan import COPY_IN, COPY_OUT
 
-from .fake_group import FakeGroup, submission
+from .fake_group import FakeGroup
 from .groups import group, starts, step, taken
+from .submissions import submission
 
 
 def pressed(*, max_tokens: int = 9, **limits: object) -> FakeGroup:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 
-from albireo.ipc.config import ActorSpec, EngineConfig, ModelInfo
+from albireo.ipc.config import ActorSpec, EngineConfig
 from albireo.ipc.link import Hub
 from albireo.ipc.messages import (
     Abort,
@@ -27,45 +27,21 @@ from albireo.ipc.ring import RingReader, RingTimeout, RingWriter, create_ring
 from albireo.ipc.rings import plan_ring, result_ring
 from albireo.scheduler.process import main
 
-from .fake_group import FakeWorker, expected_end, submission
+from .. import specs
+from .fake_worker import FakeWorker
+from .submissions import VOCAB_SIZE, expected_end, submission
 
 WAIT_S = 10.0
-ENGINE = EngineConfig(
-    model_path="",
-    device="sim",
-    dtype="float32",
-    load_format="auto",
-    tp=1,
-    max_model_len=64,
-    block_size=4,
-    num_blocks=16,
-    max_num_seqs=4,
-    max_num_batched_tokens=32,
-    lookahead=1,
-    batch_invariant=False,
+ENGINE = msgspec.structs.replace(
+    specs.ENGINE, block_size=4, num_blocks=16, max_num_seqs=4, max_num_batched_tokens=32,
     step_timeout_s=WAIT_S,
-    spin_us=0,
-    sim_step_ms=0.0,
-)
+)  # fmt: skip
 
 
 class FakeActor:
     """Stands in for ipc.actor.Actor, which needs a supervisor."""
 
     def __init__(self, runtime_dir: str, engine: EngineConfig) -> None:
-        model = ModelInfo(
-            name="m",
-            architecture="a",
-            vocab_size=13,
-            context_len=64,
-            eos_token_ids=(),
-            bos_token_id=None,
-            hidden_size=1,
-            num_params=1,
-            weight_bytes=1,
-            kv_bytes_per_token=1,
-            tp_degrees=(1,),
-        )
         self.spec = ActorSpec(
             role="scheduler",
             name="g0.scheduler",
@@ -74,7 +50,7 @@ class FakeActor:
             runtime_dir=runtime_dir,
             threads=1,
             log_level="info",
-            model=model,
+            model=msgspec.structs.replace(specs.MODEL, vocab_size=VOCAB_SIZE),
             engine=engine,
             group=0,
         )

@@ -17,8 +17,8 @@ from albireo.ipc.plan import (
     TAKE_TOP_P,
 )
 
-from .fake_group import expected_end, submission, token_at
 from .groups import group, lengths, step, taken
+from .submissions import expected_end, submission, token_at
 
 
 # ------------------------------------------------------------ what a plan holds

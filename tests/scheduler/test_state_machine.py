@@ -22,7 +22,8 @@ from albireo.ipc.messages import Submit
 from albireo.ipc.stopping import end_of_tokens
 from albireo.scheduler.limits import Limits
 
-from .fake_group import VOCAB_SIZE, FakeGroup, expected_end, submission
+from .fake_group import FakeGroup
+from .submissions import VOCAB_SIZE, expected_end, submission
 
 SETTINGS = settings(
     deadline=None,

@@ -8,8 +8,8 @@ import pytest
 
 from albireo.scheduler.step_times import StepTimes
 
-from .fake_group import submission
 from .groups import group
+from .submissions import submission
 
 
 def learned(base_us: float, token_us: float, noise: float = 0.0) -> StepTimes:

@@ -9,9 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from albireo.ipc.config import ActorSpec, EngineConfig, ModelInfo
+import msgspec
+
+from albireo.ipc.config import ActorSpec
 from albireo.ipc.link import Hub, Spoke
 
+from .. import specs
 from .test_chat_template import MISTRAL
 from .tiny_tokenizers import byte_level, text_model
 
@@ -53,16 +56,12 @@ class FakeActor:
 
 
 def actor_spec(directory: Path, role: str) -> ActorSpec:
-    model = ModelInfo(
-        name="tiny", architecture="llama", vocab_size=MODEL.vocab_size + 8, context_len=64,
-        eos_token_ids=(1,), bos_token_id=0, hidden_size=8, num_params=1, weight_bytes=1,
-        kv_bytes_per_token=1, tp_degrees=(1,),
-    )  # fmt: skip
-    engine = EngineConfig(
-        model_path="", device="sim", dtype="float32", load_format="dummy", tp=1, max_model_len=64,
-        block_size=16, num_blocks=8, max_num_seqs=8, max_num_batched_tokens=64, lookahead=1,
-        batch_invariant=False, step_timeout_s=5.0, spin_us=0, sim_step_ms=1.0,
-    )  # fmt: skip
+    model = msgspec.structs.replace(
+        specs.MODEL, vocab_size=MODEL.vocab_size + 8, eos_token_ids=(1,), bos_token_id=0
+    )
+    engine = msgspec.structs.replace(
+        specs.ENGINE, num_blocks=8, step_timeout_s=5.0, sim_step_ms=1.0
+    )
     return ActorSpec(
         role=role, name=role, node="test", incarnation=3, runtime_dir=str(directory), threads=1,
         log_level="warning", model=model, engine=engine, group=0, rank=0,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import msgspec
 import numpy as np
 
 from albireo.ipc.config import EngineConfig
@@ -27,25 +28,12 @@ from albireo.ipc.plan import (
 )
 from albireo.workers.engine.step import StepResult
 
+from .. import specs
 from ..plans import plan_of
 from .edit_reference import Ask, float_bits
 
-ENGINE = EngineConfig(
-    model_path="",
-    device="cpu",
-    dtype="float32",
-    load_format="dummy",
-    tp=1,
-    max_model_len=64,
-    block_size=4,
-    num_blocks=64,
-    max_num_seqs=6,
-    max_num_batched_tokens=64,
-    lookahead=1,
-    batch_invariant=False,
-    step_timeout_s=30.0,
-    spin_us=0,
-    sim_step_ms=0.0,
+ENGINE = msgspec.structs.replace(
+    specs.ENGINE, device="cpu", block_size=4, max_num_seqs=6, step_timeout_s=30.0
 )
 
 NOTHING_ASKED = Ask()

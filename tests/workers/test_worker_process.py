@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from albireo.ipc.config import ActorSpec, ModelInfo
+from albireo.ipc.config import ActorSpec
 from albireo.ipc.plan import FLAG_STOP, ResultView, write_plan
 from albireo.ipc.ring import RingReader, RingTimeout, RingWriter, create_ring
 from albireo.ipc.rings import plan_ring, result_ring
@@ -25,22 +25,11 @@ from albireo.workers.engine.process import main
 from albireo.workers.engine.sim import SimEngine
 from albireo.workers.parallel.canary import canary_bytes
 
+from .. import specs
 from ..plans import sections_of
 from .engine_driver import ENGINE
 
-MODEL = ModelInfo(
-    name="tiny",
-    architecture="LlamaForCausalLM",
-    vocab_size=1000,
-    context_len=64,
-    eos_token_ids=(),
-    bos_token_id=None,
-    hidden_size=48,
-    num_params=1,
-    weight_bytes=1,
-    kv_bytes_per_token=1,
-    tp_degrees=(1, 3),
-)
+MODEL = msgspec.structs.replace(specs.MODEL, hidden_size=48, tp_degrees=(1, 3))
 SIM = msgspec.structs.replace(ENGINE, device="sim", sim_step_ms=1.0, step_timeout_s=0.3)
 EMPTY = np.zeros(0, np.int32)
 

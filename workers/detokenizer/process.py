@@ -9,8 +9,9 @@
 
 A request is registered here before the scheduler hears of it, so no token can
 come before its stop strings.  The group has joined once its scheduler has.  A
-new router says Reset; every request is dropped, and it gets a Joined as its
-answer: what comes before that is from the time of the old one.
+router that is new, or could not reach the group for a while, says Reset; every
+request is dropped, and it gets a Joined as its answer: what comes before that
+is of the past.
 
 At most OUTPUT_CREDITS Outputs are unanswered; without credit what is new
 collects in the requests, so memory is bounded by their text.

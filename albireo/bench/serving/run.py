@@ -17,8 +17,6 @@ from .datasets import Asked
 from .figures import summary
 from .load import LoadOptions, run_load
 
-COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
-
 
 class ServeOptions(msgspec.Struct, frozen=True, kw_only=True):
     """model: None = the first that the server names.
@@ -27,7 +25,7 @@ class ServeOptions(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     target: Target
-    endpoint: str = COMPLETIONS
+    endpoint: str = "/v1/completions"
     model: str | None = None
     ignore_eos: bool = False
     stream_usage: bool = True

@@ -1,6 +1,6 @@
 """Filtered rows of which every rank has a shard: its best tokens are exchanged, not the row.
 
-The GPU's form of sampling/candidates.py, in the order of a step, after winner.py's
+The GPU's form of sampling/candidates.py, in the order of a step, after draw.py's
 exchange of the shards' best logits:
 
     outline    a logit from which on a shard has about as many tokens as may be wanted

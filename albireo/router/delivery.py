@@ -1,0 +1,117 @@
+"""The way of tokens from a group to the clients: a batch comes in, one frame a client leaves.
+
+This is the router's hot path: the work of a step grows with its tokens alone.
+Tokens are in the journal before a client sees them, and a piece that would
+leave a gap or a repeat in an answer ends it with an error instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import msgspec
+
+from albireo.ipc.messages import Credit, Output
+from albireo.ipc.protocol import Delta
+
+from .groups import Group
+from .journal import Journal
+from .requests import Refusal, Stream, TokenRequest
+from .session import Session
+
+_CREDIT = Credit(1)
+_FAULT = "tokens of this request met a fault in the router, and are lost"
+
+
+class Delivery:
+    """sessions: all of them.  tell: says something to a group.  finished: called with a stream
+    whose end has come, and its group.  fail ends a request with an error.  clock: seconds, of
+    any origin."""
+
+    def __init__(
+        self,
+        sessions: Iterable[Session],
+        journal: Journal | None,
+        tell: Callable[[Group, msgspec.Struct], bool],
+        finished: Callable[[Stream, Group], None],
+        fail: Callable[[TokenRequest, Refusal], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self._sessions = sessions
+        self._journal = journal
+        self._tell = tell
+        self._finished = finished
+        self._fail = fail
+        self._clock = clock
+
+    def output(self, group: Group, output: Output) -> None:
+        """Hands a batch on: one frame for each client, then the credit goes back."""
+        streams, latencies = group.streams, group.latencies
+        now = self._clock()
+        sessions: list[Session] = []
+        broken: list[tuple[Stream, int]] = []
+        noted: list[tuple[int, int, list[int]]] = []
+        tokens = 0
+        for piece in output.pieces:
+            stream = streams.get(piece.request)
+            if stream is None:
+                continue
+            known = stream.token_ids
+            index = len(known)
+            if piece.index != index:
+                broken.append((stream, piece.index))
+                continue
+            token_ids = piece.token_ids
+            known += token_ids
+            if token_ids:
+                if stream.entry:
+                    noted.append((stream.entry, index, token_ids))
+                tokens += len(token_ids)
+                latencies.tokens(stream.times, len(token_ids), now)
+            session = stream.session
+            outbox = session.outbox
+            if not outbox:
+                sessions.append(session)
+            end, scored = piece.end, piece.prompt_logprobs
+            if scored is not None:
+                scored = stream.take_scored(scored)
+            outbox.append(
+                Delta(
+                    stream.client_id, index, token_ids, piece.text, end,
+                    stream.choice, piece.logprobs, scored,
+                )
+            )  # fmt: skip
+            if end is not None:
+                latencies.end(stream.times, end.finish_reason, now)
+                self._finished(stream, group)
+        group.outstanding_tokens -= tokens
+        latencies.batch(tokens)
+        if self._journal is not None:
+            self._journal.step(noted)
+        for session in sessions:
+            session.flush()
+        self._tell(group, _CREDIT)
+        for stream, index in broken:
+            self._fail_broken(stream, index)
+
+    def give_up(self, group: Group, output: Output) -> None:
+        """output() has failed.  What was made of the batch goes to the clients; those whose part is
+        lost hear of it."""
+        for session in self._sessions:
+            if session.outbox:
+                session.flush()
+        for piece in output.pieces:
+            stream = group.streams.get(piece.request)
+            if stream is not None:
+                self._fail(stream.asker, Refusal("internal", _FAULT))
+        self._tell(group, _CREDIT)
+
+    def _fail_broken(self, stream: Stream, index: int) -> None:
+        self._fail(
+            stream.asker,
+            Refusal(
+                "internal",
+                f"the group sent tokens from index {index}, but {len(stream.token_ids)} had "
+                "come: the answer would have a gap or a repeat",
+            ),
+        )
