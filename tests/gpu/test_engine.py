@@ -374,6 +374,7 @@ def test_a_node_registers_its_plan_ring(
     assert re.search(r"CUDA graphs: \d+ of mixed steps of up to 2048 tokens", log)
 
 
+@pytest.mark.two_gpus
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_two_ranks_on_two_gpus(start_node: Callable[..., str], tmp_path: Path) -> None:
     save("qwen3", tmp_path)
