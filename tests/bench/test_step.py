@@ -55,7 +55,8 @@ def test_the_floor_counts_the_experts_that_are_picked(tmp_path: Path) -> None:
 @pytest.mark.parametrize("sampling", ["greedy", "full"])
 def test_through_a_real_node(sampling: str, node_home: Path) -> None:
     arguments = ["step", "--shape", "tiny", "--device", "cpu", "--batch", "1,3", "--input-len", "8"]
-    arguments += ["--output-len", "40", "--sampling", sampling, "--json"]
+    # Enough for all to decode together where the client has to wait for a core.
+    arguments += ["--output-len", "240", "--sampling", sampling, "--json"]
     ended = CliRunner().invoke(bench, arguments)
     assert ended.exit_code == 0, ended.output
     result = json.loads(ended.output)
