@@ -7,9 +7,9 @@ evenly; where there are plenty, two are left to the actors that feed them.
 
 from __future__ import annotations
 
-import os
-
 import msgspec
+
+from .cpu_quota import usable_cores
 
 
 class CorePlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,7 +45,7 @@ def make_core_plan(
 
     `threads` overrides the number for each worker.
     """
-    cores = cores or len(os.sched_getaffinity(0))
+    cores = cores or usable_cores()
     workers = sum(groups)
     actors = 2 + gateways + 2 * len(groups)
     if threads is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -13,6 +15,7 @@ from albireo.workers.kernels.cuda.hopper_gemm import (  # noqa: E402
     HopperTiling,
     hopper_gemm,
     hopper_tiling,
+    supported,
 )
 from albireo.workers.kernels.cuda.norm import rms_norm  # noqa: E402
 
@@ -20,8 +23,8 @@ DEVICE = torch.device("cuda", 0)
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(
-        not torch.cuda.is_available() or not nvrtc.available(DEVICE),
-        reason="needs a Hopper GPU and cuda-bindings",
+        not torch.cuda.is_available() or not supported(DEVICE),
+        reason="needs an H100 or H200 and cuda-bindings",
     ),
 ]
 
@@ -109,3 +112,28 @@ def test_in_a_graph_behind_a_kernel_that_writes_its_input() -> None:
             y = F.rms_norm(wide.float(), (1024,), eps=1e-6)
         graph.replay()
         assert (captured.float() - y).norm() < 0.02 * y.norm()
+
+
+def test_what_is_kept_and_not_whole_is_compiled_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALBIREO_CACHE_DIR", str(tmp_path))
+    trial = nvrtc.TRIAL
+    nvrtc.CompiledKernel(*trial)
+    (kept,) = (tmp_path / "nvrtc").iterdir()
+    whole = kept.read_bytes()
+    kept.write_bytes(b"")
+    nvrtc.CompiledKernel(*trial)
+    assert kept.read_bytes() == whole
+
+
+def test_a_kernel_that_cannot_be_kept_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "full").touch()
+    monkeypatch.setenv("ALBIREO_CACHE_DIR", str(tmp_path / "full"))
+    nvrtc.CompiledKernel(*nvrtc.TRIAL).launch((1, 1, 1))
+    torch.cuda.synchronize()
+
+
+def test_a_text_that_does_not_compile_is_told(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="undefined"):
+        nvrtc.compiled("__device__ int f() { return nothing; }", [])

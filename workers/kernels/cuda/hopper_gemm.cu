@@ -246,6 +246,7 @@ extern "C" __global__ void __launch_bounds__(THREADS + 128, 1)
                 ask_for_inputs(round);
             }
         }
+        __syncwarp();  // Barriers below are of whole warps.
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(MULTIPLYING_REGISTERS));
         Sums sums = {};

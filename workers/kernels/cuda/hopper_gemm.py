@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import torch
 
-from .nvrtc import CompiledKernel, TensorMap, compiled
+from .nvrtc import CompiledKernel, TensorMap, available
 
 MAX_ROWS = 256
 
@@ -81,6 +81,16 @@ class HopperTiling(NamedTuple):
         return self.stages * self._stage_bytes + _ALIGNMENT
 
 
+@functools.cache
+def supported(device: torch.device) -> bool:
+    """Whether it is a GPU with as many multiprocessors as all of this is cut up for."""
+    return (
+        available(device)
+        and torch.cuda.get_device_properties(device).multi_processor_count >= _PROGRAMS[1]
+    )
+
+
+@functools.cache
 def hopper_tiling(n: int, k: int, rows: int) -> HopperTiling | None:
     """For a weight [n, k] of bfloat16; None where cuBLAS is faster, or has to do it.
 
@@ -157,7 +167,7 @@ def _kernel(device: torch.device, tiling: HopperTiling, gate: int) -> CompiledKe
     """On the device, which is the current one."""
     parts = 1 if tiling.rows <= _WIDEST_INSTRUCTION else 2
     multiplying, copying = _REGISTERS[tiling.groups]
-    code = compiled(
+    return CompiledKernel(
         _multiply(tiling.rows // parts) + _SOURCE.read_text(),
         [
             f"ROWS={tiling.rows}",
@@ -169,9 +179,11 @@ def _kernel(device: torch.device, tiling: HopperTiling, gate: int) -> CompiledKe
             f"MULTIPLYING_REGISTERS={multiplying}",
             f"COPYING_REGISTERS={copying}",
         ],
+        "hopper_gemm",
+        128 * (tiling.groups + 1),
+        tiling.shared_bytes,
+        (1, 1, tiling.splits),
     )
-    threads = 128 * (tiling.groups + 1)
-    return CompiledKernel(code, "hopper_gemm", threads, tiling.shared_bytes, (1, 1, tiling.splits))
 
 
 def _multiply(rows: int) -> str:

@@ -18,11 +18,10 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 
-from . import nvrtc
 from .activation import gated
 from .few_rows import MAX_ROWS, counters, few_rows, few_rows_tiling
 from .gemv import gemv, gemv_tiling
-from .hopper_gemm import HopperTiling, hopper_gemm, hopper_tiling
+from .hopper_gemm import HopperTiling, hopper_gemm, hopper_tiling, supported
 from .overlap import can_overlap
 
 
@@ -78,7 +77,7 @@ def gated_linear(x: torch.Tensor, packed: PackedLinear, activation: str) -> torc
 
 def _hopper_tiling(x: torch.Tensor, packed: PackedLinear) -> HopperTiling | None:
     """None where cuBLAS is faster, or has to do it."""
-    if not x.dtype == packed.out_dtype == torch.bfloat16 or not nvrtc.available(x.device):
+    if not x.dtype == packed.out_dtype == torch.bfloat16 or not supported(x.device):
         return None
     n, k = packed.weight.shape
     return hopper_tiling(n, k, len(x))

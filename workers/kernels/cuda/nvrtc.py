@@ -1,20 +1,22 @@
 """CUDA C++ kernels: compiled by NVRTC at their first use, kept on disk, launched by the driver.
 
-For what Triton cannot say: clusters, copies to several of their programs, the tensor
-cores' own instructions.  cuda-bindings, NVIDIA's own package, is all it takes;
-where that is not installed there are no such kernels (`available`).
+For what Triton cannot say: clusters, the copy engine's boxes in the tensor cores' order,
+the tensor cores' own instructions.  cuda-bindings, NVIDIA's own package, is all it takes;
+where it does not work there are no such kernels (`available`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
+import logging
 import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -22,22 +24,42 @@ from ....ipc.paths import cache_dir
 
 _ARCHITECTURE = "sm_90a"
 _CAPABILITY = (9, 0)
+TRIAL = ('extern "C" __global__ void trial() {}', (), "trial", 32, 0, (1, 1, 1))
+"""A CompiledKernel's arguments, of one that does nothing."""
+
+_MAP_BYTES = 128
+"""Of a CUtensorMap, and what it has to be aligned to."""
+# CUtensorMapDataType, -Interleave, -Swizzle, -L2promotion and -FloatOOBfill in cuda.h.
+_BFLOAT16, _NO_INTERLEAVE, _SWIZZLE_128B, _PROMOTE_256B, _ZEROS_OUTSIDE = 9, 0, 3, 3, 0
+
+
+class Code(NamedTuple):
+    """kept: the file it is from, where it is from one."""
+
+    machine: bytes
+    kept: Path | None
 
 
 @functools.cache
 def available(device: torch.device) -> bool:
-    """Whether such kernels run on the device: a Hopper GPU, with cuda-bindings installed."""
+    """Whether such kernels run on the device: a Hopper GPU, and all that compiles and loads them.
+
+    What is in the way is logged once: the caller has another kernel.
+    """
     if device.type != "cuda" or torch.cuda.get_device_capability(device) != _CAPABILITY:
         return False
     try:
-        import cuda.bindings.driver
-        import cuda.bindings.nvrtc  # noqa: F401
-    except ImportError:
+        CompiledKernel(*TRIAL)
+    except (ImportError, RuntimeError) as error:
+        logging.warning(
+            "no CUDA C++ kernels, cuBLAS does their work (pip install cuda-bindings of the major "
+            "version of PyTorch's CUDA, %s): %s", torch.version.cuda, error,
+        )  # fmt: skip
         return False
     return True
 
 
-def compiled(source: str, defines: Sequence[str]) -> bytes:
+def compiled(source: str, defines: Sequence[str]) -> Code:
     """The machine code of a source text.  Raises RuntimeError with the compiler's messages."""
     from cuda.bindings import nvrtc
 
@@ -45,8 +67,8 @@ def compiled(source: str, defines: Sequence[str]) -> bytes:
     options = [*(f"-D{define}" for define in defines), f"-arch={_ARCHITECTURE}", "-std=c++17"]
     digest = hashlib.sha256("\0".join([source, *map(str, version), *options]).encode())
     path = cache_dir() / "nvrtc" / f"{digest.hexdigest()[:32]}.cubin"
-    if path.exists():
-        return path.read_bytes()
+    with contextlib.suppress(OSError):
+        return Code(path.read_bytes(), path)
     program = _checked(nvrtc.nvrtcCreateProgram(source.encode(), b"albireo.cu", 0, [], []))[1]
     result, *_ = nvrtc.nvrtcCompileProgram(program, len(options), [o.encode() for o in options])
     if result != nvrtc.nvrtcResult.NVRTC_SUCCESS:
@@ -57,31 +79,36 @@ def compiled(source: str, defines: Sequence[str]) -> bytes:
     _checked(nvrtc.nvrtcGetCUBIN(program, code))
     _checked(nvrtc.nvrtcDestroyProgram(program))
     _keep(path, code)
-    return code
+    return Code(code, None)
 
 
 def _keep(path: Path, code: bytes) -> None:
-    """Whole or not at all: several workers compile at the same time."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent)
-    with os.fdopen(handle, "wb") as file:
-        file.write(code)
-    os.replace(name, path)
+    """Whole or not at all: several workers compile at the same time.  Without room, not at all."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent)
+        with os.fdopen(handle, "wb") as file:
+            file.write(code)
+        os.replace(name, path)
+    except OSError as error:
+        logging.warning("a compiled kernel could not be kept: %s", error)
 
 
 class CompiledKernel:
-    """A kernel on the current device.
+    """A kernel on the current device.  Raises ImportError, and RuntimeError as `compiled` does.
 
-    threads, shared_bytes: of a program.  cluster: programs along x, y and z that run side by side.
+    defines, name: its macros, and what it is called in the source.  threads, shared_bytes: of a
+    program.  cluster: programs along x, y and z that run side by side.
     """
 
     def __init__(
-        self, code: bytes, name: str, threads: int, shared_bytes: int, cluster: tuple[int, int, int]
-    ) -> None:
+        self, source: str, defines: Sequence[str], name: str, threads: int, shared_bytes: int,
+        cluster: tuple[int, int, int],
+    ) -> None:  # fmt: skip
         from cuda.bindings import driver
 
         self._driver = driver
-        self._module = _checked(driver.cuModuleLoadData(code))[1]
+        self._module = _loaded(source, defines)
         self._function = _checked(driver.cuModuleGetFunction(self._module, name.encode()))[1]
         dynamic = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
         _checked(driver.cuFuncSetAttribute(self._function, dynamic, shared_bytes))
@@ -110,6 +137,18 @@ class CompiledKernel:
         _checked(self._driver.cuLaunchKernelEx(config, self._function, ctypes.addressof(array), 0))
 
 
+def _loaded(source: str, defines: Sequence[str]) -> Any:
+    """The module, compiled anew where what was kept is not whole."""
+    from cuda.bindings import driver
+
+    code = compiled(source, defines)
+    result, module = driver.cuModuleLoadData(code.machine)
+    if int(result) and code.kept is not None:
+        code.kept.unlink(missing_ok=True)
+        result, module = driver.cuModuleLoadData(compiled(source, defines).machine)
+    return _checked((result, module))[1]
+
+
 class TensorMap:
     """Tells the copy engine of a bfloat16 tensor in memory, and of the boxes it takes.
 
@@ -120,25 +159,26 @@ class TensorMap:
     def __init__(
         self, address: int, sizes: Sequence[int], strides: Sequence[int], box: Sequence[int]
     ) -> None:
-        from cuda.bindings import driver
-
-        size, count = driver.cuuint64_t, driver.cuuint32_t
-        self._map = _checked(
-            driver.cuTensorMapEncodeTiled(
-                driver.CUtensorMapDataType.CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-                len(sizes),
-                address,
-                [size(each) for each in sizes],
-                [size(each) for each in strides],
-                [count(each) for each in box],
-                [count(1)] * len(sizes),
-                driver.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
-                driver.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_128B,
-                driver.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                driver.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+        # The driver writes it by aligned stores, and objects of Python lie anywhere.
+        self._memory = ctypes.create_string_buffer(2 * _MAP_BYTES)
+        self.address = -(-ctypes.addressof(self._memory) // _MAP_BYTES) * _MAP_BYTES
+        dimensions = len(sizes)
+        ones = [1] * dimensions
+        result = _driver().cuTensorMapEncodeTiled(
+            ctypes.c_void_p(self.address), _BFLOAT16, dimensions, ctypes.c_void_p(address),
+            (ctypes.c_uint64 * dimensions)(*sizes), (ctypes.c_uint64 * (dimensions - 1))(*strides),
+            (ctypes.c_uint32 * dimensions)(*box), (ctypes.c_uint32 * dimensions)(*ones),
+            _NO_INTERLEAVE, _SWIZZLE_128B, _PROMOTE_256B, _ZEROS_OUTSIDE,
+        )  # fmt: skip
+        if result:
+            raise RuntimeError(
+                f"CUDA: no tensor map of {tuple(sizes)}, box {tuple(box)}: error {result}"
             )
-        )[1]
-        self.address = int(self._map.getPtr())
+
+
+@functools.cache
+def _driver() -> ctypes.CDLL:
+    return ctypes.CDLL("libcuda.so.1")
 
 
 def _checked(result: tuple[Any, ...]) -> tuple[Any, ...]:
