@@ -19,6 +19,7 @@ import triton.language as tl
 
 from ....ipc.plan import COPY_IN, COPY_OUT, COPY_WORDS, PlanView
 from ...kernels.interface import KVLayer
+from .pinned import pinned_words
 
 _BLOCK = 2048
 _PROGRAMS = 1024
@@ -152,19 +153,3 @@ class BlockCopies:
             words, copies_at, count, self._tensors, self._host,
             n_tensors, self._block_words, OUT=out, BLOCK=_BLOCK, num_warps=8,
         )  # fmt: skip
-
-
-def pinned_words(words: int) -> torch.Tensor:
-    """int32 host memory, of exactly this size, that kernels of the current GPU may use.
-
-    (PyTorch's own pinned memory comes in powers of two.)  It stays pinned until
-    the process ends.  Raises RuntimeError where the system refuses.
-    """
-    memory = torch.empty(words, dtype=torch.int32)
-    status = torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), words * 4, 0)
-    if int(status) != 0:
-        raise RuntimeError(
-            f"{words * 4 / (1 << 30):.2f} GiB of host memory for swapped KV blocks could not be "
-            f"pinned (CUDA error {int(status)}): lower the swap space or raise the memory limits"
-        )
-    return memory

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 from ....ipc.plan import Int32Array, PlanView
 from ...grammar.matchers import GrammarRows, SlotGrammars
 from ...sampling.cuda.masks import MaskTables
-from .block_copies import pinned_words
 from .flights import Flight
+from .pinned import pinned_words
 
 if TYPE_CHECKING:
     from ...grammar.vocabulary import Vocabulary

@@ -49,6 +49,7 @@ def available(device: torch.device) -> bool:
     if device.type != "cuda" or torch.cuda.get_device_capability(device) != _CAPABILITY:
         return False
     try:
+        torch.empty(1, device=device)  # The driver's calls need PyTorch's context, made by now.
         CompiledKernel(*TRIAL)
     except (ImportError, RuntimeError) as error:
         logging.warning(

@@ -1,0 +1,30 @@
+"""Host memory that kernels use, of exactly the size that is asked for.
+
+PyTorch's own pinned memory comes in powers of two.
+"""
+
+from __future__ import annotations
+
+import mmap
+
+import torch
+
+_PINNED: list[mmap.mmap] = []
+"""Until the process ends.  CUDA pins whole pages, each once: nothing else may ever lie in them."""
+
+
+def pinned_words(words: int) -> torch.Tensor:
+    """int32 [words], zeros, on pages of their own, for kernels of the current GPU.
+
+    Raises RuntimeError where the system refuses.
+    """
+    pages = mmap.mmap(-1, words * 4)
+    memory = torch.frombuffer(pages, dtype=torch.int32)
+    status = int(torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), words * 4, 0))
+    if status != 0:
+        raise RuntimeError(
+            f"{words * 4 / (1 << 30):.2f} GiB of host memory could not be pinned (CUDA error "
+            f"{status}): raise the limit of locked memory, or lower --swap-space if that is it"
+        )
+    _PINNED.append(pages)
+    return memory
