@@ -10,6 +10,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 import torch.nn.functional as F  # noqa: E402
 
+from albireo.workers.kernels.cuda import hopper_gemm as hopper_gemm_module  # noqa: E402
 from albireo.workers.kernels.cuda import nvrtc  # noqa: E402
 from albireo.workers.kernels.cuda.hopper_gemm import (  # noqa: E402
     HopperTiling,
@@ -20,6 +21,8 @@ from albireo.workers.kernels.cuda.hopper_gemm import (  # noqa: E402
 from albireo.workers.kernels.cuda.norm import rms_norm  # noqa: E402
 
 DEVICE = torch.device("cuda", 0)
+NOTHING = ('extern "C" __global__ void nothing() {}', (), "nothing", 32, 0, (1, 1, 1))
+"""A CompiledKernel's arguments."""
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(
@@ -57,6 +60,17 @@ def check(
 
 def test_it_is_supported() -> None:
     assert supported(DEVICE)
+
+
+def test_what_does_not_work_is_told_and_left_to_cublas(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise RuntimeError("CUDA: CUDA_ERROR_INVALID_IMAGE")
+
+    monkeypatch.setattr(hopper_gemm_module, "_tried", refuse)
+    assert not supported.__wrapped__(DEVICE)
+    assert "CUDA_ERROR_INVALID_IMAGE" in caplog.text and "cuBLAS" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -122,22 +136,21 @@ def test_what_is_kept_and_not_whole_is_compiled_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ALBIREO_CACHE_DIR", str(tmp_path))
-    trial = nvrtc.TRIAL
-    nvrtc.CompiledKernel(*trial)
+    nvrtc.CompiledKernel(*NOTHING)
     (kept,) = (tmp_path / "nvrtc").iterdir()
     whole = kept.read_bytes()
     kept.write_bytes(b"")
-    nvrtc.CompiledKernel(*trial)
+    nvrtc.CompiledKernel(*NOTHING)
     assert kept.read_bytes() == whole
 
 
 def test_a_kernel_that_cannot_be_kept_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "full").touch()
     monkeypatch.setenv("ALBIREO_CACHE_DIR", str(tmp_path / "full"))
-    nvrtc.CompiledKernel(*nvrtc.TRIAL).launch((1, 1, 1))
+    nvrtc.CompiledKernel(*NOTHING).launch((1, 1, 1))
     torch.cuda.synchronize()
 
 
-def test_a_text_that_does_not_compile_is_told(tmp_path: Path) -> None:
+def test_a_text_that_does_not_compile_is_told() -> None:
     with pytest.raises(RuntimeError, match="undefined"):
         nvrtc.compiled("__device__ int f() { return nothing; }", [])

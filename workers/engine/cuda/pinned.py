@@ -18,7 +18,7 @@ def pinned_words(words: int) -> torch.Tensor:
 
     Raises RuntimeError where the system refuses.
     """
-    pages = mmap.mmap(-1, words * 4)
+    pages = mmap.mmap(-1, words * 4, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     memory = torch.frombuffer(pages, dtype=torch.int32)
     status = int(torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), words * 4, 0))
     if status != 0:

@@ -17,11 +17,13 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 
 from .nvrtc import CompiledKernel, TensorMap, available
 
@@ -51,6 +53,9 @@ _LEAST_FILLED, _LEAST_FILLED_MANY = 0.7, 0.8
 """Share of the GPU that must have work for this to be faster than cuBLAS ..."""
 _LEAST_WEIGHTS = 40 << 20
 """... and how many weights there must be: the start and the end of a program cost more here."""
+
+_TRIAL_ERROR = 0.02
+"""Several times what bfloat16 rounds."""
 
 
 class HopperTiling(NamedTuple):
@@ -83,11 +88,39 @@ class HopperTiling(NamedTuple):
 
 @functools.cache
 def supported(device: torch.device) -> bool:
-    """Whether it is a GPU with as many multiprocessors as all of this is cut up for."""
-    return (
-        available(device)
-        and torch.cuda.get_device_properties(device).multi_processor_count >= _PROGRAMS[1]
+    """Whether the device has as many multiprocessors as all of this is cut up for, and it works.
+
+    Compiler, driver and bindings are of several makers' releases: the first answer for a
+    device is that of a trial.  What is in the way is logged, and cuBLAS does the work.
+    """
+    if not available(device):
+        return False
+    if torch.cuda.get_device_properties(device).multi_processor_count < _PROGRAMS[1]:
+        return False
+    try:
+        return _tried(device)
+    except (ImportError, RuntimeError) as error:
+        logging.warning(
+            "cuBLAS does the linear layers of 65 to %d rows: %s (cuda-bindings has to be of the "
+            "major version of PyTorch's CUDA, %s)", MAX_ROWS, error, torch.version.cuda,
+        )  # fmt: skip
+        return False
+
+
+def _tried(device: torch.device) -> bool:
+    """A small layer, against PyTorch's.  Raises RuntimeError, also where they differ."""
+    generator = torch.Generator(device).manual_seed(0)
+    x, weight = (
+        torch.randn(rows, 2 * _COLUMNS, generator=generator, device=device).bfloat16()
+        for rows in (70, 384)
     )
+    got = hopper_gemm(x, weight, None, HopperTiling(128, 3, 1), "silu").float()
+    gate, up = F.linear(x, weight).float().chunk(2, 1)
+    wanted = F.silu(gate) * up
+    error = ((got - wanted).norm() / wanted.norm()).item()
+    if not error < _TRIAL_ERROR:
+        raise RuntimeError(f"the results of a trial are off by {error:.3g} of their size")
+    return True
 
 
 @functools.cache

@@ -1,8 +1,7 @@
 """CUDA C++ kernels: compiled by NVRTC at their first use, kept on disk, launched by the driver.
 
 For what Triton cannot say: clusters, the copy engine's boxes in the tensor cores' order,
-the tensor cores' own instructions.  cuda-bindings, NVIDIA's own package, is all it takes;
-where it does not work there are no such kernels (`available`).
+the tensor cores' own instructions.  cuda-bindings, NVIDIA's own package, is all it takes.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import contextlib
 import ctypes
 import functools
 import hashlib
+import importlib.util
 import logging
 import os
 import tempfile
@@ -24,8 +24,6 @@ from ....ipc.paths import cache_dir
 
 _ARCHITECTURE = "sm_90a"
 _CAPABILITY = (9, 0)
-TRIAL = ('extern "C" __global__ void trial() {}', (), "trial", 32, 0, (1, 1, 1))
-"""A CompiledKernel's arguments, of one that does nothing."""
 
 _MAP_BYTES = 128
 """Of a CUtensorMap, and what it has to be aligned to."""
@@ -40,24 +38,11 @@ class Code(NamedTuple):
     kept: Path | None
 
 
-@functools.cache
 def available(device: torch.device) -> bool:
-    """Whether such kernels run on the device: a Hopper GPU, and all that compiles and loads them.
-
-    What is in the way is logged once: the caller has another kernel.
-    """
+    """Whether it is a Hopper GPU, and there is what compiles for it.  It may still not load."""
     if device.type != "cuda" or torch.cuda.get_device_capability(device) != _CAPABILITY:
         return False
-    try:
-        torch.empty(1, device=device)  # The driver's calls need PyTorch's context, made by now.
-        CompiledKernel(*TRIAL)
-    except (ImportError, RuntimeError) as error:
-        logging.warning(
-            "no CUDA C++ kernels, cuBLAS does their work (pip install cuda-bindings of the major "
-            "version of PyTorch's CUDA, %s): %s", torch.version.cuda, error,
-        )  # fmt: skip
-        return False
-    return True
+    return importlib.util.find_spec("cuda.bindings") is not None
 
 
 def compiled(source: str, defines: Sequence[str]) -> Code:
@@ -96,7 +81,7 @@ def _keep(path: Path, code: bytes) -> None:
 
 
 class CompiledKernel:
-    """A kernel on the current device.  Raises ImportError, and RuntimeError as `compiled` does.
+    """A kernel on the current device.  Raises RuntimeError where it does not compile or load.
 
     defines, name: its macros, and what it is called in the source.  threads, shared_bytes: of a
     program.  cluster: programs along x, y and z that run side by side.
