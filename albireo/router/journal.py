@@ -81,7 +81,7 @@ class Accepted(msgspec.Struct, array_like=True, tag=True):
 
 class Step(_Record, frozen=True):
     """tokens: (number of the answer, index of the first, ids).  ended: answers.  gone: requests
-    that were given up."""
+    that were given up, or go on under another number or without one."""
 
     tokens: list[tuple[int, int, list[int]]]
     ended: list[int]
@@ -185,12 +185,13 @@ class Journal:
         self._ended.append(number)
 
     def forget(self, record: Accepted, *, gone: bool) -> None:
-        """A request is over: all its answers have ended, or nobody wants it (`gone`)."""
+        """A request is over: all its answers have ended, or nobody is to go on with it (`gone`),
+        even where they have."""
         if self._live.pop(record.number, None) is not None:
             del self._born[record.number]
             self._freed += _reserve(record)
-            if gone:
-                self._gone.append(record.number)
+        if gone and record.number:
+            self._gone.append(record.number)
 
     def close(self) -> None:
         """Leaves no file behind when no request is in flight."""

@@ -149,6 +149,21 @@ def test_who_was_given_up_does_not_come_back_and_who_has_ended_does(path: Path) 
     assert len(found(path)) == MAX_ENDED
 
 
+def test_what_has_ended_and_is_given_up_then_does_not_come_back(path: Path) -> None:
+    journal = open_journal(path)
+    one = record(1)
+    journal.accept(one)
+    journal.step([(one.number, 0, [5])])
+    journal.ended(one.number)
+    journal.forget(one, gone=False)
+    journal.step([])
+    assert found(path) == {1: {0: [5]}}
+    journal.forget(one, gone=True)
+    journal.step([])
+    drop_journal(journal)
+    assert found(path) == {}
+
+
 @pytest.mark.parametrize("sync_s", [0.0, 0.01])
 def test_its_size_is_bounded_and_nothing_in_flight_is_lost(path: Path, sync_s: float) -> None:
     """Several times its size goes through it."""
