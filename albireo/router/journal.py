@@ -173,6 +173,8 @@ class Journal:
         """Notes new tokens, before clients see them: (number of the answer, index, ids)."""
         if tokens or self._ended or self._gone or self._freed:
             written = self._write(Step(tokens, self._ended, self._gone))
+            if self._off and self._gone:
+                self._void()
             self._ended.clear()
             self._gone.clear()
             self._reserved -= self._freed
@@ -258,6 +260,12 @@ class Journal:
         full, self._newer = self._newer, self._begin()
         self._copy(self._size)
         self._older = full
+
+    def _void(self) -> None:
+        """Who is gone cannot be noted any more: what would bring them back counts for nothing."""
+        for segment in (self._older, self._newer):
+            if segment is not None:
+                segment.void()
 
     def _begin(self) -> Segment:
         segment = self._files.take()
