@@ -90,6 +90,7 @@ class Group:
                 deaths = 0
                 self._set_state("restarting")
             self._leave.clear()  # what was not alive has left already
+            self._hurry.clear()  # not in _pause(): who asks during the tear-down is heard, too
             ready_s, planned = await self._live()
             deaths = 0 if planned or ready_s > STEADY_S else deaths + 1
             if deaths > self._times.max_restarts:
@@ -146,8 +147,7 @@ class Group:
         return ready_s, planned
 
     async def _pause(self, seconds: float) -> None:
-        """Before the next start, unless somebody asks for it."""
-        self._hurry.clear()
+        """Before the next start, unless somebody has asked for it, or for none, since the last."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._hurry.wait(), seconds)
 

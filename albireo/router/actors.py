@@ -135,6 +135,7 @@ class ActorMessages:
                 self._unreset.pop(joined.group, None)
             lost = self._groups.joined(peer, joined.group, joined.incarnation)
             if lost is not None:
+                self._say_drained_groups()
                 self._lost(lost, joined.group, "it has been replaced by a new one")
                 self._dispatch.submit_waiting()
 
@@ -186,6 +187,7 @@ class ActorMessages:
         lost = self._groups.down(down.group, down.incarnation)
         if self._unreset.get(down.group, -1) <= down.incarnation:
             self._unreset.pop(down.group, None)
+        self._say_drained_groups()
         self._lost(lost, down.group, down.reason, down.planned, down.detected)
         self._dispatch.submit_waiting()
 
@@ -207,13 +209,12 @@ class ActorMessages:
     def _tick(self) -> None:
         """What has to be tried again or given up."""
         self._timer = self._loop.call_later(TICK_S, self._tick)
-        now = self._loop.time()
         self._reset_groups()
         self._call_back()
         self._texts.expire()
         self._texts.retry()
         self._router.expire()
-        self._say_group_drained(now)
+        self._say_drained_groups()
         self._dispatch.submit_waiting()
 
     # ------------------------------------------------------------------ draining
@@ -230,8 +231,13 @@ class ActorMessages:
         self._drain_timer = self._loop.call_later(drain.timeout_s, self._time_over)
         self._idle()
 
-    def _say_group_drained(self, now: float) -> None:
-        """Answers the Drain of each group that serves nobody any more, or whose time is over."""
+    def _say_drained_groups(self) -> None:
+        """Answers the Drain of each group that serves nobody any more, or whose time is over.
+
+        One that has died serves nobody until its streams are given out again: to itself, where it
+        is back within a tick.
+        """
+        now = self._loop.time()
         for number, (peer, until) in list(self._draining.items()):
             left = sum(len(group.streams) for group in self._groups if group.number == number)
             if not left or now >= until:

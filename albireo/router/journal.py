@@ -81,7 +81,7 @@ class Accepted(msgspec.Struct, array_like=True, tag=True):
 
 class Step(_Record, frozen=True):
     """tokens: (number of the answer, index of the first, ids).  ended: answers.  gone: requests
-    that were given up."""
+    that were given up, or go on under another number or without one."""
 
     tokens: list[tuple[int, int, list[int]]]
     ended: list[int]
@@ -173,6 +173,8 @@ class Journal:
         """Notes new tokens, before clients see them: (number of the answer, index, ids)."""
         if tokens or self._ended or self._gone or self._freed:
             written = self._write(Step(tokens, self._ended, self._gone))
+            if self._off and self._gone:
+                self._void()
             self._ended.clear()
             self._gone.clear()
             self._reserved -= self._freed
@@ -185,12 +187,13 @@ class Journal:
         self._ended.append(number)
 
     def forget(self, record: Accepted, *, gone: bool) -> None:
-        """A request is over: all its answers have ended, or nobody wants it (`gone`)."""
+        """A request is over: all its answers have ended, or nobody is to go on with it (`gone`),
+        even where they have."""
         if self._live.pop(record.number, None) is not None:
             del self._born[record.number]
             self._freed += _reserve(record)
-            if gone:
-                self._gone.append(record.number)
+        if gone and record.number:
+            self._gone.append(record.number)
 
     def close(self) -> None:
         """Leaves no file behind when no request is in flight."""
@@ -257,6 +260,12 @@ class Journal:
         full, self._newer = self._newer, self._begin()
         self._copy(self._size)
         self._older = full
+
+    def _void(self) -> None:
+        """Who is gone cannot be noted any more: what would bring them back counts for nothing."""
+        for segment in (self._older, self._newer):
+            if segment is not None:
+                segment.void()
 
     def _begin(self) -> Segment:
         segment = self._files.take()

@@ -72,10 +72,10 @@ class Resumption:
         asked = request.asked
         if not self.resume_s or not session.owner or submit is None or isinstance(asked, Resume):
             return
-        self._ended.pop((session.owner, request.client_id), None)
-        before = self._parked.pop((session.owner, request.client_id), None)
-        if before is not None:  # its client had seen nothing of it, and asks again
-            self._forget(before[0])
+        for records in (self._parked, self._ended):
+            before = records.pop((session.owner, request.client_id), None)
+            if before is not None:  # its client had seen nothing of it, or has all, and asks again
+                self._forget(before[0])
         self._keep(
             request,
             Accepted(
@@ -174,7 +174,7 @@ class Resumption:
         """It has ended."""
         self._ended[record.owner, record.client_id] = record, self._clock() + self.resume_s
         if len(self._ended) > MAX_ENDED:
-            del self._ended[next(iter(self._ended))]
+            self._forget(self._ended.pop(next(iter(self._ended)))[0])
 
     def _forget(self, record: Accepted) -> None:
         if self._journal is not None:

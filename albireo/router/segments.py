@@ -95,6 +95,10 @@ class Segment:
         finally:
             os.close(file)
 
+    def void(self) -> None:
+        """Nobody finds a record in it any more: at once, and on a full disk, too."""
+        self._map[: len(MAGIC)] = bytes(len(MAGIC))
+
     def remove(self) -> None:
         """Deletes the file.  What is mapped of it goes with the last reference."""
         with contextlib.suppress(FileNotFoundError):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from albireo.ipc.messages import Abort, Credit, Drain, Drained, EncodeText, GroupDown, Submit
+from albireo.router import actors
 
 from .conftest import Neighbourhood
 from .fakes import RawClient, RouterThread, make_spec, piece
@@ -126,3 +127,28 @@ def test_what_a_group_has_not_finished_in_time_goes_on_elsewhere(start: Start) -
     supervisor.send(GroupDown(0, 0, "it was ended on request", planned=True))
     again = second.expect(Submit)
     assert (again.prompt_ids, again.resumed) == ([5, 1], 1)
+
+
+@pytest.mark.parametrize("heard", [["drain", "down"], ["drain"], ["down", "drain"]])
+def test_a_group_that_has_died_is_drained_however_soon_it_is_back(
+    start: Start, monkeypatch: pytest.MonkeyPatch, heard: list[str]
+) -> None:
+    """Before the next tick; it may be back before its death is heard of, or have died before the
+    order came."""
+    monkeypatch.setattr(actors, "TICK_S", 60.0)
+    near = start(max_failovers=2)
+    first, supervisor, client = near.group(), near.supervisor(), near.client()
+    wait_for_states(client, "ready")
+    client.send(type="generate", id=1, prompt_ids=[5])
+    first.expect(Submit)
+    for each in heard:
+        if each == "drain":
+            supervisor.topology("draining")
+            supervisor.send(Drain(60.0, 0))
+        else:
+            supervisor.send(GroupDown(0, 0, "its worker was killed"))
+    supervisor.topology("restarting")
+    wait_for_states(client, "restarting")
+    second = near.group(0, incarnation=1)
+    assert second.expect(Submit).prompt_ids == [5]
+    assert supervisor.expect(Drained) == Drained(0, 0)

@@ -149,6 +149,21 @@ def test_who_was_given_up_does_not_come_back_and_who_has_ended_does(path: Path) 
     assert len(found(path)) == MAX_ENDED
 
 
+def test_what_has_ended_and_is_given_up_then_does_not_come_back(path: Path) -> None:
+    journal = open_journal(path)
+    one = record(1)
+    journal.accept(one)
+    journal.step([(one.number, 0, [5])])
+    journal.ended(one.number)
+    journal.forget(one, gone=False)
+    journal.step([])
+    assert found(path) == {1: {0: [5]}}
+    journal.forget(one, gone=True)
+    journal.step([])
+    drop_journal(journal)
+    assert found(path) == {}
+
+
 @pytest.mark.parametrize("sync_s", [0.0, 0.01])
 def test_its_size_is_bounded_and_nothing_in_flight_is_lost(path: Path, sync_s: float) -> None:
     """Several times its size goes through it."""
@@ -188,26 +203,56 @@ def test_a_full_journal_takes_no_more_and_says_so(
     drop_journal(journal)
 
 
-def test_a_disk_that_is_full_ends_the_journal_and_not_the_router(
-    path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+TOO_LONG = [(99, 0, [300] * 30_000)]
+"""Tokens that no segment can hold."""
+
+
+def full_disk(path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Journal, Accepted]:
+    """A journal of two files, with one of two requests still to be written anew, which gets no
+    third file; and the first of these requests."""
     monkeypatch.setattr("albireo.router.journal._COPY_BYTES", 0)
     journal = open_journal(path)
     one, two = record(1, prompt=1500), record(2, prompt=1500)
     assert journal.accept(one) and journal.accept(two)
-    while journal._older is None:  # with one of them still to be written anew
+    while journal._older is None:
         journal.step([(99, 0, [7] * 20)])
 
     def fail() -> Segment:
         raise OSError("no space left on device")
 
     monkeypatch.setattr(journal._files, "take", fail)
-    journal.step([(99, 0, [300] * 30_000)])  # more than a segment holds
+    return journal, one
+
+
+def test_a_disk_that_is_full_ends_the_journal_and_not_the_router(
+    path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal, one = full_disk(path, monkeypatch)
+    journal.step(TOO_LONG)
     assert "no space left" in caplog.text and not journal.accept(record(8))
     assert caplog.text.count("cannot be written") == 1
     journal.step([(one.number, 0, [5])])
     drop_journal(journal)
     assert {1, 2} <= set(found(path)), "what was not written anew must not be deleted"
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_journal_that_cannot_note_who_is_gone_brings_nobody_back(
+    path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """Their clients may have other tokens since than those that are there."""
+    journal, one = full_disk(path, monkeypatch)
+    if when == "after":
+        journal.step(TOO_LONG)
+        assert {1, 2} <= set(found(path))
+    journal.forget(one, gone=True)
+    journal.step(TOO_LONG)
+    drop_journal(journal)
+    assert found(path) == {}
+    again = open_journal(path)
+    assert again.accept(record(3))
+    drop_journal(again)
+    assert set(found(path)) == {3}
 
 
 def test_one_router_at_a_time(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,12 +11,15 @@ import pytest
 
 from albireo.ipc.messages import Abort, GroupDown, Output, Piece, Submit
 from albireo.ipc.protocol import Logprobs, TokenLogprob
+from albireo.router import resume
 
 from .conftest import Neighbourhood
 from .fakes import FakeGroup, RawClient, piece
 
 Start = Callable[..., Neighbourhood]
 SESSION = "a-name-that-only-one-client-knows"
+ONE_REQUEST = 16 * 1024
+"""Bytes of a journal's file for which two are too many."""
 
 
 def join(near: Neighbourhood, session: str = SESSION) -> RawClient:
@@ -279,12 +282,13 @@ class Deaths:
     def __init__(self, near: Neighbourhood, journal: Path) -> None:
         self.near = near
         self._journal = journal
+        self.journal_bytes = 1 << 24
         self.incarnation = -1
 
     def start(self) -> RawClient:
         self.incarnation += 1
         self.near.start(
-            resume_s=5.0, journal=str(self._journal), journal_bytes=1 << 24,
+            resume_s=5.0, journal=str(self._journal), journal_bytes=self.journal_bytes,
             incarnation=self.incarnation,
         )  # fmt: skip
         self.group = self.near.group(0, self.incarnation)
@@ -365,6 +369,39 @@ def test_an_answer_that_goes_on_after_its_end(deaths: Deaths) -> None:
     assert counts(client)["waiting_for_client"] == 1
     client.send(type="resume", id=1, have=[[0, 2]])
     assert submit(deaths.group).prompt_ids == [5, 6, 7, 11, 22]
+
+
+@pytest.mark.parametrize("how", ["resumed", "asked again", "asked again, and forgotten"])
+def test_what_goes_on_without_room_in_the_journal_is_lost_with_its_router(
+    deaths: Deaths, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """The tokens of an earlier answer, which are there, are not those that its client has."""
+    deaths.journal_bytes = 3 * ONE_REQUEST
+    client = deaths.start()
+    ask(client)
+    deaths.group.output(piece(submit(deaths.group).request, 0, [11, 12, 13], "abc", "stop"))
+    client.receive()
+    ask(client, 2)
+    submit(deaths.group)
+    if how == "resumed":
+        client.close()
+        client = join(deaths.near)
+        client.send(type="resume", id=1, have=[[0, 1]])
+    else:
+        if how == "asked again, and forgotten":
+            monkeypatch.setattr(resume, "MAX_ENDED", 1)
+            ask(client, 3)
+            deaths.group.output(piece(submit(deaths.group).request, 0, [31], "x", "stop"))
+            client.receive()
+        ask(client)
+    again = submit(deaths.group)
+    deaths.group.output(piece(again.request, again.resumed, [22], "B"))
+    assert client.receive()["items"][0][:3] == [1, again.resumed, [22]]
+    deaths.die()
+    client = deaths.start()
+    assert counts(client)["waiting_for_client"] == 1, "the one that had room"
+    client.send(type="resume", id=1, have=[[0, again.resumed + 1]])
+    client.expect_error("lost", 1)
 
 
 def test_what_has_ended_waits_for_nobody(deaths: Deaths) -> None:

@@ -1,0 +1,109 @@
+"""A group's keeper, with processes that are played: what is asked for at any moment happens."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from albireo.node.group import Group, GroupTimes
+
+from ..specs import ENGINE
+
+WAIT_S = 5.0
+
+
+class Played:
+    """A process that is ready at once, and takes its time to die."""
+
+    def __init__(self, spec: Any) -> None:
+        self.name = spec.name
+        self.exited: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.killed = self.blames = False
+        self.last_words: str | None = None
+
+    @property
+    def alive(self) -> bool:
+        return not self.exited.done()
+
+    def kill(self) -> None:
+        self.killed = True
+
+    def end(self) -> None:
+        if self.alive:
+            self.exited.set_result(f"{self.name} was killed")
+
+    def epitaph(self) -> str:
+        return self.exited.result()
+
+    async def wait_ready(self, timeout_s: float) -> None:
+        pass
+
+    async def silence(self, timeout_s: float) -> None:
+        await asyncio.shield(self.exited)
+
+
+def played_group() -> Group:
+    async def start(spec: Any, fds: dict[str, int]) -> Any:
+        return Played(spec)
+
+    def spec(role: str, name: str, incarnation: int, group: int, rank: int) -> Any:
+        return SimpleNamespace(name=name)
+
+    def nothing(*_: Any) -> None:
+        pass
+
+    return Group(0, ENGINE, 0, GroupTimes(12, WAIT_S, WAIT_S), spec, start, nothing, nothing)
+
+
+async def until(true: Callable[[], bool]) -> None:
+    began = time.monotonic()
+    while not true():
+        assert time.monotonic() - began < WAIT_S
+        await asyncio.sleep(0.001)
+
+
+async def begin_to_die(group: Group) -> list[Any]:
+    """One process has died, and the others are about to; returns them all."""
+    await until(lambda: group.state == "ready" and bool(group.actors))
+    actors: list[Any] = group.actors
+    actors[0].end()
+    await until(lambda: all(actor.killed for actor in actors))
+    return actors
+
+
+@pytest.mark.parametrize(
+    ("ask", "state"),
+    [(lambda group: group.leave(False), "stopped"), (lambda group: group.start(), "ready")],
+    ids=["leave", "start"],
+)
+@pytest.mark.parametrize("when", ["while it dies", "while it waits"])
+def test_what_is_asked_of_a_group_that_keeps_dying_does_not_wait_for_its_next_try(
+    monkeypatch: pytest.MonkeyPatch, when: str, ask: Callable[[Group], None], state: str
+) -> None:
+    monkeypatch.setattr("albireo.node.group._FIRST_DELAY_S", 600.0)
+    monkeypatch.setattr("albireo.node.group._MAX_DELAY_S", 600.0)
+
+    async def live() -> None:
+        group = played_group()
+        task = asyncio.create_task(group.run())
+        for incarnation in (0, 1):  # after the second death it waits
+            actors = await begin_to_die(group)
+            assert group.incarnation == incarnation
+            if incarnation == 1 and when == "while it dies":
+                ask(group)
+            for actor in actors:
+                actor.end()
+            await until(lambda seen=incarnation: group.incarnation > seen)
+        if when == "while it waits":
+            await asyncio.sleep(0.01)
+            assert group.state == "restarting"
+            ask(group)
+        await until(lambda: group.state == state)
+        task.cancel()
+
+    asyncio.run(live())
