@@ -49,6 +49,8 @@ class Connection(HttpToolsProtocol):
         self._head_came()
         self._moves()
         super().connection_lost(exc)
+        # uvicorn leaves the timer of a connection that was reset; it would keep all this alive.
+        self._unset_keepalive_if_required()
         # Both lead back here: without them all of it goes at once, and not with one of the
         # garbage collector's full rounds, of which there are few.
         self.cycle = None  # type: ignore[assignment]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import socket
+import struct
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +24,12 @@ def answered(bare: Bare) -> None:
     bare.until(b"[DONE]")
 
 
+def answered_and_reset(bare: Bare) -> None:
+    """The client ends it by a reset, as a system does where there is still something to read."""
+    answered(bare)
+    bare.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
 def broken_off(bare: Bare) -> None:
     bare.post("/v1/completions", BODY)
     bare.until(b"data: ")
@@ -35,7 +43,9 @@ def half_a_body(bare: Bare) -> None:
     bare.socket.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nabc")
 
 
-@pytest.mark.parametrize("ask", [answered, broken_off, half_a_head, half_a_body])
+@pytest.mark.parametrize(
+    "ask", [answered, answered_and_reset, broken_off, half_a_head, half_a_body]
+)
 def test_connections_leave_no_cycles(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ask: Callable[[Bare], None]
 ) -> None:
