@@ -9,7 +9,7 @@ from typing import Any
 import httpx2
 import msgspec
 
-from albireo.client import AlbireoError, Delta, End, Welcome
+from albireo.client import AlbireoError, Delta, End, InternalError, InvalidRequest, Welcome
 from albireo.gateway.app import make_app
 from albireo.gateway.link import Ask
 from albireo.ipc.keys import ApiKeys
@@ -67,6 +67,10 @@ async def parrot(link: PlayedLink, number: int, ask: Ask, on_reply: Callable[[An
             )
 
 
+def _no_message() -> AlbireoError:
+    return InvalidRequest("the conversation has no message", param="messages")
+
+
 class PlayedLink:
     """Instead of albireo.gateway.link.NodeLink."""
 
@@ -85,7 +89,7 @@ class PlayedLink:
     async def submit(self, ask: Ask, on_reply: Callable[[Any], None]) -> Callable[[], None]:
         number = len(self.asks)
         self.asks.append(ask)
-        task = asyncio.ensure_future(self._script(self, number, ask, on_reply))
+        task = asyncio.ensure_future(self._play(number, ask, on_reply))
         self._tasks.add(task)
 
         def abandon() -> None:
@@ -95,7 +99,20 @@ class PlayedLink:
 
         return abandon
 
+    async def _play(self, number: int, ask: Ask, on_reply: Callable[[Any], None]) -> None:
+        """Every request has an end, as with a router: also where the script fails."""
+        try:
+            if ask.messages == []:
+                raise _no_message()
+            await self._script(self, number, ask, on_reply)
+        except AlbireoError as error:
+            on_reply(error)
+        except Exception as error:
+            on_reply(InternalError(f"the script failed: {error!r}"))
+
     async def tokenize(self, text: Any, *, add_special_tokens: bool = True) -> list[int]:
+        if text == []:
+            raise _no_message()
         said = text if isinstance(text, str) else text[-1].content
         return [ord(each) for each in ("^" if add_special_tokens else "") + said]
 

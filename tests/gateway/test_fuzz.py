@@ -8,7 +8,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from .played import PlayedLink, post
@@ -32,6 +32,8 @@ _PATHS = st.sampled_from(["/v1/completions", "/v1/chat/completions", "/tokenize"
 
 
 @settings(max_examples=250, deadline=None)
+@example("/v1/chat/completions", {"messages": []})
+@example("/tokenize", {"prompt": None, "messages": []})
 @given(_PATHS, st.dictionaries(_FIELDS, _VALUES, max_size=4))
 def test_any_body_has_an_answer(path: str, extra: dict[str, Any]) -> None:
     body = {
