@@ -1,4 +1,4 @@
-"""Kernels on an NVIDIA GPU: Triton for what PyTorch lacks, cuBLAS for GEMMs.
+"""Kernels on an NVIDIA GPU: Triton, CUDA C++ for what that cannot say, cuBLAS for the other GEMMs.
 
 Importing this package needs Triton and touches no GPU.  Every launch can be
 captured in a CUDA graph: its grid and arguments depend on the shapes of
