@@ -182,6 +182,11 @@ class AsyncClient:
         """What the node has said of itself: model, context length, version."""
         return self._link.welcome
 
+    @property
+    def in_flight(self) -> int:
+        """How many of its requests have not ended yet."""
+        return len(self._replies)
+
     async def generate(
         self,
         prompt: Prompt,

@@ -171,6 +171,11 @@ class Client:
         """What the node has said of itself: model, context length, version."""
         return self._link.welcome
 
+    @property
+    def in_flight(self) -> int:
+        """How many of its requests have not ended yet."""
+        return len(self._replies)
+
     def generate(
         self,
         prompt: Prompt,

@@ -97,15 +97,12 @@ class _Load:
         self._opening = [asyncio.Lock() for _ in range(_CLIENTS)]
 
     async def run(self, began: float, seconds: float, rate: float) -> None:
-        tasks: set[asyncio.Task[None]] = set()
-        for number in range(int(seconds * rate)):
-            await asyncio.sleep(began + number / rate - time.monotonic())
-            if time.monotonic() > began + seconds:
-                break
-            task = asyncio.create_task(self._one(random.Random(self._rng.getrandbits(64))))
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
-        await asyncio.gather(*tasks)
+        async with asyncio.TaskGroup() as tasks:  # what `_one` does not expect ends the run
+            for number in range(int(seconds * rate)):
+                await asyncio.sleep(began + number / rate - time.monotonic())
+                if time.monotonic() > began + seconds:
+                    break
+                tasks.create_task(self._one(random.Random(self._rng.getrandbits(64))))
         for client in self._clients:
             if client is not None:
                 await client.close()
@@ -141,7 +138,7 @@ class _Load:
             client = self._clients[place]
             if client is not None and rng.randrange(_CLIENT_LIVES):
                 return client
-            if client is None or not client._replies._handlers:
+            if client is None or not client.in_flight:
                 if client is not None:
                     await client.close()
                 if place % 2:

@@ -1,14 +1,18 @@
-"""A small storm, and a check that growth is seen where there is some."""
+"""A small storm, a short soak, and a check that growth is seen where there is some."""
 
 from __future__ import annotations
 
+import asyncio
 import random
 from types import SimpleNamespace
 
 import psutil
 import pytest
 
+from . import soak as soak_module
 from . import storm as storm_module
+from .node import running
+from .soak import soak
 from .storm import storm
 from .watch import Series, Watch, slope
 
@@ -23,6 +27,21 @@ def test_of_a_small_storm_nothing_is_left(
     said = capsys.readouterr().out
     for way in ("http", "socket", "tls"):
         assert f"{way}: had its answer" in said and f"{way}: vanished while tokens came" in said
+
+
+@pytest.mark.node
+def test_in_a_short_soak_every_request_ends_as_it_should(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(soak_module, "_SAMPLE_S", 1.0)
+    monkeypatch.setattr(soak_module, "_CLIENT_LIVES", 4)
+    monkeypatch.setattr(soak_module, "MOST_BYTES", 1 << 40)  # so short a time says nothing of them
+    monkeypatch.setattr(soak_module, "MOST_FDS", 1 << 10)
+    with running("soak", sim_step_ms=5.0) as node:
+        assert asyncio.run(soak(node, seconds=5, rate=40, seed=4)) == []
+    said = capsys.readouterr().out
+    for kind in ("cancel", "chat", "http leaves", "refused", "stream", "tokenize"):
+        assert f"  {kind:40} " in said
 
 
 def watched(uss: list[int], fds: list[int]) -> Watch:
