@@ -13,6 +13,9 @@ SPARE_SLOTS = 16
 """A slot is free only when the last step that names it has its result.  With these, whoever
 comes next need not wait for that."""
 
+AWAKE_S = 0.01
+"""Steps that are longer gain next to nothing from it."""
+
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Facts of a loaded model that actors without torch need.
@@ -78,6 +81,11 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     prefix_caching: bool = True
     num_swap_blocks: int = 0
     itl_target_ms: float = 0.0
+
+    @property
+    def awake_s(self) -> float:
+        """So long who hands tokens on does not sleep behind a step; 0 where cores are few."""
+        return AWAKE_S if self.spin_us else 0.0
 
     @property
     def num_slots(self) -> int:

@@ -41,6 +41,7 @@ from albireo.ipc.timeline import NO_STEP
 
 from .requests import Refusal, Stream
 from .router import Router
+from .wakefulness import Wakefulness
 
 TICK_S = 0.2
 LOST_GROUP_TIMEOUT_S = 5.0
@@ -82,6 +83,7 @@ class ActorMessages:
             Drain: self._drain,
         }
         router.on_idle = self._idle
+        self._awake = Wakefulness(self._loop, spec.engine.awake_s)
         self._timer = self._loop.call_later(TICK_S, self._tick)
 
     def receive(self, peer: bytes, message: Any) -> None:
@@ -97,6 +99,7 @@ class ActorMessages:
         group = self._groups.of(peer)
         if group is not None:
             start_ns = time.monotonic_ns()
+            self._awake.stay()
             try:
                 self._delivery.output(group, output)
             except MemoryError:

@@ -67,7 +67,7 @@ def main(actor: Actor, fds: Mapping[str, int], text: TextModel) -> None:
     ):  # fmt: skip
         poller.register(readable, zmq.POLLIN)
     while not actor.stopping.is_set():
-        poller.poll()
+        _await_news(poller, group.awake_until_s)
         group.take_scheduler_messages()
         group.take_router_messages()
         group.take_results()
@@ -75,6 +75,15 @@ def main(actor: Actor, fds: Mapping[str, int], text: TextModel) -> None:
         group.say_processed()
         actor.answer_ping(group.step)
     group.close()
+
+
+def _await_news(poller: zmq.Poller, awake_until_s: float) -> None:
+    """Returns when there is something to read.  Does not sleep before that time.monotonic()."""
+    while time.monotonic() < awake_until_s:
+        if poller.poll(0):
+            return
+        os.sched_yield()
+    poller.poll()
 
 
 class _Group:
@@ -91,6 +100,9 @@ class _Group:
         self._timeline = Recorder.of(fds)
         self._step = self._said = 0
         self._says_processed = not spec.engine.async_output
+        self._awake_s = spec.engine.awake_s
+        self.awake_until_s = 0.0
+        """More results will come soon, and a process that sleeps is late (see config.py)."""
         self._detokenizer = Detokenizer(
             stream_factory(text, spec.model.vocab_size),
             TokenTexts(text),
@@ -148,6 +160,7 @@ class _Group:
             start_ns = time.monotonic_ns()
             result = ResultView(frame)
             self._step, rows = result.step, result.rows.tolist()
+            self.awake_until_s = start_ns * 1e-9 + self._awake_s
             if len(result.logprobs):
                 self._detokenizer.add_logprobs(result.logprobs, rows)
             self.results.release()

@@ -1,0 +1,63 @@
+"""Polls instead of sleeping for a while, and no longer."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import uvloop
+
+from albireo.router.wakefulness import Wakefulness
+
+
+async def _cpu_share(wakefulness: Wakefulness | None, seconds: float) -> float:
+    """Of a core, that this process takes in so many seconds of which stay() is told first."""
+    if wakefulness is not None:
+        wakefulness.stay()
+    began, used = time.monotonic(), time.process_time()
+    await asyncio.sleep(seconds)
+    return (time.process_time() - used) / (time.monotonic() - began)
+
+
+def test_it_polls_while_it_is_to_stay_awake() -> None:
+    async def shares() -> tuple[float, float, float]:
+        loop = asyncio.get_running_loop()
+        awake, never = Wakefulness(loop, 0.1), Wakefulness(loop, 0.0)
+        return (
+            await _cpu_share(awake, 0.1),
+            await _cpu_share(None, 0.2),  # the time is over
+            await _cpu_share(never, 0.2),
+        )
+
+    polled, afterwards, never = uvloop.run(shares())
+    # Others may have had the core, so that this says little but that it asked for it.
+    assert polled > 3 * max(afterwards, never)
+    assert afterwards < 0.1 and never < 0.1
+
+
+class _Loop:
+    """Plays an event loop of a callback a millisecond."""
+
+    now, due = 0.0, 0
+
+    def time(self) -> float:
+        return self.now
+
+    def call_soon(self, callback: object) -> None:
+        self.due += 1
+
+
+def test_each_word_of_it_counts_from_its_own_time() -> None:
+    loop, turns = _Loop(), 0
+    awake = Wakefulness(loop, 0.0105)  # type: ignore[arg-type]
+    awake.stay()
+    while loop.due:
+        loop.due -= 1
+        loop.now += 0.001
+        if turns == 4:
+            awake.stay()
+        awake._again()
+        turns += 1
+    assert turns == 16  # five, of which the last heard it, and eleven
+    awake.stay()
+    assert loop.due == 1
