@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from albireo.ipc.messages import Encoded, TextFailed
 from albireo.ipc.protocol import Chat, Generate, Resume
@@ -27,6 +27,8 @@ from .validate import (
     for_choice,
     resolve,
 )
+
+Asked = TypeVar("Asked", Generate, Chat)
 
 
 class Next(Protocol):
@@ -74,29 +76,13 @@ class Arrivals:
         session.check_id(message.id)
         session.check_room()
         check_generate(self._limits, message)
-        request = self._admit(session, message)
-        words, grammar = message.params.bad_words, message.params.grammar
-        if message.prompt_ids is None or words or grammar is not None:
-            text = message.prompt or ""
-            done = functools.partial(self._encoded, request)
-            request.job = self._texts.encode_text(text, True, done, words, grammar)
-        else:
-            self._resolve(request, message.prompt_ids)
-        self._begin(request)
-        if request.job is None:
-            self._router.submit_all(request)
+        self._take(session, message, self._prepare)
 
     def chat(self, session: Session, message: Chat) -> None:
         session.check_id(message.id)
         session.check_room()
         check_chat(self._limits, message)
-        request = self._admit(session, message)
-        done = functools.partial(self._encoded, request)
-        params = message.params
-        request.job = self._texts.encode_chat(
-            message.messages, done, params.bad_words, params.grammar, message.tools
-        )
-        self._begin(request)
+        self._take(session, message, self._prepare_chat)
 
     def resume(self, session: Session, message: Resume) -> None:
         """Bounds do not count: it was taken when it was asked."""
@@ -108,6 +94,38 @@ class Arrivals:
         self._tenants.count_tokens(request.tenant, tokens)
         self._begin(request)
         self._router.resubmit_all(request)
+
+    def _take(
+        self, session: Session, message: Asked, prepare: Callable[[TokenRequest, Asked], None]
+    ) -> None:
+        """Raises Refusal, and keeps nothing then."""
+        request = self._admit(session, message)
+        try:
+            prepare(request, message)
+        except Refusal:
+            # Request and streams name each other: with the session they would stay until the
+            # collector of cycles goes through everything, which is seldom.
+            request.streams.clear()
+            raise
+        self._begin(request)
+        if request.job is None:
+            self._router.submit_all(request)
+
+    def _prepare(self, request: TokenRequest, message: Generate) -> None:
+        """Decides what the group is given, or asks the tokenizer first.  Raises Refusal."""
+        words, grammar = message.params.bad_words, message.params.grammar
+        if message.prompt_ids is not None and not words and grammar is None:
+            self._resolve(request, message.prompt_ids)
+            return
+        done = functools.partial(self._encoded, request)
+        request.job = self._texts.encode_text(message.prompt or "", True, done, words, grammar)
+
+    def _prepare_chat(self, request: TokenRequest, message: Chat) -> None:
+        done = functools.partial(self._encoded, request)
+        params = message.params
+        request.job = self._texts.encode_chat(
+            message.messages, done, params.bad_words, params.grammar, message.tools
+        )
 
     def _admit(self, session: Session, message: Generate | Chat) -> TokenRequest:
         """A request with numbers for its streams, which are not in `streams` yet."""

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import time
+from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -11,10 +15,12 @@ from albireo.ipc.config import TenantConfig
 from albireo.ipc.messages import Abort, Credit, Decoded, DecodeIds, Encoded, EncodeText, Submit
 from albireo.router import connections as connections_module
 from albireo.router import session as session_module
-from albireo.router.requests import NUMBERS_PER_ROUTER, RequestNumbers
+from albireo.router import texts as texts_module
+from albireo.router.requests import NUMBERS_PER_ROUTER, RequestNumbers, Stream, TokenRequest
+from albireo.router.session import Session
 
 from .conftest import Neighbourhood
-from .fakes import RawClient, piece
+from .fakes import CONTEXT, RawClient, piece
 
 Start = Callable[..., Neighbourhood]
 
@@ -70,6 +76,45 @@ def test_an_answer_that_is_too_large_for_a_frame_becomes_an_error(start: Start) 
     assert "split" in client.expect_error("invalid_request", 1)["message"]
     client.send(type="detokenize", id=2, token_ids=[5] * 300_000)
     assert "300000 token ids" in client.expect_error("invalid_request", 2)["message"]
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"type": "generate", "prompt_ids": [5], "params": {"n": 2, "max_tokens": 9 * CONTEXT}},
+        {"type": "generate", "prompt": "a" * 2_000},
+        {"type": "chat", "messages": [{"role": "user", "content": "a" * 2_000}]},
+    ],
+    ids=["too long", "too much text", "too much said"],
+)
+def test_of_a_request_that_is_refused_nothing_is_kept(
+    start: Start, monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any]
+) -> None:
+    """Not even a cycle, which would keep its whole connection until it is collected."""
+    monkeypatch.setattr(texts_module, "MAX_BYTES", 1_000)
+    near = start()
+    near.client().send(type="tokenize", id=1, text="a")  # nobody answers it
+    gc.collect()
+    before = alive()
+    gc.disable()
+    try:
+        for number in range(3):
+            client = near.client()
+            client.send(id=number, **({"params": {"n": 2}} | asked))
+            assert client.receive()["type"] == "error"
+            client.close()
+        deadline = time.monotonic() + 5
+        while alive() != before and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert alive() == before
+    finally:
+        gc.enable()
+
+
+def alive() -> Counter[str]:
+    """What there is of each kind, garbage included that is not collected yet."""
+    kinds = (Session, TokenRequest, Stream)
+    return Counter(type(each).__name__ for each in gc.get_objects() if isinstance(each, kinds))
 
 
 def test_numbers_differ_from_those_of_the_router_before_and_skip_what_is_in_use() -> None:
