@@ -4,7 +4,8 @@ A real node serves the shape with random weights.  One client opens `batch`
 streams with prompts of their own at once; every token comes to it through
 scheduler, rings, detokenizer and router.  A step's time is the time between two
 tokens of a stream at that client, taken while all streams decode and none has
-ended, so the contexts grow and no prefill runs.
+ended, so the contexts grow and no prefill runs.  Steps at which the machine itself was slow
+(disturbance.py) are counted, and P99 is also given without them.
 
 The floor is the bytes that a step cannot avoid, over the bandwidth of a large
 copy on the same device: the weights but for the input embedding, of which only
@@ -31,6 +32,7 @@ from albireo.workers.models.config import ModelConfig
 from albireo.workers.models.load import read_config
 
 from .device_rates import measure_bandwidth
+from .disturbance import Watcher
 from .machine import machine, spare_the_collector
 from .nodes import BenchError, running_node
 from .shapes import shape_directory
@@ -127,8 +129,10 @@ async def _measure(
             # The first round warms up what is made at a batch's first step.
             await run_streams(client, rng, batch, input_len, min(output_len, 8), sampling)
             spare_the_collector()
-            streams = await run_streams(client, rng, batch, input_len, output_len, sampling)
-            row = step_times(streams, output_len)
+            with Watcher() as watcher:
+                streams = await run_streams(client, rng, batch, input_len, output_len, sampling)
+                slow = watcher.slow_moments()
+            row = step_times(streams, output_len, slow)
             await asyncio.sleep(_LAST_REPORT_S)
             row["worker_mean_ms"] = await _worker_means(client)
             results.append({"batch": batch, **row})

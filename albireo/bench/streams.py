@@ -8,10 +8,12 @@ import math
 import random
 import statistics
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from albireo.client import AlbireoError, AsyncClient, Client, Delta, SamplingParams
 
+from .disturbance import Moment
 from .nodes import BenchError
 
 SAMPLING: dict[str, dict[str, Any]] = {
@@ -113,15 +115,24 @@ def steady(streams: list[TimedStream]) -> tuple[float, float]:
     return first, min(stream.arrivals[-1][0] for stream in streams)
 
 
-def step_times(streams: list[TimedStream], output_len: int) -> dict[str, Any]:
-    """Times between tokens while all streams decode; raises BenchError when that is too short."""
+def step_times(
+    streams: list[TimedStream], output_len: int, slow: Sequence[Moment] = ()
+) -> dict[str, Any]:
+    """Times between tokens while all streams decode; raises BenchError when that is too short.
+
+    slow: when the machine was; the steps at those times are told, and P99 without them.
+    """
     first, last = steady(streams)
     gaps: list[float] = []
+    undisturbed: list[float] = []
     merged = seen = 0
     for stream in streams:
         within = [each for each in stream.arrivals if first <= each[0] <= last]
         for (before, _), (at, tokens) in itertools.pairwise(within):
-            gaps += [(at - before) / tokens] * tokens
+            gap = [(at - before) / tokens] * tokens
+            gaps += gap
+            if not any(moment.begin < at and before < moment.end for moment in slow):
+                undisturbed += gap
             merged += tokens - 1
         seen = max(seen, sum(tokens for at, tokens in stream.arrivals if at < first))
     steps = len(gaps) // len(streams)
@@ -130,12 +141,17 @@ def step_times(streams: list[TimedStream], output_len: int) -> dict[str, Any]:
             f"only {steps} steps had all {len(streams)} streams decoding: raise --output-len "
             f"above {output_len}"
         )
-    gaps.sort()
     return {
         "steps": steps,
         "first_token": seen,
         "step_ms_median": round(statistics.median(gaps) * 1e3, 3),
-        "step_ms_p99": round(gaps[math.ceil(len(gaps) * 0.99) - 1] * 1e3, 3),
+        "step_ms_p99": _p99_ms(gaps),
+        "steps_disturbed": round(steps * (1 - len(undisturbed) / len(gaps)), 1),
+        "step_ms_p99_undisturbed": _p99_ms(undisturbed) if undisturbed else None,
         "step_ms_mean": round(statistics.fmean(gaps) * 1e3, 3),
         "tokens_merged": merged,
     }
+
+
+def _p99_ms(gaps: list[float]) -> float:
+    return round(sorted(gaps)[math.ceil(len(gaps) * 0.99) - 1] * 1e3, 3)

@@ -1,0 +1,99 @@
+"""Moments in which the machine itself is slow, whoever works on it.
+
+On a shared host everything can take several times as long for some ten milliseconds: the
+instructions of all processes, with nothing to see in their own times or in /proc/stat.  So
+a process beside the measured ones does the same small piece of work every millisecond, and
+takes the CPU time of it (which waiting for a core is no part of).  Where that is several
+times the usual, what was measured says nothing of the node.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import statistics
+import subprocess
+import sys
+import time
+from array import array
+from types import TracebackType
+from typing import NamedTuple, Self
+
+_EVERY_S = 0.001
+_SLOW = 3.0
+"""Times the usual."""
+_WORK = {"request": 123456, "tokens": list(range(48)), "text": "some text " * 8, "end": None}
+
+
+class Moment(NamedTuple):
+    """From when to when, in seconds of time.perf_counter()."""
+
+    begin: float
+    end: float
+
+
+class Watcher:
+    """Watches the machine from `with` on, until slow_moments() is asked for."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes]
+
+    def __enter__(self) -> Self:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        assert self._process.stdout is not None
+        self._process.stdout.read(1)  # it watches
+        return self
+
+    def slow_moments(self) -> list[Moment]:
+        """Ends the watch."""
+        said, _ = self._process.communicate()
+        times = array("q", said)
+        return slow_moments(list(zip(times[0::2], times[1::2], strict=True)))
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._process.poll() is None:
+            self._process.communicate()
+
+
+def slow_moments(samples: list[tuple[int, int]]) -> list[Moment]:
+    """samples: (when, CPU time) of the same work each time, in ns.
+
+    A moment is from the sample before slow ones to the one behind them.
+    """
+    if not samples:
+        return []
+    usual = statistics.median(took for _, took in samples)
+    found: list[Moment] = []
+    for place, (at, took) in enumerate(samples):
+        if took <= _SLOW * usual:
+            continue
+        begin = samples[max(place - 1, 0)][0] * 1e-9
+        end = max(at + took, samples[min(place + 1, len(samples) - 1)][0]) * 1e-9
+        if found and begin <= found[-1].end:
+            begin = found.pop().begin
+        found.append(Moment(begin, end))
+    return found
+
+
+def _watch() -> None:
+    """Until standard input is closed: (perf_counter_ns, CPU time in ns) of each piece of work."""
+    times = array("q")
+    os.write(1, b"!")
+    while not select.select([0], [], [], _EVERY_S)[0]:
+        at, began = time.perf_counter_ns(), time.thread_time_ns()
+        json.loads(json.dumps(_WORK))
+        times.append(at)
+        times.append(time.thread_time_ns() - began)
+    sys.stdout.buffer.write(times.tobytes())
+
+
+if __name__ == "__main__":
+    _watch()

@@ -1,0 +1,55 @@
+"""Moments in which a machine is slow are found, and steps at other times are told apart."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from albireo.bench.disturbance import Moment, Watcher, slow_moments
+from albireo.bench.streams import TimedStream, step_times
+
+MS = 1_000_000
+
+
+def test_slow_samples_in_a_row_are_one_moment() -> None:
+    samples = [(number * MS, 50_000) for number in range(20)]
+    samples[5:8] = [(number * MS, 400_000) for number in range(5, 8)]
+    samples[12] = (12 * MS, 151_000)
+    samples[15] = (15 * MS, 149_000)  # not three times the usual
+    samples[19] = (19 * MS, 500_000)  # the last one ends itself
+    first, second, third = slow_moments(samples)
+    assert first == pytest.approx((0.004, 0.008))
+    assert second == pytest.approx((0.011, 0.013))
+    assert third == pytest.approx((0.018, 0.0195))
+    assert slow_moments([]) == []
+
+
+def test_the_watch_covers_its_block() -> None:
+    with Watcher() as watcher:
+        began = time.perf_counter()
+        time.sleep(0.05)
+        ended = time.perf_counter()
+        moments = watcher.slow_moments()
+    assert all(began - 1 < each.begin <= each.end < ended + 1 for each in moments)
+    with Watcher():
+        pass  # whoever does not ask ends it, too
+
+
+def test_disturbed_steps_are_counted_and_left_out_of_one_figure() -> None:
+    """Twenty steps of 10 ms; one comes 8 ms late, so that the next one seems short."""
+    streams = []
+    for _ in range(2):
+        stream = TimedStream()
+        stream.arrivals = [(0.01 * number, 1) for number in range(21)]
+        stream.arrivals[10] = (0.108, 1)
+        streams.append(stream)
+    row = step_times(streams, 21)
+    assert (row["step_ms_p99"], row["steps_disturbed"]) == (18.0, 0.0)
+    assert row["step_ms_p99_undisturbed"] == 18.0
+    row = step_times(streams, 21, [Moment(0.1, 0.109)])
+    assert (row["step_ms_p99"], row["steps_disturbed"]) == (18.0, 2.0)
+    assert row["step_ms_p99_undisturbed"] == 10.0
+    assert row["step_ms_median"] == 10.0
+    row = step_times(streams, 21, [Moment(-1.0, 1.0)])
+    assert (row["steps_disturbed"], row["step_ms_p99_undisturbed"]) == (20.0, None)
