@@ -10,7 +10,6 @@ kill, remove the runtime directory.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ctypes
 import logging
 import os
@@ -86,6 +85,8 @@ class Supervisor:
         self._stop_event = asyncio.Event()
         self._failure: str | None = None
         self._drained: dict[int, asyncio.Event] = {}
+        self._draining: dict[int, float] = {}
+        """Until when groups have been given time, by time.monotonic()."""
 
     # ------------------------------------------------------------------ life of a node
     async def run(self) -> int:
@@ -261,6 +262,9 @@ class Supervisor:
         self._note(f"{why}; starting it again")
         if single.role == "tokenizer":
             self._link.send(TokenizerDown(incarnation))
+        elif single.role == "router":
+            for group, until in self._draining.items():  # the next one has to know
+                self._link.send(Drain(max(0.0, until - time.monotonic()), group))
         self._count_restart(single.name)
 
     def _group_died(self, group: Group, reason: str, planned: bool) -> None:
@@ -270,8 +274,13 @@ class Supervisor:
     async def _drain_group(self, group: int, timeout_s: float) -> None:
         """Waits until the router says that the group serves nobody, or the time is over."""
         self._link.send(Drain(timeout_s, group))
-        with contextlib.suppress(TimeoutError):
+        self._draining[group] = time.monotonic() + timeout_s
+        try:
             await asyncio.wait_for(self._when_drained(group), timeout_s + 1)
+        except TimeoutError:
+            pass
+        finally:
+            del self._draining[group]
 
     async def _when_drained(self, group: int) -> None:
         event = self._drained[group] = asyncio.Event()

@@ -159,6 +159,31 @@ def test_a_group_that_dies_while_it_drains(
     story.join()
 
 
+def test_a_router_that_dies_while_a_group_drains(
+    start_node: Callable[..., str], tiny_model_dir: Path
+) -> None:
+    """The next one knows of it: nobody waits for the end of the time."""
+    node = start_node(
+        name="next", model=str(tiny_model_dir), load_format="dummy", device="sim", groups=(1, 1),
+        sim_step_ms=8.0,
+    )  # fmt: skip
+    with Client.connect(node=node, reconnect_s=0) as client:
+        stream = client.stream([1, 2, 3], max_tokens=400, ignore_eos=True)
+        next(iter(stream))
+        group = next(each["group"] for each in status(node)["groups"] if each["in_flight"])
+        said: list[str] = []
+        order = Order(action="restart", group=group, timeout_s=60)
+        ordering = threading.Thread(
+            target=lambda: said.extend(give_order(node, order)), daemon=True
+        )
+        ordering.start()
+        wait_for("the group drains", lambda: states(node)[group] == "draining", 10)
+        os.kill(pids(node)["router"], signal.SIGKILL)
+        ordering.join(30)
+    assert not ordering.is_alive(), "the order was lost with the router"
+    assert said[-1] == f"group {group} is ready"
+
+
 def test_what_cannot_be_done_is_said(start_node: Callable[..., str], tiny_model_dir: Path) -> None:
     node = start_node(name="no", model=str(tiny_model_dir), load_format="dummy", device="sim")
     for arguments, message in (
