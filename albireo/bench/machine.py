@@ -7,6 +7,8 @@ import os
 import platform
 from pathlib import Path
 
+from albireo.ipc.cpu_quota import usable_cores
+
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -20,7 +22,7 @@ def machine() -> dict[str, object]:
     flags = set(fields.get("flags", "").split())
     return {
         "cpu": fields.get("model name", platform.processor()),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": usable_cores(),
         "avx512_bf16": "avx512_bf16" in flags,
         "amx_bf16": "amx_bf16" in flags,
         "python": platform.python_version(),

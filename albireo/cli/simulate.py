@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -88,6 +87,7 @@ def _run(
     caching: bool, slo: str, seed: int, processes: int | None, output: Path | None, as_json: bool,
 ) -> dict[str, Any]:  # fmt: skip
     from albireo.ipc.config import TenantConfig
+    from albireo.ipc.cpu_quota import usable_cores
     from albireo.scheduler.limits import Limits
     from albireo.simulate.plot import draw
     from albireo.simulate.profile import load_profile
@@ -124,7 +124,7 @@ def _run(
         coming = random_arrivals(rate, requests, input_len, output_len, prefix_len, prefixes, seed)
     figures = Figures(_slo(slo))
     if processes is None:
-        processes = len(os.sched_getaffinity(0)) if _is_long(trace, requests) else 1
+        processes = usable_cores() if _is_long(trace, requests) else 1
     tenants = TenantConfig(
         max_num_reqs=max_num_reqs_per_tenant, weights=parse_weights(tenant_weights),
         isolated=isolate_tenants,

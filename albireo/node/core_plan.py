@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import msgspec
 
-from .cpu_quota import usable_cores
+from albireo.ipc.cpu_quota import usable_cores
 
 
 class CorePlan(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,7 +13,7 @@ from numba import njit
 from torch.nn import functional as F
 
 from albireo.workers.kernels import create
-from albireo.workers.kernels.cpu import products, simd
+from albireo.workers.kernels.cpu import products, simd, threads
 from albireo.workers.kernels.cpu.threads import Parameters, Team
 from albireo.workers.kernels.interface import Kernels
 
@@ -214,6 +214,15 @@ def test_every_item_runs_once() -> None:
         assert (out == value).all()
     team.close()
     team.launch(embed_item, 3, True, layout, *addresses, 1, 64, 0, 1)
+
+
+def test_helpers_spin_only_where_each_thread_has_a_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cgroup's quota counts: a helper that spins takes the time of those who work."""
+    for cores, rounds in ((4, threads._SPIN_ROUNDS), (3, 0)):
+        monkeypatch.setattr(threads, "usable_cores", lambda cores=cores: cores)
+        team = Team(4)
+        place = team._team + threads._SPIN - team._memory.ctypes.data
+        assert team._memory[place : place + 8].view(np.int64)[0] == rounds
 
 
 def test_pairs_without_the_bf16_instruction() -> None:

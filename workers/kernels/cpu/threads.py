@@ -22,7 +22,6 @@ goes back to sleep.
 
 from __future__ import annotations
 
-import os
 import signal
 import struct
 import threading
@@ -30,6 +29,7 @@ import threading
 import numpy as np
 from numba import njit
 
+from ....ipc.cpu_quota import usable_cores
 from ...machine_code import ItemFunction, native
 from .atomics import (
     atomic_add,
@@ -157,10 +157,9 @@ class Team:
         self._team = self._memory.ctypes.data + start
         self._scratch = self._team + _CONTROL_BYTES
         self._params = memoryview(self._memory.data)[start + _PARAMS : start + _CONTROL_BYTES]
-        cores = len(os.sched_getaffinity(0))
         words = self._memory[start : start + _CONTROL_BYTES].view(np.int64)
         words[_HELPERS // 8] = threads - 1
-        words[_SPIN // 8] = _SPIN_ROUNDS if cores >= threads else 0
+        words[_SPIN // 8] = _SPIN_ROUNDS if usable_cores() >= threads else 0
         self._started = False
 
     def launch(

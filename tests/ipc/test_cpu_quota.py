@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from albireo.node.cpu_quota import usable_cores
+from albireo.ipc.cpu_quota import usable_cores
 
 
 def cgroups(tmp_path: Path, own: str, **quotas: str) -> tuple[Path, Path]:
