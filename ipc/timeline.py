@@ -86,7 +86,7 @@ class Recorder:
     __slots__ = ("_count", "_first", "_pack", "_view", "_words", "_written")
 
     def __init__(self, fd: int, track: int = ACTOR) -> None:
-        memory = map_memory(fd)
+        memory = map_memory(fd, populate=True)  # else every 128th record would fault
         if memory.nbytes < _FIRST + (track + 1) * CAPACITY * RECORD.itemsize:
             raise TimelineError(f"a timeline of {memory.nbytes} bytes has no track {track}")
         self._view = memory.view

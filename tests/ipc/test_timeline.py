@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from albireo.ipc.stages import Stage, Task
 from albireo.ipc.timeline import (
     CAPACITY,
     NO_STEP,
+    RECORD,
     Recorder,
     TimelineError,
     TimelineReader,
@@ -63,6 +65,16 @@ def test_the_oldest_are_overwritten(fd: int) -> None:
     # The writer may be writing over the oldest at any time.
     assert found["step"].tolist() == list(range(101, CAPACITY + 100))
     assert seen.newest(count=5)["step"].tolist() == list(range(CAPACITY + 95, CAPACITY + 100))
+
+
+def test_no_record_is_the_first_touch_of_its_page(fd: int) -> None:
+    recorder = Recorder(fd)
+    recorder.record(Stage.PLAN, 0, 0, 0)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for step in range(CAPACITY):
+        recorder.record(Stage.PLAN, step, 0, 0)
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    assert faults < CAPACITY * RECORD.itemsize / 4096 / 4
 
 
 def test_a_writer_goes_on_where_the_one_before_ended(fd: int) -> None:
