@@ -236,6 +236,7 @@ def test_graphs_of_mixed_steps_end_where_launching_is_faster() -> None:
     assert most_rows(CONFIG, 1, 4096) == MOST_ROWS
     assert most_rows(CONFIG, 1, 24) == 24
     assert most_rows(shape(4096, 12288, 36), 1, 4096) == 512
+    assert most_rows(shape(16384, 53248, 2), 1, 4096) == 64  # a layer of more than any size is for
     assert most_rows(shape(4096, 12288, 36), 2, 4096) == 1024
     assert most_rows(shape(8192, 49152, 80), 1, 4096) == 64
 

@@ -60,7 +60,8 @@ def size_of(plan: PlanView, sampled: int) -> MixedSize:
 def most_rows(config: ModelConfig, tp: int, max_num_batched_tokens: int) -> int:
     """Rows of the largest size: beyond, a step takes the GPU longer than launching it the CPU."""
     bound = _LAUNCH_S * config.num_layers * _FLOP_PER_S * tp / (2 * _multiplied(config))
-    return min(max(_ROWS[0], *(each for each in _ROWS if each <= bound)), max_num_batched_tokens)
+    most = max((each for each in _ROWS if each <= bound), default=_ROWS[0])
+    return min(most, max_num_batched_tokens)
 
 
 def _multiplied(config: ModelConfig) -> float:
