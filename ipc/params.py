@@ -111,12 +111,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         _require_range("min_p", self.min_p, 0.0, 1.0)
         if self.seed is not None and not -(2**63) <= self.seed < 2**64:
             raise ParameterError("seed", f"seed must fit in 64 bits, not {self.seed}")
-        if not 0.0 < self.repetition_penalty <= 100.0:
-            raise ParameterError(
-                "repetition_penalty",
-                f"repetition_penalty must be above 0 and at most 100, not "
-                f"{self.repetition_penalty}",
-            )
+        # Below, a logit over it would not be finite any more.
+        _require_range("repetition_penalty", self.repetition_penalty, 1e-6, 100.0)
         _require_range("presence_penalty", self.presence_penalty, -2.0, 2.0)
         _require_range("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
         if not 1 <= self.n <= MAX_CHOICES:

@@ -86,7 +86,7 @@ TAKE_GRAMMAR = 8
 
 ROW_NOT_FINITE, ROW_GRAMMAR_END, ROW_GRAMMAR_FAILED, ROW_NOTHING_ALLOWED = 0, 1, 2, 3
 """Why a row has no token: the logits are not finite; the grammar can only stop here; its matcher
-has exceeded a limit; the grammar allows nothing that the request's other parameters leave."""
+has exceeded a limit; what the request allows, its grammar among it, leaves no token."""
 
 EDIT_BIAS, EDIT_ALLOW, EDIT_BAN_UNTIL, EDIT_BAD_WORD = 0, 1, 2, 3
 """`value` of a bias: the float32 added to the token's logit.  Of a bad word's token: how many

@@ -31,7 +31,7 @@ from typing import NamedTuple
 import numpy as np
 
 from albireo.ipc.messages import Refused, Submit
-from albireo.ipc.plan import MAX_PLAN_EDITS, ROW_GRAMMAR_END, Int32Array
+from albireo.ipc.plan import MAX_PLAN_EDITS, ROW_GRAMMAR_END, ROW_NOT_FINITE, Int32Array
 from albireo.ipc.stopping import end_of_tokens
 
 from .admission import Admission
@@ -213,7 +213,7 @@ class Scheduler:
         if failed.any():
             # Without a token; the rest goes on as if these rows were not there.
             ended = [
-                self._ended(slot, "stop") if why == ROW_GRAMMAR_END else self._failed(slot)
+                self._ended(slot, "stop") if why == ROW_GRAMMAR_END else self._failed(slot, why)
                 for slot, why in zip(slots[failed].tolist(), rows[failed, 2].tolist(), strict=True)
             ]
             slots, rows = slots[~failed], rows[~failed]
@@ -236,8 +236,9 @@ class Scheduler:
         self._state.end(request)
         return Ended(request.number, reason, generated)
 
-    def _failed(self, slot: int) -> Ended:
-        self.memory.distrust(slot)
+    def _failed(self, slot: int, why: int) -> Ended:
+        if why == ROW_NOT_FINITE:  # else it is the request's own parameters, and its KV is sound
+            self.memory.distrust(slot)
         return self._ended(slot, "failed")
 
     def _reason(self, slot: int, token: int) -> str:

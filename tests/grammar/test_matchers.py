@@ -11,6 +11,7 @@ import pytest
 from albireo.ipc.plan import (
     ROW_GRAMMAR_END,
     ROW_GRAMMAR_FAILED,
+    ROW_NOT_FINITE,
     ROW_NOTHING_ALLOWED,
     TAKE_FLAGS,
     TAKE_GRAMMAR,
@@ -146,9 +147,10 @@ def test_an_end_token_ends_it_too() -> None:
 def test_a_row_that_could_not_be_sampled_says_so() -> None:
     made = grammars()
     made.apply_plan(plan((1, "start: /a*/")))
-    tokens = np.array([-1, -1], np.int32)
-    step(made, [0, 1]).accept(tokens)
-    assert tokens.tolist() == [-1, -1 - ROW_NOTHING_ALLOWED]
+    for why in (ROW_NOT_FINITE, ROW_NOTHING_ALLOWED):  # as the sampler has found it
+        tokens = np.array([-1 - why, -1 - why], np.int32)
+        step(made, [0, 1]).accept(tokens)
+        assert tokens.tolist() == [-1 - why] * 2
 
 
 def test_a_matcher_that_gives_up_fails_its_row_alone() -> None:

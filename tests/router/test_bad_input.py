@@ -46,6 +46,11 @@ BAD_REQUESTS = {
     "temperature NaN": (params(temperature=math.nan), "invalid_request", "temperature"),
     "temperature infinite": (params(temperature=math.inf), "invalid_request", "temperature"),
     "temperature negative": (params(temperature=-0.1), "invalid_request", "temperature"),
+    "repetition of nothing": (
+        params(repetition_penalty=1e-7),
+        "invalid_request",
+        "repetition_penalty",
+    ),
     "top_p 0": (params(top_p=0.0), "invalid_request", "top_p"),
     "stop id out of range": (params(stop_token_ids=[VOCAB]), "invalid_request", "stop_token_ids"),
     "empty stop string": (params(stop=[""]), "invalid_request", "stop"),

@@ -5,7 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from albireo.ipc.plan import COPY_BLOCK, MAX_PLAN_SCORES
+from albireo.ipc.plan import (
+    COPY_BLOCK,
+    MAX_PLAN_SCORES,
+    ROW_GRAMMAR_FAILED,
+    ROW_NOT_FINITE,
+    ROW_NOTHING_ALLOWED,
+)
 from albireo.scheduler.prefix_cache import PrefixCache, extend_names, root_name
 
 from .fake_group import FakeGroup
@@ -81,6 +87,26 @@ def test_of_a_prompt_that_is_there_only_the_last_token_is_computed(running: bool
     assert tables[-1][2] == target != source
     made.run()
     made.check_streams()
+
+
+@pytest.mark.parametrize(
+    ("why", "hits"), [(ROW_NOT_FINITE, 0), (ROW_NOTHING_ALLOWED, 8), (ROW_GRAMMAR_FAILED, 8)]
+)
+def test_only_a_row_that_is_not_finite_takes_its_blocks_from_the_others(
+    why: int, hits: int
+) -> None:
+    """Nobody may empty the cache by asking for what cannot be sampled."""
+    scheduler = caching().scheduler
+
+    def hits_of(request: int, count: int, token: int) -> int:
+        before = scheduler.counters.prefix_hit_tokens
+        scheduler.submit(submission(request, prompt_len=11, max_tokens=1, seed=5))
+        scheduler.apply(scheduler.plan().step, np.array([[request, count, token]], np.int32))
+        return scheduler.counters.prefix_hit_tokens - before
+
+    assert hits_of(1, 1, 7) == 0
+    assert hits_of(2, 0, why) == 8
+    assert hits_of(3, 1, 7) == hits
 
 
 def test_a_prompt_that_fills_the_cache_alone_needs_no_second_copy_of_its_end() -> None:

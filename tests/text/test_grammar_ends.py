@@ -34,7 +34,7 @@ def test_a_grammar_that_ends_gives_what_was_held_back() -> None:
     [
         (ROW_NOT_FINITE, "internal", "not finite"),
         (ROW_GRAMMAR_FAILED, "invalid_request", "too complex"),
-        (ROW_NOTHING_ALLOWED, "invalid_request", "allows no token"),
+        (ROW_NOTHING_ALLOWED, "invalid_request", "no token is left"),
     ],
 )
 def test_a_row_that_fails_says_why(why: int, code: str, said: str) -> None:

@@ -16,7 +16,7 @@ from albireo.ipc.plan import (
     TAKE_WORDS,
     PlanView,
 )
-from albireo.workers.sampling.draw import NOT_FINITE
+from albireo.workers.sampling.draw import NOT_FINITE, NOTHING_ALLOWED
 from albireo.workers.sampling.edits import NEWEST, SlotEdits
 from albireo.workers.sampling.params import SampleRows
 
@@ -197,7 +197,7 @@ def test_a_row_of_which_nothing_is_left_fails_alone() -> None:
     begin([edits], nothing, something)
     rows = rows_for(nothing, something)
     logits = edited([edits], np.zeros((2, VOCAB)), rows)
-    assert draw(logits, rows, params_of(Filters(), Filters())).tolist() == [NOT_FINITE, 6]
+    assert draw(logits, rows, params_of(Filters(), Filters())).tolist() == [NOTHING_ALLOWED, 6]
 
 
 def test_a_plain_request_in_a_used_slot_is_left_alone() -> None:

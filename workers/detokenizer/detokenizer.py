@@ -35,8 +35,8 @@ _FAILURES = {
     ),
     ROW_NOTHING_ALLOWED: (
         "invalid_request",
-        "the grammar allows no token here that the other parameters (allowed_token_ids, "
-        "bad_words, min_tokens, logit_bias) leave: give the grammar alone",
+        "no token is left here: those that allowed_token_ids and the grammar allow are excluded by "
+        "bad_words, min_tokens or logit_bias (whichever the request has): allow more",
     ),
 }
 """Code and message by what a row says in place of a token."""

@@ -25,8 +25,6 @@ import numpy as np
 from ...ipc.plan import (
     ROW_GRAMMAR_END,
     ROW_GRAMMAR_FAILED,
-    ROW_NOT_FINITE,
-    ROW_NOTHING_ALLOWED,
     TAKE_FLAGS,
     TAKE_GRAMMAR,
     TAKE_PROMPT_LEN,
@@ -89,13 +87,11 @@ class GrammarRows:
 
     def _accept(self, tokens: Int32Array) -> None:
         mine = tokens[self.rows]
-        refused = (mine == -1 - ROW_NOT_FINITE) & (self.outcome == _MASKED)
-        self.outcome[refused] = ROW_NOTHING_ALLOWED
         tokens[self.rows] = np.where(self.outcome == _MASKED, mine, -1 - self.outcome)
         for state, token, outcome in zip(
             self.states, mine.tolist(), self.outcome.tolist(), strict=True
         ):
-            if outcome == _MASKED:
+            if outcome == _MASKED and token >= 0:
                 state.pending.append(token)
 
 

@@ -22,7 +22,7 @@ from numba import njit
 
 from ..machine_code import native
 from ..parallel.slabs import ROW_MESSAGE_WORDS
-from .draw import NOT_FINITE, draw_token, gumbel
+from .draw import NOT_FINITE, NOTHING_ALLOWED, draw_token, gumbel
 from .filters import (
     BLOCK,
     BROKEN,
@@ -243,7 +243,7 @@ def _list_candidates(row, first, block_max, limit, room, mine):  # type: ignore[
 def decide(  # type: ignore[no-untyped-def]
     vocab_size, slots, positions, params, heads, offsets, messages, tokens, thresholds, scratch
 ):
-    """tokens [R] int32: a token, NOT_FINITE or UNDECIDED.  messages: all ranks', [size, words].
+    """tokens [R] int32: a token, why none, or UNDECIDED.  messages: all ranks', [size, words].
 
     thresholds [R] float64: t, where a filtered row is decided.
     """
@@ -254,7 +254,7 @@ def decide(  # type: ignore[no-untyped-def]
         kind = row_kind(slot, temperature, top_k, top_p, min_p, vocab_size)
         at = offsets[i]
         if state != SOUND:
-            tokens[i] = NOT_FINITE
+            tokens[i] = NOTHING_ALLOWED if state == EMPTY else NOT_FINITE
         elif kind == GREEDY:
             tokens[i] = best_token
         elif kind == PLAIN:

@@ -18,12 +18,16 @@ import math
 import numpy as np
 from numba import njit
 
+from ...ipc.plan import ROW_NOT_FINITE, ROW_NOTHING_ALLOWED
 from ..machine_code import native
-from .filters import BLOCK, SOUND, first_best, keep_threshold, scan_row
+from .filters import BLOCK, EMPTY, SOUND, first_best, keep_threshold, scan_row
 from .philox import token_words
 
-NOT_FINITE = -1
-"""In place of a token: the row has a NaN, a +inf, or nothing but -inf."""
+NOT_FINITE = -1 - ROW_NOT_FINITE
+"""In place of a token: the row has a NaN or a +inf."""
+
+NOTHING_ALLOWED = -1 - ROW_NOTHING_ALLOWED
+"""The same: the row has nothing but -inf, which is what the request's own edits make of logits."""
 
 MAX_GUMBEL = 22.9
 """Above -log(-log u) of the largest u, 1 - 2**-33."""
@@ -99,14 +103,15 @@ def sample_rows(  # type: ignore[no-untyped-def]
 
     slots, positions: [R] int32, slot and draw position of every row of the
     step.  seed (uint64), temperature (float32), top_k (int32), top_p, min_p
-    (float32): [slots].  tokens: [n] int32, a token id or NOT_FINITE.  The rest
+    (float32): [slots].  tokens: [n] int32, a token id or why none.  The rest
     is scratch: block_max [ceil(V / BLOCK)] and values [V] float32, words
     [DRAW_WORDS] uint32, weights [V] and histogram [BUCKETS] int64.
     """
     for i in range(len(tokens)):
         row = logits[i]
-        if scan_row(row, block_max) != SOUND:
-            tokens[i] = NOT_FINITE
+        state = scan_row(row, block_max)
+        if state != SOUND:
+            tokens[i] = NOTHING_ALLOWED if state == EMPTY else NOT_FINITE
             continue
         best_token = first_best(row, block_max)
         slot = slots[first + i * stride]

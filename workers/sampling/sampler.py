@@ -68,7 +68,7 @@ class RowSampler:
         stride: int,
         tokens: Int32Array,
     ) -> None:
-        """tokens[i] (a token id, or draw.NOT_FINITE) = sample of row first + i * stride of `rows`.
+        """tokens[i] = sample of row first + i * stride of `rows`: a token, or why none (draw.py).
 
         logits: [n, V] float32, C-contiguous, row i for tokens[i]; tokens: [n].
         """
@@ -127,7 +127,7 @@ class Sampler:
     def sample(self, logits: torch.Tensor, rows: SampleRows, params: SlotParams) -> Int32Array:
         """[R, V / size] logits of this rank's shard -> [R] tokens, valid until the next call.
 
-        A token is draw.NOT_FINITE where the row cannot be sampled.  Every rank
+        A token is draw.NOT_FINITE or NOTHING_ALLOWED where the row cannot be sampled.  Every rank
         calls with the same rows and gets the same tokens.
         """
         count = len(rows)

@@ -228,7 +228,7 @@ def decide_filtered(
     out, rows, ranks, vocab, RANKS: tl.constexpr, MOST: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """out [rows] int32: a token, -1 or UNDECIDED.
+    """out [rows] int32: a token, why none, or UNDECIDED.
 
     winners, messages: all ranks', [ranks, rows, ...].
     One program a row; RANKS: `ranks` rounded up to a power of two.

@@ -16,6 +16,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ....ipc.plan import ROW_NOT_FINITE, ROW_NOTHING_ALLOWED
 from ...kernels.cuda.overlap import come_up, wait
 from .arithmetic import (
     LOWEST_FINITE,
@@ -31,6 +32,9 @@ from .arithmetic import (
 )
 from .rows import BEST, FLOATS, THRESHOLD
 
+_NOT_FINITE = tl.constexpr(-1 - ROW_NOT_FINITE)
+_NOTHING_ALLOWED = tl.constexpr(-1 - ROW_NOTHING_ALLOWED)
+
 MARGIN = tl.constexpr(2e-4)
 """A tile's best token has |s| <= 26.2 with three roundings, 5e-6; noise 1e-5.  Ten times that."""
 
@@ -39,6 +43,13 @@ LOSING = tl.constexpr(-26.2)
 
 _NO_ID = tl.constexpr(0x7FFFFFFF)
 WINNER_WORDS = 4
+
+
+@triton.jit
+def _why_none(best):
+    """In place of the token of a row whose best logit is not finite."""
+    nothing = tl.full([], _NOTHING_ALLOWED, tl.int32)
+    return tl.where(best == -float("inf"), nothing, tl.full([], _NOT_FINITE, tl.int32))
 
 
 @triton.jit
@@ -134,7 +145,7 @@ def winner(
     LISTED: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    """One program a row.  WHOLE: out [rows] int32, the token or -1; else [rows, 4], the winner.
+    """One program a row.  WHOLE: out [rows] int32, a token or why none; else [rows, 4], the winner.
 
     MIXED: of filtered rows only the best logit.
     """
@@ -146,7 +157,7 @@ def winner(
     maxima = tl.load(tile_max + row * tiles + index, mask=index < tiles, other=-float("inf"))
     best = tl.max(maxima, 0)
     usable = (best > -float("inf")) & (best < float("inf"))
-    token = tl.full([], -1, tl.int32)
+    token = _why_none(best)
     logit = best
     wanted = usable
     if MIXED:
@@ -205,7 +216,7 @@ def best_winner(
     winners, row, rows, ranks, slots, positions, temperatures, seeds,
     RANKS: tl.constexpr, GREEDY: tl.constexpr,
 ):  # fmt: skip
-    """(token of a row from winners [ranks, rows, 4], or -1; the best logit of all ranks)."""
+    """(token of a row from winners [ranks, rows, 4], or why none; the best logit of all ranks)."""
     rank = tl.arange(0, RANKS)
     there = rank < ranks
     words = winners + (rank * rows + row) * 4
@@ -213,7 +224,7 @@ def best_winner(
     logits = tl.load(words + 1, mask=there, other=-8388608).to(tl.float32, bitcast=True)
     ids = tl.load(words + 2, mask=there, other=-1)
     best = tl.max(bests, 0)
-    token = tl.full([], -1, tl.int32)
+    token = _why_none(best)
     if (best > -float("inf")) & (best < float("inf")):
         temperature = tl.full([], 0.0, tl.float32)
         if not GREEDY:
