@@ -40,7 +40,7 @@ async def stream(request: Request, inbox: Inbox, events: ChatEvents | Completion
     if inbox.error is not None:
         raise inbox.error
     await request.start_events()
-    if inbox.open == 1 and request.chunks is not None and inbox.interval == 1:
+    if inbox.choices == 1 and request.chunks is not None and inbox.interval == 1:
         inbox.direct = _writer(events, request.chunks)
     while inbox.open:
         data = events.of(inbox.take())

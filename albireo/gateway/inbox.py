@@ -57,16 +57,19 @@ Piece = Delta | Merged
 class Inbox:
     """Replies to the `prompts` requests, of n answers each, behind one HTTP request.
 
+    choices: of all requests, ended ones too.
     interval: so many tokens of a choice are waited for, once its first have come.
     """
 
     __slots__ = (
-        "_due", "_gone", "_held", "_n", "_waiter", "direct", "error", "interval", "open", "pending",
+        "_due", "_gone", "_held", "_n", "_waiter", "choices", "direct", "error", "interval", "open",
+        "pending",
     )  # fmt: skip
 
     def __init__(self, prompts: int, n: int) -> None:
         self.pending: dict[int, Piece] = {}
-        self.open = prompts * n
+        self.choices = prompts * n
+        self.open = self.choices
         """Choices whose end is still to come."""
         self.error: AlbireoError | None = None
         self.direct: Callable[[Delta], bool] | None = None

@@ -288,6 +288,26 @@ def test_events_that_pass_the_inbox_by_add_up(serve: Serve, extra: dict[str, Any
                 assert joined == choice["logprobs"][field]
 
 
+@pytest.mark.parametrize("body", [{"prompt": "a", "n": 2}, {"prompt": ["a", "b"]}])
+def test_the_last_of_several_answers_keeps_its_index(serve: Serve, body: dict[str, Any]) -> None:
+    async def one_is_short(link: PlayedLink, number: int, ask: Ask, on_reply: Any) -> None:
+        short = End("stop", None, 1, 1)
+        if number == 0:
+            on_reply(Delta(number, 0, [1], "short", short))
+        if number or ask.params.n > 1:
+            choice = ask.params.n - 1
+            for place in range(5):
+                end = End("length", None, 1, 5) if place == 4 else None
+                on_reply(Delta(number, place, [1], f" {place}", end, choice))
+                await asyncio.sleep(0.005)
+
+    url = f"http://127.0.0.1:{serve(PlayedLink(one_is_short)).port}/v1/completions"
+    said = {0: "", 1: ""}
+    for each in chunks(httpx2.post(url, json={**body, "stream": True})):
+        said[each["choices"][0]["index"]] += each["choices"][0]["text"]
+    assert said == {0: "short", 1: " 0 1 2 3 4"}
+
+
 def _unchunked(data: bytes) -> bytes:
     """The body of an answer with chunked encoding."""
     _, _, rest = data.partition(b"\r\n\r\n")
