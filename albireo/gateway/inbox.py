@@ -102,7 +102,7 @@ class Inbox:
                 held.add(reply)
             if reply.end is not None:
                 self.open -= 1
-            elif self.interval > 1 and self._holds(choice, len(reply.token_ids)):
+            elif self.interval > 1 and reply.token_ids and self._holds(choice, reply):
                 return
         elif self.error is None:
             self.error = (
@@ -119,8 +119,9 @@ class Inbox:
             if held is not None and held.end is not None:
                 self.open += 1
 
-    def _holds(self, choice: int, tokens: int) -> bool:
-        """Whether a choice that has so many tokens more is still to wait."""
+    def _holds(self, choice: int, delta: Delta) -> bool:
+        """Whether a choice that has these tokens more is still to wait."""
+        tokens = len(delta.token_ids)
         held = self._held.get(choice)
         if held is None or held + tokens >= self.interval:
             self._held[choice] = 0
