@@ -248,6 +248,26 @@ def test_a_reader_that_has_stopped_is_gone_in_the_end(
     wait_for(lambda: serving.link.abandoned == [0])
 
 
+def test_a_reader_that_is_slow_is_not_taken_for_one_that_has_stopped(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateway_server, "STALL_TIMEOUT_S", 0.4)
+
+    async def long(link: PlayedLink, number: int, ask: Ask, on_reply: Any) -> None:
+        on_reply(Delta(number, 0, [1], "x" * 8_000_000))
+        await asyncio.sleep(60)
+
+    serving = serve(PlayedLink(long))
+    bare = Bare(serving, receive_bytes=4096)
+    bare.post("/v1/completions", _STREAM)
+    for _ in range(40):
+        assert bare.socket.recv(2048)
+        time.sleep(0.03)
+    assert serving.connections == 1 and not serving.link.abandoned
+    # And then it does stop.
+    wait_for(lambda: serving.link.abandoned == [0])
+
+
 def test_a_reader_in_fits_and_starts_gets_everything_in_order(serve: Serve) -> None:
     """The ways past and through the inbox alternate; neither overtakes the other."""
     tokens = 3000
