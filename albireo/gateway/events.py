@@ -40,7 +40,7 @@ async def stream(request: Request, inbox: Inbox, events: ChatEvents | Completion
     if inbox.error is not None:
         raise inbox.error
     await request.start_events()
-    if inbox.open == 1 and request.chunks is not None and inbox.interval == 1:
+    if inbox.choices == 1 and request.chunks is not None and inbox.interval == 1:
         inbox.direct = _writer(events, request.chunks)
     while inbox.open:
         data = events.of(inbox.take())
@@ -183,8 +183,9 @@ class CompletionEvents(_Events):
         self._prompt_rows: dict[int, Any] = {}
 
     def ready(self, pieces: dict[int, Piece]) -> bool:
-        # The prompt's log-probabilities come with the first piece of its first answer.
-        return all(prompt * self._n in pieces for prompt in range(len(self._first_tokens)))
+        # A prompt's log-probabilities come ahead of the first token of its first answer.
+        firsts = (pieces.get(at * self._n) for at in range(len(self._first_tokens)))
+        return all(each and (each.logprobs or each.end) for each in firsts)
 
     def of(self, pieces: dict[int, Piece]) -> bytes:
         if self._first_tokens:

@@ -57,16 +57,19 @@ Piece = Delta | Merged
 class Inbox:
     """Replies to the `prompts` requests, of n answers each, behind one HTTP request.
 
+    choices: of all requests, ended ones too.
     interval: so many tokens of a choice are waited for, once its first have come.
     """
 
     __slots__ = (
-        "_due", "_gone", "_held", "_n", "_waiter", "direct", "error", "interval", "open", "pending",
+        "_due", "_gone", "_held", "_n", "_waiter", "choices", "direct", "error", "interval", "open",
+        "pending",
     )  # fmt: skip
 
     def __init__(self, prompts: int, n: int) -> None:
         self.pending: dict[int, Piece] = {}
-        self.open = prompts * n
+        self.choices = prompts * n
+        self.open = self.choices
         """Choices whose end is still to come."""
         self.error: AlbireoError | None = None
         self.direct: Callable[[Delta], bool] | None = None
@@ -99,7 +102,7 @@ class Inbox:
                 held.add(reply)
             if reply.end is not None:
                 self.open -= 1
-            elif self.interval > 1 and self._holds(choice, len(reply.token_ids)):
+            elif self.interval > 1 and reply.token_ids and self._holds(choice, reply):
                 return
         elif self.error is None:
             self.error = (
@@ -116,8 +119,9 @@ class Inbox:
             if held is not None and held.end is not None:
                 self.open += 1
 
-    def _holds(self, choice: int, tokens: int) -> bool:
-        """Whether a choice that has so many tokens more is still to wait."""
+    def _holds(self, choice: int, delta: Delta) -> bool:
+        """Whether a choice that has these tokens more is still to wait."""
+        tokens = len(delta.token_ids)
         held = self._held.get(choice)
         if held is None or held + tokens >= self.interval:
             self._held[choice] = 0

@@ -49,9 +49,10 @@ Prompts = PromptText | Annotated[list[PromptText | TokenId | PromptTokens], _sai
 AtLeastOne = _said(minItems=1)
 StopTokens = Annotated[list[TokenId], _said(maxItems=MAX_STOP_TOKEN_IDS)]
 AllowedTokens = Annotated[list[TokenId], _said(minItems=1, maxItems=MAX_ALLOWED_TOKENS)]
+TOKEN_ID_KEY = "[0-9]{1,9}"
 Biases = Annotated[
     dict[str, Annotated[float, _said(minimum=-100, maximum=100)]],
-    _said(maxProperties=MAX_BIASED_TOKENS, propertyNames={"pattern": "^[0-9]{1,9}$"}),
+    _said(maxProperties=MAX_BIASED_TOKENS, propertyNames={"pattern": f"^{TOKEN_ID_KEY}$"}),
 ]
 
 _StopString = Annotated[str, _said(minLength=1, maxLength=MAX_STOP_STRING_CHARS)]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from albireo.ipc.params import MAX_LOGPROBS, ParameterError, SamplingParams
 
 from .errors import HttpError, invalid
 from .formats import grammar_of
+from .ranges import TOKEN_ID_KEY
 from .requests import ChatRequest, CompletionRequest
 
 _SAME = (
@@ -82,13 +84,13 @@ def _common(asked: CompletionRequest | ChatRequest) -> dict[str, Any]:
 
 
 def _biases(given: dict[str, float]) -> dict[int, float]:
-    try:
-        return {int(token): bias for token, bias in given.items()}
-    except ValueError:
-        wrong = next(token for token in given if not token.strip().lstrip("-").isdecimal())
-        raise invalid(
-            f"the keys of logit_bias are token ids, not {wrong[:40]!r}", "logit_bias"
-        ) from None
+    for key in given:
+        if not re.fullmatch(TOKEN_ID_KEY, key):
+            raise invalid(
+                f"the keys of logit_bias are token ids, of 1 to 9 digits, not {key[:40]!r}",
+                "logit_bias",
+            )
+    return {int(key): bias for key, bias in given.items()}
 
 
 def _checked(fields: dict[str, Any]) -> SamplingParams:

@@ -18,6 +18,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from albireo.ipc.open_files import raise_open_files
+from albireo.ipc.stalls import StallTimer
 from albireo.ipc.tls_door import TlsDoor
 
 from .http import CHUNKS
@@ -42,12 +43,12 @@ class Connection(HttpToolsProtocol):
         super().connection_made(transport)
         self._head_bytes = 0
         self._head_timer: asyncio.TimerHandle | None = None
-        self._stall_timer: asyncio.TimerHandle | None = None
+        self._stall_timer = StallTimer()
         self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._head_came()
-        self._moves()
+        self._stall_timer.stop()
         super().connection_lost(exc)
         # uvicorn leaves the timer of a connection that was reset; it would keep all this alive.
         self._unset_keepalive_if_required()
@@ -74,18 +75,12 @@ class Connection(HttpToolsProtocol):
         super().on_headers_complete()
 
     def pause_writing(self) -> None:
-        if self._stall_timer is None:
-            self._stall_timer = self.loop.call_later(STALL_TIMEOUT_S, self.transport.abort)
+        self._stall_timer.start(self.transport, STALL_TIMEOUT_S)
         super().pause_writing()
 
     def resume_writing(self) -> None:
-        self._moves()
+        self._stall_timer.stop()
         super().resume_writing()
-
-    def _moves(self) -> None:
-        if self._stall_timer is not None:
-            self._stall_timer.cancel()
-            self._stall_timer = None
 
     def can_write(self) -> bool:
         return not self.flow.write_paused and not self.transport.is_closing()

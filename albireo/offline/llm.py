@@ -275,9 +275,18 @@ def _prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     """One prompt, or several, to a list of them."""
     if isinstance(prompts, str):
         return [prompts]
-    if len(prompts) and hasattr(prompts[0], "__index__"):
+    if len(prompts) and not _has_length(prompts[0]):
         return [cast("Sequence[int]", prompts)]
     return list(cast("Sequence[Prompt]", prompts))
+
+
+def _has_length(item: Any) -> bool:
+    """A text and ids have one, an id has none.  Attributes do not tell NumPy's apart."""
+    try:
+        len(item)
+    except TypeError:
+        return False
+    return True
 
 
 def _conversations(conversations: Messages | Sequence[Messages]) -> list[Messages]:

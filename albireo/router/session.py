@@ -31,6 +31,7 @@ from albireo.ipc.protocol import (
     Hello,
     Welcome,
 )
+from albireo.ipc.stalls import StallTimer
 
 from .decode import UNDECODABLE, decode_message, explained, owner_of, read_hello, request_id_of
 from .held import Held, HeldAnswer, rough_bytes
@@ -106,7 +107,7 @@ class Session(asyncio.Protocol):
         self._held_answers: list[bytes] = []
         self._held_answer_bytes = 0
         self._hello_timer: asyncio.TimerHandle | None = None
-        self._stall_timer: asyncio.TimerHandle | None = None
+        self._stall_timer = StallTimer()
 
     # ------------------------------------------------------------------ asyncio.Protocol
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -140,26 +141,20 @@ class Session(asyncio.Protocol):
         self._closing = True
         if self._hello_timer is not None:
             self._hello_timer.cancel()
-        self._moves()
+        self._stall_timer.stop()
         self._held.clear()
         self._held_answers.clear()
         self._handler.closed(self)
 
     def pause_writing(self) -> None:
         self._paused = True
-        if self.remote and self._stall_timer is None:
-            loop = asyncio.get_running_loop()
-            self._stall_timer = loop.call_later(STALL_TIMEOUT_S, self._transport.abort)
+        if self.remote:
+            self._stall_timer.start(self._transport, STALL_TIMEOUT_S)
 
     def resume_writing(self) -> None:
         self._paused = False
-        self._moves()
+        self._stall_timer.stop()
         self._write_held()
-
-    def _moves(self) -> None:
-        if self._stall_timer is not None:
-            self._stall_timer.cancel()
-            self._stall_timer = None
 
     # ------------------------------------------------------------------ for the router
     def send(self, message: msgspec.Struct, request_id: int) -> None:

@@ -15,6 +15,7 @@ from albireo.bench.serving import DatasetError, DatasetOptions, LoadOptions, mak
 from albireo.bench.serving.connection import Answer, Connections
 from albireo.bench.serving.figures import METRICS, summary
 from albireo.bench.serving.load import arrivals, run_load
+from albireo.bench.serving.run import Run
 
 from .played_server import DONE, chunked, playing, text
 
@@ -159,6 +160,14 @@ def test_figures() -> None:
     assert found["mean_itl_ms"] == 200.0 and found["p50_itl_ms"] == 100.0
     assert found["mean_e2el_ms"] == 400.0 and found["p99_e2el_ms"] == pytest.approx(692, abs=1)
     assert (found["good"], found["request_goodput"]) == (2, 1.0)
+
+
+def test_an_answer_without_text_is_whole_but_not_good_and_has_no_times() -> None:
+    empty = Answer(stream=True)
+    empty.began, empty.last, empty.completion_tokens = 100.0, 100.1, 1
+    found = summary([empty, played([0.1])], [1, 1], 1.0, METRICS, (99,), {"ttft": 250})
+    assert (found["completed"], found["good"], found["mean_ttft_ms"]) == (2, 1, 100.0)
+    assert Run({}, [(100.0, empty)], 100.0).details()["ttfts"] == [None]
 
 
 def test_figures_without_usage() -> None:

@@ -11,7 +11,7 @@ import pytest
 from albireo.client import Delta, End, GroupFailed, InvalidRequest, QueueFull, TooLong
 from albireo.gateway.link import Ask
 
-from .played import MODEL, PlayedLink, chunks, failing, post
+from .played import MODEL, PlayedLink, chunks, failing, post, row
 
 PATH = "/v1/completions"
 
@@ -129,6 +129,38 @@ def test_echo_with_max_tokens_0_scores_the_prompt_alone(stream: bool) -> None:
         tokens, usage = answer["choices"][0]["logprobs"]["tokens"], answer["usage"]
     assert tokens == ["^", "x", "z"]
     assert usage == {"prompt_tokens": 3, "completion_tokens": 0, "total_tokens": 3}
+
+
+async def _scored_in_parts(
+    link: PlayedLink, number: int, ask: Ask, on_reply: Callable[[Any], None]
+) -> None:
+    """Prompts whose log-probabilities come over three Deltas, the later the later prompts."""
+    assert ask.params.prompt_logprobs is not None
+    for part in ("abc", "def", "gh"):
+        on_reply(Delta(number, 0, [], "", None, 0, None, [row(each) for each in part]))
+        await asyncio.sleep(0.002 * (number + 1))
+    for choice in range(ask.params.n):
+        for place in range(most := ask.params.max_tokens or 2):
+            word = f" {place}"
+            end = End("length", None, 9, most) if place == most - 1 else None
+            on_reply(Delta(number, place, [1], word, end, choice, [row(word)]))
+            await asyncio.sleep(0.001)
+
+
+@pytest.mark.parametrize("body", [{"prompt": "p"}, {"prompt": ["p", "q"], "n": 2}])
+@pytest.mark.parametrize("most", [2, 0])
+def test_a_stream_has_all_logprobs_of_a_prompt_that_come_in_parts(
+    body: dict[str, Any], most: int
+) -> None:
+    body = body | {"echo": True, "logprobs": 0, "max_tokens": most}
+    whole = ask(body, PlayedLink(_scored_in_parts))["choices"]
+    got = chunks(post(PATH, body | {"stream": True}, PlayedLink(_scored_in_parts)))
+    for choice in whole:
+        assert len(choice["logprobs"]["tokens"]) == 9 + most
+        own = [c for g in got for c in g["choices"] if c["index"] == choice["index"]]
+        for field in ("tokens", "token_logprobs", "text_offset", "top_logprobs"):
+            joined = [v for each in own if each["logprobs"] for v in each["logprobs"][field]]
+            assert joined == choice["logprobs"][field]
 
 
 def test_prompt_logprobs_in_vllms_form() -> None:

@@ -248,6 +248,26 @@ def test_a_reader_that_has_stopped_is_gone_in_the_end(
     wait_for(lambda: serving.link.abandoned == [0])
 
 
+def test_a_reader_that_is_slow_is_not_taken_for_one_that_has_stopped(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateway_server, "STALL_TIMEOUT_S", 0.4)
+
+    async def long(link: PlayedLink, number: int, ask: Ask, on_reply: Any) -> None:
+        on_reply(Delta(number, 0, [1], "x" * 8_000_000))
+        await asyncio.sleep(60)
+
+    serving = serve(PlayedLink(long))
+    bare = Bare(serving, receive_bytes=4096)
+    bare.post("/v1/completions", _STREAM)
+    for _ in range(40):
+        assert bare.socket.recv(2048)
+        time.sleep(0.03)
+    assert serving.connections == 1 and not serving.link.abandoned
+    # And then it does stop.
+    wait_for(lambda: serving.link.abandoned == [0])
+
+
 def test_a_reader_in_fits_and_starts_gets_everything_in_order(serve: Serve) -> None:
     """The ways past and through the inbox alternate; neither overtakes the other."""
     tokens = 3000
@@ -286,6 +306,26 @@ def test_events_that_pass_the_inbox_by_add_up(serve: Serve, extra: dict[str, Any
             for field in ("tokens", "text_offset"):
                 joined = [v for each in own if each["logprobs"] for v in each["logprobs"][field]]
                 assert joined == choice["logprobs"][field]
+
+
+@pytest.mark.parametrize("body", [{"prompt": "a", "n": 2}, {"prompt": ["a", "b"]}])
+def test_the_last_of_several_answers_keeps_its_index(serve: Serve, body: dict[str, Any]) -> None:
+    async def one_is_short(link: PlayedLink, number: int, ask: Ask, on_reply: Any) -> None:
+        short = End("stop", None, 1, 1)
+        if number == 0:
+            on_reply(Delta(number, 0, [1], "short", short))
+        if number or ask.params.n > 1:
+            choice = ask.params.n - 1
+            for place in range(5):
+                end = End("length", None, 1, 5) if place == 4 else None
+                on_reply(Delta(number, place, [1], f" {place}", end, choice))
+                await asyncio.sleep(0.005)
+
+    url = f"http://127.0.0.1:{serve(PlayedLink(one_is_short)).port}/v1/completions"
+    said = {0: "", 1: ""}
+    for each in chunks(httpx2.post(url, json={**body, "stream": True})):
+        said[each["choices"][0]["index"]] += each["choices"][0]["text"]
+    assert said == {0: "short", 1: " 0 1 2 3 4"}
 
 
 def _unchunked(data: bytes) -> bytes:

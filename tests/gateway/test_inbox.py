@@ -130,6 +130,26 @@ def test_an_interval_holds_tokens_but_the_first_and_the_last() -> None:
     assert asyncio.run(run()) == ["0", "123", "456", "78"]
 
 
+def test_an_interval_counts_from_the_first_token_on() -> None:
+    """Log-probabilities of the prompt come ahead of it, over several Deltas."""
+    inbox = Inbox(1, 1)
+    inbox.interval = 3
+    woken = []
+
+    async def run() -> None:
+        scored = [Delta(1, 0, [], "", None, 0, None, [row("a")]) for _ in range(2)]
+        for delta in (*scored, *(Delta(1, place, [1], "x") for place in range(4))):
+            waiting = asyncio.ensure_future(inbox.wait_for_more())
+            await asyncio.sleep(0)
+            inbox.put(0, delta)
+            await asyncio.sleep(0)
+            woken.append(waiting.done())
+            waiting.cancel()
+
+    asyncio.run(run())
+    assert woken[2:] == [True, False, False, True]
+
+
 def test_an_error_does_not_wait_for_an_interval() -> None:
     async def run() -> None:
         inbox = Inbox(1, 1)

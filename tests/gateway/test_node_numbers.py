@@ -87,6 +87,19 @@ def test_echo_with_logprobs_scores_the_prompt(client: openai.OpenAI) -> None:
     assert scores.choices[0].logprobs.token_logprobs == found.token_logprobs[:9]
 
 
+def test_a_stream_scores_all_of_a_long_prompt(client: openai.OpenAI) -> None:
+    """More than one plan has room for: its scores come over several Deltas."""
+    asks: Any = {"model": MODEL, "prompt": list(range(5, 105)) * 4, "echo": True, "logprobs": 0}
+    found: dict[str, list[Any]] = {"token_logprobs": [], "text_offset": []}
+    for chunk in client.completions.create(stream=True, max_tokens=2, temperature=0, **asks):
+        for name, values in found.items():
+            values += getattr(chunk.choices[0].logprobs, name, None) or []
+    whole = client.completions.create(max_tokens=2, temperature=0, **asks).choices[0].logprobs
+    assert whole is not None and len(found["token_logprobs"]) == 402
+    assert found["token_logprobs"] == whole.token_logprobs
+    assert found["text_offset"] == whole.text_offset
+
+
 def test_logit_bias_has_string_keys(client: openai.OpenAI) -> None:
     answer = client.completions.create(
         model=MODEL, prompt="a", max_tokens=4, temperature=0, logit_bias={"65": 100},

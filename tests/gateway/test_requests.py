@@ -88,6 +88,13 @@ def test_a_value_out_of_its_range_names_its_field(field: str, value: Any) -> Non
     assert field in (error.param or "") + error.message
 
 
+@pytest.mark.parametrize("key", ["", "--5", "-5", "+5", " 5", "5\n", "1_0", "\u0665", "1" * 5000])
+def test_a_key_of_logit_bias_that_is_no_token_id_is_named(key: str) -> None:
+    error = refusal({"prompt": "a", "logit_bias": {"5": 1, key: 1, "b": 1}})
+    assert error.param == "logit_bias"
+    assert repr(key[:40]) in error.message and len(error.message) < 200
+
+
 @pytest.mark.parametrize(
     "body",
     [b"", b"{", b"[]", b"null", b"5", b'"x"', b"\xff\xfe", b'{"prompt": "\xff"}', b'{"a":1}',

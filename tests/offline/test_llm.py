@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 
 from albireo import LLM, SamplingParams
@@ -67,6 +68,9 @@ def test_forms_of_prompts(llm: LLM) -> None:
     assert [each.token_ids for each in llm.generate("ab", GREEDY)] == [text]
     assert [each.token_ids for each in llm.generate([1, 2, 3], GREEDY)] == [ids]
     assert [each.token_ids for each in llm.generate([[1, 2, 3], "ab"], GREEDY)] == [ids, text]
+    arrays = [np.array([1, 2, 3]), np.array([1])]
+    assert llm.generate(arrays, GREEDY)[0].token_ids == ids
+    assert [each.token_ids for each in llm.generate(arrays[0], GREEDY)] == [ids]
     assert llm.generate([]) == []
     assert len(llm.generate("ab", GREEDY, max_tokens=2)[0].token_ids) == 2
 

@@ -320,6 +320,26 @@ def test_who_takes_nothing_is_cut_off(
     assert still_serves(near, pair)
 
 
+def test_who_takes_it_slowly_is_not(
+    near: Neighbourhood, pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "STALL_TIMEOUT_S", 0.5)
+    group = near.group()
+    connection = shaken(near, pair)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+    say(connection, {"type": "hello", "protocol": 1, "api_key": KEY})
+    say(connection, {"type": "generate", "id": 1, "prompt_ids": [5], "params": {"max_tokens": 120}})
+    number = group.expect(Submit).request
+    for index in range(100):
+        group.output(piece(number, index, [7], "x" * 100_000))
+        assert isinstance(group.next(), Credit)
+    for _ in range(40):
+        assert connection.recv(1 << 14)
+        time.sleep(0.03)
+    assert group.silent(0.0)
+    connection.close()
+
+
 # ---------------------------------------------------------------------- numbers
 def test_one_key_cannot_take_all_places(
     near: Neighbourhood, pair: Pair, monkeypatch: pytest.MonkeyPatch

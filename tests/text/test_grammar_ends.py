@@ -12,7 +12,7 @@ from albireo.ipc.plan import (
 )
 from albireo.ipc.protocol import End
 
-from .test_request import detokenizer, encode, submission
+from .test_request import byte_tokens, detokenizer, encode, submission
 
 
 def test_a_grammar_that_ends_gives_what_was_held_back() -> None:
@@ -27,6 +27,21 @@ def test_a_grammar_that_ends_gives_what_was_held_back() -> None:
     assert piece.end == End("stop", None, 3, len(tokens))
     assert made.add_rows([(7, 0, ROW_GRAMMAR_END)]) == ([], [])
     assert made.take_pieces() == []
+
+
+@pytest.mark.parametrize("include", [False, True])
+def test_what_an_unfinished_character_becomes_stands_behind_what_was_held_back(
+    include: bool,
+) -> None:
+    """As it does where a token ends the answer; a stop string may end with it."""
+    for stop, text, reason in (("stop", "a st\ufffd", None), ("t\ufffd", "a s", "t\ufffd")):
+        made = detokenizer(submission(stop=(stop,), include_stop=include))
+        for token in byte_tokens("a st世")[:-1]:
+            made.add_rows([(7, 1, token)])
+        made.add_rows([(7, 0, ROW_GRAMMAR_END)])
+        (piece,) = made.take_pieces()
+        assert piece.text == (text + stop if include and reason else text)
+        assert piece.end == End("stop", reason, 3, 6)
 
 
 @pytest.mark.parametrize(

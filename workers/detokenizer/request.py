@@ -115,9 +115,11 @@ class RequestText:
     def end_without_token(self) -> None:
         """The answer is complete: its grammar can only stop."""
         text = self._stream.flush()
+        stop: str | None = None
         if self._matcher is not None:
+            text, stop = self._matcher.add(text, self._generated >= self._min_tokens)
             text += self._matcher.flush()
-        self._finish(text, "stop", None)
+        self._finish(text, "stop", stop)
 
     def _add_slowly(self, token: int, reason: str | None) -> bool:
         text = "" if reason == "stop" else self._stream.add(token)

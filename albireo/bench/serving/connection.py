@@ -131,6 +131,11 @@ class Answer:
         """As the server counts; where it does not, events with text."""
         return self.events if self.completion_tokens is None else self.completion_tokens
 
+    @property
+    def has_times(self) -> bool:
+        """Whether it is whole, and there was text, without which it has no first event."""
+        return self.error is None and self.events > 0
+
     def feed(self, data: bytes, now: float) -> None:
         """Bytes of the body, as they come."""
         if self.status != 200 or not self._stream:

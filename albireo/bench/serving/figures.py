@@ -19,7 +19,7 @@ METRICS = ("ttft", "tpot", "itl", "e2el")
 
 
 def seconds(answer: Answer) -> dict[str, float]:
-    """ttft, tpot and e2el of one whole answer."""
+    """ttft, tpot and e2el of one answer that has them."""
     found = {"ttft": answer.first - answer.began, "e2el": answer.last - answer.began}
     more = answer.new_tokens - 1
     if more > 0:
@@ -28,10 +28,10 @@ def seconds(answer: Answer) -> dict[str, float]:
 
 
 def times(answers: Sequence[Answer]) -> dict[str, list[float]]:
-    """Metric -> seconds of all whole answers."""
+    """Metric -> seconds of all answers that have them."""
     found: dict[str, list[float]] = {name: [] for name in METRICS}
     for answer in answers:
-        if answer.error is None and answer.events:
+        if answer.has_times:
             for name, value in seconds(answer).items():
                 found[name].append(value)
             found["itl"] += answer.gaps
@@ -92,5 +92,7 @@ def _spread(name: str, values_ms: Any, percentiles: Sequence[float]) -> dict[str
 
 
 def _is_good(answer: Answer, goodput_ms: Mapping[str, float]) -> bool:
+    if not answer.has_times:
+        return False
     its = seconds(answer)
     return all(its.get(name, 0.0) * 1e3 <= most for name, most in goodput_ms.items())

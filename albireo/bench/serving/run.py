@@ -47,14 +47,13 @@ class Run(msgspec.Struct, frozen=True):
     def details(self) -> dict[str, list[Any]]:
         """Of every request, in order: lengths, times in seconds, the error."""
         only = [answer for _, answer in self.answers]
-        whole = [answer.error is None for answer in only]
         return {
             "start_times": [round(answer.began - self.began, 6) for answer in only],
             "input_lens": [answer.prompt_tokens for answer in only],
             "output_lens": [answer.new_tokens for answer in only],
             "ttfts": [
-                round(answer.first - answer.began, 6) if its else None
-                for answer, its in zip(only, whole, strict=True)
+                round(answer.first - answer.began, 6) if answer.has_times else None
+                for answer in only
             ],
             "itls": [[round(gap, 6) for gap in answer.gaps] for answer in only],
             "errors": [answer.error for answer in only],
