@@ -17,7 +17,14 @@ from .formats import grammar_name
 from .http import Request
 from .inbox import Piece
 from .link import Ask, NodeLink
-from .logprobs import CompletionLogprobs, Offsets, completion_logprobs, joined, prompt_logprobs
+from .logprobs import (
+    CompletionLogprobs,
+    EchoOffsets,
+    Offsets,
+    completion_logprobs,
+    joined,
+    prompt_logprobs,
+)
 from .requests import CompletionRequest
 from .sampling import completion_params, scores_only
 
@@ -30,7 +37,11 @@ class _Echo(msgspec.Struct, frozen=True):
     """texts: of the prompts.  first_tokens: of each, where log-probabilities are asked for."""
 
     texts: list[str]
-    first_tokens: list[bytes]
+    first_tokens: list[str]
+
+    def text(self, prompt: int) -> str:
+        """Ahead of the answers to the prompt of that number."""
+        return self.texts[prompt] if self.texts else ""
 
 
 async def completions(request: Request, link: NodeLink) -> None:
@@ -55,7 +66,7 @@ async def completions(request: Request, link: NodeLink) -> None:
             usage = ask.stream_options is not None and bool(ask.stream_options.include_usage)
             events = CompletionEvents(
                 request.id, link.welcome.model, params.n, usage, echo.texts, echo.first_tokens,
-                scores_only(ask),
+                scores_only(ask), link.welcome.strips_first_space,
             )  # fmt: skip
             await stream(request, inbox, events)
             return
@@ -108,7 +119,7 @@ async def _echo(link: NodeLink, ask: CompletionRequest, prompts: list[_Prompt]) 
     for each in prompts:
         if isinstance(each, str):
             each = await link.tokenize(each, add_special_tokens=ask.add_special_tokens is not False)
-        first_tokens.append((await link.detokenize(each[:1])).encode())
+        first_tokens.append(await link.detokenize(each[:1]))
     return _Echo(texts, first_tokens)
 
 
@@ -131,8 +142,8 @@ def _answer(
         choices.append(
             CompletionChoice(
                 index=number,
-                text=(echo.texts[prompt] if echo.texts else "") + piece.text,
-                logprobs=_logprobs(ask, piece, echo, prompt, rows),
+                text=echo.text(prompt) + piece.text,
+                logprobs=_logprobs(link, ask, piece, echo, prompt, rows),
                 finish_reason=end.finish_reason,
                 stop_reason=end.stop_reason,
                 prompt_logprobs=scored,
@@ -148,13 +159,16 @@ def _answer(
 
 
 def _logprobs(
-    ask: CompletionRequest, piece: Piece, echo: _Echo, prompt: int, rows: dict[int, list[Logprobs]]
-) -> CompletionLogprobs | None:
+    link: NodeLink, ask: CompletionRequest, piece: Piece, echo: _Echo, prompt: int,
+    rows: dict[int, list[Logprobs]],
+) -> CompletionLogprobs | None:  # fmt: skip
     if ask.logprobs is None:
         return None
-    offsets = Offsets()
+    text = echo.text(prompt)
     parts = []
     if echo.first_tokens:
-        parts.append(completion_logprobs(rows.get(prompt, []), offsets, echo.first_tokens[prompt]))
+        first = echo.first_tokens[prompt]
+        parts.append(completion_logprobs(rows.get(prompt, []), EchoOffsets(text, first), first))
+    offsets = Offsets(len(text), link.welcome.strips_first_space)
     parts.append(completion_logprobs(piece.logprobs or [], offsets))
     return joined(parts)

@@ -20,7 +20,7 @@ from .answering import usage_of
 from .errors import http_error
 from .http import ChunkWriter, Request
 from .inbox import Inbox, Piece
-from .logprobs import Offsets, chat_logprobs, completion_logprobs
+from .logprobs import EchoOffsets, Offsets, chat_logprobs, completion_logprobs
 
 DONE = b"data: [DONE]\n\n"
 
@@ -167,11 +167,12 @@ class CompletionEvents(_Events):
     echoes: what each prompt's answers begin with.
     first_tokens: with echo and logprobs, the text of each prompt's first token.
     scores_only: the tokens themselves are not shown.
+    strips_first_space: as the node's welcome has it.
     """
 
     def __init__(
         self, request_id: str, model: str, n: int, include_usage: bool,
-        echoes: list[str], first_tokens: list[bytes], scores_only: bool,
+        echoes: list[str], first_tokens: list[str], scores_only: bool, strips_first_space: bool,
     ) -> None:  # fmt: skip
         super().__init__(
             f"cmpl-{request_id}", "text_completion", model, n, include_usage, b'"text":', b""
@@ -179,6 +180,7 @@ class CompletionEvents(_Events):
         self._echoes = echoes
         self._first_tokens = first_tokens
         self._scores_only = scores_only
+        self._strips_first_space = strips_first_space
         self._offsets: dict[int, Offsets] = {}
         self._prompt_rows: dict[int, Any] = {}
 
@@ -201,18 +203,22 @@ class CompletionEvents(_Events):
             return b""
         prompt = choice // self._n
         logprobs = None
+        text = self._echoes[prompt]
         if self._first_tokens:
+            first = self._first_tokens[prompt]
             logprobs = completion_logprobs(
-                self._prompt_rows.get(prompt, []),
-                self._offsets.setdefault(choice, Offsets()),
-                self._first_tokens[prompt],
+                self._prompt_rows.get(prompt, []), EchoOffsets(text, first), first
             )
-        return self._full(self._prefixes[choice], choice, self._echoes[prompt], logprobs, None)
+        return self._full(self._prefixes[choice], choice, text, logprobs, None)
 
     def _logprobs(self, choice: int, piece: Piece) -> Any:
         if not piece.logprobs:
             return None
-        return completion_logprobs(piece.logprobs, self._offsets.setdefault(choice, Offsets()))
+        offsets = self._offsets.get(choice)
+        if offsets is None:
+            begin = len(self._echoes[choice // self._n]) if self._echoes else 0
+            offsets = self._offsets[choice] = Offsets(begin, self._strips_first_space)
+        return completion_logprobs(piece.logprobs, offsets)
 
 
 def without_tokens(piece: Piece) -> Delta:

@@ -56,29 +56,60 @@ PromptLogprobs = list[dict[str, PromptLogprob] | None]
 
 
 class Offsets:
-    """Where each token's text begins in a choice's text, token by token."""
+    """Where each token of an answer begins in its choice's text, token by token.
 
-    __slots__ = ("_chars", "_decoder")
+    at: where the answer itself begins.  strips_first_space: as the node's welcome has it.
+    """
 
-    def __init__(self) -> None:
-        self._chars = 0
+    __slots__ = ("_at", "_decoder", "_strips_space")
+
+    def __init__(self, at: int = 0, strips_first_space: bool = False) -> None:
+        self._at = at
+        self._strips_space = strips_first_space
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
-    def next(self, text: bytes) -> int:
+    def next(self, token: bytes) -> int:
         """The offset of the token, in characters; counts it in."""
-        at = self._chars
-        self._chars += len(self._decoder.decode(text))
+        at = self._at
+        self._at += len(self._shown(self._decoder.decode(token)))
         return at
+
+    def _shown(self, token: str) -> str:
+        """What of it the text has."""
+        if self._strips_space and token:
+            self._strips_space = False
+            return token.removeprefix(" ")
+        return token
+
+
+class EchoOffsets(Offsets):
+    """The same of an echoed prompt, behind its first token.
+
+    Not all that its tokens have is in the text that the client sent: no begin token, and
+    no space that SentencePiece puts before a text.
+    """
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str, first: str) -> None:
+        super().__init__(len(first) if text.startswith(first) else 0)
+        self._text = text
+
+    def _shown(self, token: str) -> str:
+        bare = token.removeprefix(" ")
+        if self._text.startswith(bare, self._at) and not self._text.startswith(token, self._at):
+            token = bare
+        return token[: len(self._text) - self._at]
 
 
 def completion_logprobs(
-    rows: list[Logprobs], offsets: Offsets, first: bytes | None = None
+    rows: list[Logprobs], offsets: Offsets, first: str | None = None
 ) -> CompletionLogprobs:
-    """first: the text of a token before them of which nothing else is known."""
+    """first: an echoed prompt's first token, of which nothing else is known."""
     answer = CompletionLogprobs(text_offset=[], token_logprobs=[], tokens=[], top_logprobs=[])
     if first is not None:
-        answer.text_offset.append(offsets.next(first))
-        answer.tokens.append(_name(first))
+        answer.text_offset.append(0)
+        answer.tokens.append(first)
         answer.token_logprobs.append(None)
         answer.top_logprobs.append(None)
     for row in rows:

@@ -1,8 +1,9 @@
 """The HTTP server: uvicorn on the supervisor's sockets, with bounds on each connection.
 
 uvicorn limits neither the size of a request's head nor the time that it may take,
-nor for how long a client may read nothing; Connection does.  Signals are the
-supervisor's business, so uvicorn's handlers for them stay out.
+nor for how long a client may read nothing, and loses the body of a request that
+offers another protocol; Connection sees to it.  Signals are the supervisor's
+business, so uvicorn's handlers for them stay out.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import ssl
 from collections.abc import Iterator
 from typing import Any
 
+import httptools
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -37,6 +39,10 @@ class Connection(HttpToolsProtocol):
 
     Its requests' heads come within HEAD_TIMEOUT_S and MAX_HEAD_BYTES; a client
     that reads nothing of what waits for it for STALL_TIMEOUT_S is gone.
+
+    An Upgrade is ignored (RFC 9110, 7.8): many clients offer h2c with every request.
+    To httptools such a message ends with its head, and what follows is of the other
+    protocol; so a new parser reads the head again, without the field, and goes on.
     """
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -58,11 +64,41 @@ class Connection(HttpToolsProtocol):
         self.scope = {}  # type: ignore[typeddict-item]
 
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self._parse(memoryview(data))
+        except httptools.HttpParserError:
+            msg = "Invalid HTTP request received."
+            self.logger.warning(msg)
+            self.send_400_response(msg)
         if self._head_timer is not None:
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
                 self.send_400_response(f"The head of a request has at most {MAX_HEAD_BYTES} bytes.")
+
+    def _parse(self, data: memoryview) -> None:
+        """Raises HttpParserError."""
+        while True:
+            try:
+                self.parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                if not self._offers_upgrade():
+                    return
+                data = data[upgrade.args[0] :]
+            head = self._head_without_upgrade()
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+            self.parser.feed_data(head)
+
+    def _offers_upgrade(self) -> bool:
+        """Of the message at hand; CONNECT is an upgrade to httptools too, and has no body."""
+        return self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
+
+    def _head_without_upgrade(self) -> bytes:
+        method, version = self.parser.get_method(), self.parser.get_http_version().encode()
+        fields = [b"%b: %b\r\n" % field for field in self.headers if field[0] != b"upgrade"]
+        return b"%b %b HTTP/%b\r\n%b\r\n" % (method, self.url, version, b"".join(fields))
 
     def on_message_begin(self) -> None:
         self._expect_head()
@@ -71,8 +107,13 @@ class Connection(HttpToolsProtocol):
         self.scope["extensions"] = extensions
 
     def on_headers_complete(self) -> None:
-        self._head_came()
-        super().on_headers_complete()
+        if not self._offers_upgrade():
+            self._head_came()
+            super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        if not self._offers_upgrade():
+            super().on_message_complete()
 
     def pause_writing(self) -> None:
         self._stall_timer.start(self.transport, STALL_TIMEOUT_S)

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from msgspec import structs
+
 from albireo.ipc.config import ModelInfo
 
 from .fork_protocol import Load, Loaded
@@ -51,7 +53,10 @@ def load_everything(load: Load, phase: Callable[[str], Any]) -> tuple[Loaded, An
             model = _load_weights(load, config, device, dtype, phase)
     elif dtype == "auto":
         dtype = "bfloat16"
-    return Loaded(_model_info(load, config, dtype), device, dtype), text, vocabulary, model
+    info = structs.replace(
+        _model_info(load, config, dtype), strips_first_space=text.strips_first_space
+    )
+    return Loaded(info, device, dtype), text, vocabulary, model
 
 
 def _vocabulary(text: Any, config: Any) -> Any:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import re
+import shutil
+import socket
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -184,6 +188,64 @@ def test_bytes_that_are_no_http_are_refused(serve: Serve) -> None:
         bare.socket.sendall(data)
         assert bare.to_the_end().startswith(b"HTTP/1.1 400")
     assert httpx2.get(f"http://127.0.0.1:{serving.port}/health").status_code == 200
+
+
+def _offer(body: bytes, connection: str = "Upgrade, HTTP2-Settings") -> bytes:
+    """A POST whose client would rather speak HTTP/2, as Java's does with every one."""
+    return (
+        f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: {connection}\r\n"
+        f"Upgrade: h2c\r\nHTTP2-Settings: AAEAAEAA\r\nContent-Length: {len(body)}\r\n\r\n"
+    ).encode() + body
+
+
+_OFFER = _offer(b'{"prompt": "\\r\\n\\r\\nUpgrade: h2c", "max_tokens": 1}')
+
+
+@pytest.mark.parametrize(
+    "ends",
+    [(), (20,), (_OFFER.index(b"grade: h2c"),), (_OFFER.index(b"{"),), (_OFFER.index(b"{") + 9,)],
+    ids=["whole", "in the head", "in the field's name", "behind the head", "in the body"],
+)
+def test_an_upgrade_that_is_offered_is_ignored(serve: Serve, ends: tuple[int, ...]) -> None:
+    serving = serve()
+    bare = Bare(serving)
+    bare.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    for _ in range(2):
+        for begin, end in itertools.pairwise((0, *ends, len(_OFFER))):
+            bare.socket.sendall(_OFFER[begin:end])
+            time.sleep(0.02)  # a packet of its own
+        assert b"200 OK" in bare.until(b"\r\n")
+        bare.until(b'"prompt_logprobs":null}')
+        bare.until(b"}}")
+    assert [each.prompt for each in serving.link.asks] == ["\r\n\r\nUpgrade: h2c"] * 2
+
+
+def test_requests_behind_one_with_an_upgrade_are_not_lost(serve: Serve) -> None:
+    serving = serve()
+    bare = Bare(serving)
+    bodies = [b'{"prompt": "%d", "max_tokens": 1}' % number for number in range(4)]
+    last = _offer(bodies[3], "close, Upgrade")
+    bare.socket.sendall(_offer(bodies[0]) + _offer(bodies[1]))
+    bare.post("/v1/completions", bodies[2])
+    bare.socket.sendall(last)
+    assert bare.to_the_end().count(b"HTTP/1.1 200 OK") == 4
+    assert [each.prompt for each in serving.link.asks] == ["0", "1", "2", "3"]
+
+
+def test_many_upgrades_in_one_packet(serve: Serve) -> None:
+    bare = Bare(serve())
+    ask = b"GET /ping HTTP/1.1\r\nConnection: upgrade\r\nUpgrade: a\r\n\r\n"
+    bare.socket.sendall(ask * 2000 + b"GET\r\n\r\n")
+    assert bare.to_the_end().endswith(b"Invalid HTTP request received.")
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl")
+def test_curl_that_offers_http2(serve: Serve) -> None:
+    url = f"http://127.0.0.1:{serve().port}/v1/completions"
+    body = '{"prompt": "a", "max_tokens": 1}'
+    asked = ["curl", "-sS", "--noproxy", "*", "--max-time", "5", "--http2", "-d", body, url]
+    answer = subprocess.run(asked, capture_output=True, check=True)
+    assert json.loads(answer.stdout)["choices"][0]["text"] == " a0"
 
 
 @pytest.mark.parametrize("stream", [True, False])

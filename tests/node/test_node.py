@@ -18,6 +18,8 @@ from albireo.node.events import NodeFailed
 from albireo.node.launch import run_detached, stop_node
 from albireo.node.options import NodeOptions
 
+from ..text.tiny_tokenizers import sentencepiece
+from ..tiny_model import write_tiny_model
 from .processes import alive, pids, shared_memory_files, status, wait_for, whole
 
 pytestmark = pytest.mark.node
@@ -42,6 +44,17 @@ def greedy(node: str, prompts: list[list[int]], tokens: int) -> list[list[int]]:
             for prompt in prompts
         ]
         return [[token for delta in stream for token in delta.token_ids] for stream in streams]
+
+
+def test_the_welcome_says_of_which_kind_the_tokenizer_is(
+    start_node: Callable[..., str], tmp_path: Path
+) -> None:
+    write_tiny_model(tmp_path)
+    sentencepiece().save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    node = start_node(name="words", model=str(tmp_path), device="sim", sim_step_ms=1.0)
+    with Client.connect(node=node) as client:
+        assert client.welcome.strips_first_space
 
 
 def test_shapes_and_scheduling_agree(tiny: Callable[..., str]) -> None:

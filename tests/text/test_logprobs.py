@@ -85,10 +85,14 @@ def test_records_of_others_are_dropped() -> None:
     assert made.take_pieces() == []
 
 
-def test_tokens_without_bytes_of_their_own_have_their_texts() -> None:
-    texts = TokenTexts(MODEL)
-    assert texts[MODEL.vocab_size + 3] == b""
+def test_every_token_has_its_bytes_whatever_a_text_would_make_of_it_alone() -> None:
+    assert TokenTexts(MODEL)[MODEL.vocab_size + 3] == b""
     model = text_model(sentencepiece())
     assert model.token_bytes is None
-    token = model.encode("a", add_special_tokens=False)[-1]
-    assert TokenTexts(model)[token].strip() == b"a"
+    texts = TokenTexts(model)
+    assert texts[model.vocab_size + 3] == b""
+    for piece, found in {"▁t": b" t", "t": b"t", "<0xE4>": b"\xe4", "<s>": b"<s>"}.items():
+        assert texts[sentencepiece().token_to_id(piece)] == found
+    text = "The quick 世界 🙂"
+    ids = model.encode(text, add_special_tokens=False)
+    assert b"".join(texts[token] for token in ids) == f" {text}".encode()

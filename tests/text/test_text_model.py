@@ -54,6 +54,7 @@ def test_byte_level_directories(tmp_path: Path, config: dict[str, object]) -> No
     ours, theirs = directory(tmp_path, byte_level(), config)
     check_parity(ours, theirs)
     assert ours.token_bytes is not None and len(ours.token_bytes) == ours.vocab_size
+    assert not ours.strips_first_space
 
 
 def test_sentencepiece_directory(tmp_path: Path) -> None:
@@ -61,6 +62,7 @@ def test_sentencepiece_directory(tmp_path: Path) -> None:
     ours, theirs = directory(tmp_path, sentencepiece(), config)
     check_parity(ours, theirs)
     assert ours.token_bytes is None
+    assert ours.strips_first_space
 
 
 def check_parity(ours: TextModel, theirs: AutoTokenizer) -> None:

@@ -12,17 +12,14 @@ _LOGPROB, _RANK, _HEAD = 2, 3, 4
 
 
 class TokenTexts:
-    """The bytes of tokens: exact where the tokenizer is byte-level, else of the decoded text."""
+    """The bytes of tokens."""
 
     def __init__(self, text: TextModel) -> None:
         self._text = text
-        self._bytes = text.token_bytes
 
     def __getitem__(self, token: int) -> bytes:
         """Rows of the embedding beyond the tokenizer's vocabulary have none."""
-        if self._bytes is not None:
-            return self._bytes[token] if token < len(self._bytes) else b""
-        return self._text.decode_window([token], False).encode()
+        return self._text.bytes_of(token)
 
 
 def read_logprobs(record: Int32Array, token: int, best: int, texts: TokenTexts) -> Logprobs:

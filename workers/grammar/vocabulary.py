@@ -25,7 +25,6 @@ LIMITS = LLParserLimits(
 )
 """Of one matcher: a fuel is spent alike everywhere, so all ranks give up at the same token."""
 
-_SPACE = "▁"
 _SILENT = 0
 
 
@@ -67,8 +66,8 @@ class _Tokens:
 
     def __init__(self, text: TextModel, size: int, end_id: int) -> None:
         self._text = text
-        known = (text.token_bytes or _bytes_of_pieces(text))[:size]
-        self.tokens = known + [b""] * (size - len(known))
+        known = text.token_bytes or [text.bytes_of(each) for each in range(text.vocab_size)]
+        self.tokens = known[:size] + [b""] * (size - len(known))
         self.special_token_ids = sorted(each for each in text.special_ids if each < size)
         self.eos_token_id = end_id
         special = set(self.special_token_ids)
@@ -100,22 +99,6 @@ class _Tokens:
             found.append(token)
             at += len(self.tokens[token])
         return found
-
-
-def _bytes_of_pieces(text: TextModel) -> list[bytes]:
-    """Of a SentencePiece vocabulary: U+2581 is a space, <0xAB> a byte."""
-    return [_bytes_of_piece(piece) for piece in text.pieces()]
-
-
-def _bytes_of_piece(piece: str | None) -> bytes:
-    if piece is None:
-        return b""
-    if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
-        try:
-            return bytes([int(piece[3:5], 16)])
-        except ValueError:
-            pass
-    return piece.replace(_SPACE, " ").encode()
 
 
 def end_ids_of(text: TextModel, eos_token_ids: Iterable[int]) -> list[int]:

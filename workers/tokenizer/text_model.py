@@ -25,7 +25,7 @@ from .errors import TextModelError
 from .gguf_tokenizer import read_gguf_text
 from .hf_directory import read_hf_text
 from .source import TextSource
-from .token_bytes import token_bytes
+from .token_bytes import bytes_of_piece, token_bytes
 from .tool_prompt import as_maps, as_text, described, tool_style
 
 __all__ = ["TextModel", "TextModelError", "load_text_model"]
@@ -39,6 +39,8 @@ class TextModel:
     tool_style: how the template teaches tool calls, as in workers/grammar/tools.py.
     token_bytes: the bytes of every id where the tokenizer is byte-level: the
         bytes of a text are those of its tokens, one after the other.  Else None.
+    strips_first_space: whether a text lacks the space that its first token begins with,
+        as SentencePiece's do: it puts one before every text.
     """
 
     def __init__(self, source: TextSource, chat_template: str | None = None) -> None:
@@ -47,6 +49,7 @@ class TextModel:
         self.vocab_size = source.vocab_size
         self.special_ids = _special_ids(source)
         self.token_bytes = token_bytes(source.tokenizer, source.vocab_size)
+        self.strips_first_space = self._strips_first_space()
         template = chat_template or source.chat_template
         self._template = ChatTemplate(template, source.named_tokens) if template else None
         self._knows_tools = "tools" in (template or "")
@@ -55,6 +58,21 @@ class TextModel:
     def pieces(self) -> list[str | None]:
         """Every token as the vocabulary writes it; None for ids without one."""
         return [self._tokenizer.id_to_token(token) for token in range(self.vocab_size)]
+
+    def bytes_of(self, token: int) -> bytes:
+        """A token's own bytes, which may be part of a character; ids without a token have none."""
+        if self.token_bytes is not None:
+            return self.token_bytes[token] if token < len(self.token_bytes) else b""
+        return bytes_of_piece(self._tokenizer.id_to_token(token))
+
+    def _strips_first_space(self) -> bool:
+        if self.token_bytes is not None:
+            return False
+        for token in range(self.vocab_size):
+            own = self.bytes_of(token)
+            if own.startswith(b" ") and len(own) > 1:
+                return self.decode_window([token], False).encode() == own[1:]
+        return False
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         """Token ids of a text; special tokens written out in it count as such.

@@ -1,10 +1,12 @@
-"""The bytes of every token of a byte-level tokenizer.
+"""The bytes of tokens.
 
 Byte-level tokenizers write a token as printable characters, one for a byte
 (GPT-2's table: most of Latin-1 stands for itself, the rest is moved up to
 U+0100 and beyond).  The detokenizer looks bytes up instead of decoding, so the
 table follows the library to the letter, its treatment of added tokens included:
 a token with a character outside the table stands for its own UTF-8.
+
+SentencePiece's tokens are text, with U+2581 for a space, or one byte: <0xAB>.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ import json
 from itertools import chain
 
 from tokenizers import Tokenizer
+
+_SPACE = "▁"
 
 
 def token_bytes(tokenizer: Tokenizer, vocab_size: int) -> list[bytes] | None:
@@ -27,6 +31,18 @@ def token_bytes(tokenizer: Tokenizer, vocab_size: int) -> list[bytes] | None:
         except UnicodeEncodeError:
             table[index] = token.encode()
     return table
+
+
+def bytes_of_piece(piece: str | None) -> bytes:
+    """Of a token as SentencePiece writes it; None has none."""
+    if piece is None:
+        return b""
+    if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
+        try:
+            return bytes([int(piece[3:5], 16)])
+        except ValueError:
+            pass
+    return piece.replace(_SPACE, " ").encode()
 
 
 def _is_byte_level(tokenizer: Tokenizer) -> bool:
