@@ -77,7 +77,7 @@ def test_sentencepiece_and_word_marks() -> None:
     made = Vocabulary(model, model.vocab_size + PADDING, [end])
     matcher = made.matcher(grammar_text(Grammar(choice=("a é🙃",))))
     written = b""
-    table = dict(enumerate(model.pieces()))
+    table = [sentencepiece().id_to_token(each) for each in range(model.vocab_size)]
     while not matcher.is_stopped():
         token = max(tokens_of(matcher.compute_bitmask()), key=lambda t: len(table[t] or ""))
         piece = table[token]

@@ -55,10 +55,6 @@ class TextModel:
         self._knows_tools = "tools" in (template or "")
         self.tool_style = tool_style(template or "")
 
-    def pieces(self) -> list[str | None]:
-        """Every token as the vocabulary writes it; None for ids without one."""
-        return [self._tokenizer.id_to_token(token) for token in range(self.vocab_size)]
-
     def bytes_of(self, token: int) -> bytes:
         """A token's own bytes, which may be part of a character; ids without a token have none."""
         if self.token_bytes is not None:
