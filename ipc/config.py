@@ -26,6 +26,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     activation_bytes_per_token: most that a token needs at once within a forward pass.
     loaded_bytes: of the weights as layers keep them: a tied LM head is a table of its own.
     rope_bytes: of the rotary tables, which every rank has whole.
+    tool_style: the form of its tool calls, "hermes" or "llama".
     """
 
     name: str
@@ -42,6 +43,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     activation_bytes_per_token: int = 0
     loaded_bytes: int = 0
     rope_bytes: int = 0
+    tool_style: str = "hermes"
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):

@@ -123,7 +123,11 @@ ClientMessage = Hello | Generate | Chat | Resume | Cancel | Tokenize | Detokeniz
 
 
 class Welcome(msgspec.Struct, frozen=True, kw_only=True, tag="welcome", tag_field="type"):
-    """resume_s: so long the requests of a session wait for its next connection; 0 = they do not."""
+    """What a node says of itself.
+
+    resume_s: so long the requests of a session wait for its next connection; 0 = they do not.
+    tool_style: the form of tool calls in answers, "hermes" or "llama" (docs/protocol.md, Tools).
+    """
 
     protocol: int
     version: str
@@ -133,6 +137,7 @@ class Welcome(msgspec.Struct, frozen=True, kw_only=True, tag="welcome", tag_fiel
     vocab_size: int
     max_frame_bytes: int
     resume_s: float = 0.0
+    tool_style: str = "hermes"
 
 
 class End(msgspec.Struct, frozen=True, array_like=True, gc=False):

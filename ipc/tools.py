@@ -8,7 +8,17 @@ from typing import Any, Literal
 import msgspec
 
 MAX_TOOLS = 128
+HERMES, LLAMA = "hermes", "llama"
+"""Forms of calls in an answer's text: marked, anywhere in it; or bare, and nothing else."""
+OPEN, CLOSE = "<tool_call>", "</tool_call>"
+"""Around each call in the form HERMES."""
+_ARGUMENTS = {HERMES: "arguments", LLAMA: "parameters"}
 _NAME = re.compile(r"[a-zA-Z0-9_.-]{1,64}")
+
+
+def call_head(name: str, style: str) -> str:
+    """What a call begins with; its arguments follow, and a brace."""
+    return f'{{"name": "{name}", "{_ARGUMENTS[style]}": '
 
 
 class Tool(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -51,7 +51,8 @@ def load_everything(load: Load, phase: Callable[[str], Any]) -> tuple[Loaded, An
             model = _load_weights(load, config, device, dtype, phase)
     elif dtype == "auto":
         dtype = "bfloat16"
-    return Loaded(_model_info(load, config, dtype), device, dtype), text, vocabulary, model
+    info = _model_info(load, config, dtype, text.tool_style)
+    return Loaded(info, device, dtype), text, vocabulary, model
 
 
 def _vocabulary(text: Any, config: Any) -> Any:
@@ -133,7 +134,7 @@ def _mlp_elements(config: Any, element: int) -> int:
     return widest
 
 
-def _model_info(load: Load, config: Any, dtype: str) -> ModelInfo:
+def _model_info(load: Load, config: Any, dtype: str, tool_style: str) -> ModelInfo:
     element = 2 if dtype == "bfloat16" else 4
     params = config.num_params()
     kv_bytes = 2 * config.num_layers * config.num_kv_heads * config.head_dim * element
@@ -157,4 +158,5 @@ def _model_info(load: Load, config: Any, dtype: str) -> ModelInfo:
         activation_bytes_per_token=widest * element,
         loaded_bytes=(params + head) * element,
         rope_bytes=ropes * config.context_len * config.head_dim * 4,
+        tool_style=tool_style,
     )

@@ -167,6 +167,7 @@ class Router:
             vocab_size=self._limits.vocab_size,
             max_frame_bytes=MAX_FRAME_BYTES,
             resume_s=self._spec.resume_s,
+            tool_style=self._spec.model.tool_style,
         )
 
     def handle(self, session: Session, message: Any) -> None:
