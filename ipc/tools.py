@@ -55,6 +55,13 @@ class Tools(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
                 )
         if len(set(names)) < len(names):
             return "two functions have the same name"
+        for each in self.functions:
+            kind = (each.parameters or {}).get("type", "object")
+            if kind != "object":
+                return (
+                    f"the parameters of {each.name!r} are of type {repr(kind)[:80]}, but arguments "
+                    'are an object: say "type": "object", with a property for each of them'
+                )
         if self.name is not None and self.name not in names:
             return f"there is no function {self.name[:80]!r} among {', '.join(names)[:200]}"
         return None

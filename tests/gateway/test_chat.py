@@ -165,6 +165,14 @@ def saying(*texts: str) -> Script:
     return script
 
 
+def test_parameters_that_are_no_object_are_refused() -> None:
+    tool = {"type": "function", "function": {"name": "now", "parameters": {"type": "array"}}}
+    answer = post(PATH, {"messages": HELLO, "tools": [tool]})
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert error["param"] == "tools" and "'array'" in error["message"]
+
+
 MARKED = (
     "<tool_call>",
     '{"name": "now", "arguments": {}}',

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from albireo.client.tool_calls import read_tool_calls
-from albireo.ipc.tools import HERMES, LLAMA, Tool, Tools
+from albireo.ipc.tools import HERMES, LLAMA, Tool, Tools, call_head
 from albireo.workers.grammar.compile import GrammarCompiler, GrammarError
 from albireo.workers.tokenizer.tool_prompt import tool_style
 
@@ -84,6 +84,17 @@ def test_what_the_grammar_binds_is_read_as_calls(style: str, text: str) -> None:
     assert [call.name for call in calls] == ["weather", "now"][: len(calls)]
 
 
+@pytest.mark.parametrize("style", [HERMES, LLAMA])
+def test_arguments_are_an_object_also_where_the_schema_leaves_it_out(style: str) -> None:
+    untyped = Tool(name="f", parameters={"properties": {"city": {"type": "string"}}})
+    tools = Tools(functions=(untyped,), choice="required")
+    grammar = GrammarCompiler(vocabulary()).compile_tools(tools, style)
+    end = "}\n</tool_call>" if style == HERMES else "}"
+    head = ("<tool_call>\n" if style == HERMES else "") + call_head("f", style)
+    values = ["{}", '{"city": "Rome"}', "5", '"x"', "null", "[]", '{"city": 5}']
+    assert [each for each in values if accepts(grammar, head + each + end)] == values[:2]
+
+
 def test_parameters_that_are_no_schema_are_the_tools_fault() -> None:
     tools = Tools(functions=(Tool(name="f", parameters={"type": "nope"}),))
     with pytest.raises(GrammarError, match="nope") as caught:
@@ -98,6 +109,8 @@ def test_parameters_that_are_no_schema_are_the_tools_fault() -> None:
         ((Tool(name="a b"),), {}, "unlike 'a b'"),
         ((Tool(name="a"), Tool(name="a")), {}, "the same name"),
         ((Tool(name="a"),), {"name": "b"}, "no function 'b' among a"),
+        ((Tool(name="a", parameters={"type": "array"}),), {}, "of 'a' are of type 'array'"),
+        ((Tool(name="a", parameters={"type": ["object", "null"]}),), {}, "type ['object', 'null']"),
     ],
 )
 def test_what_is_wrong_with_tools(

@@ -54,5 +54,6 @@ def tools_grammar(tools: Tools, style: str) -> str:
 
 
 def _call(tool: Tool, style: str) -> str:
-    schema = (tool.parameters or _NO_PARAMETERS) | {"x-guidance": JSON_OPTIONS}
+    # A schema without a type allows any value, and arguments are an object.
+    schema = {"type": "object"} | (tool.parameters or _NO_PARAMETERS) | {"x-guidance": JSON_OPTIONS}
     return f'{json.dumps(call_head(tool.name, style))} %json {json.dumps(schema)} "}}"'
