@@ -27,6 +27,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     loaded_bytes: of the weights as layers keep them: a tied LM head is a table of its own.
     rope_bytes: of the rotary tables, which every rank has whole.
     strips_first_space: its tokenizer's, as in workers/tokenizer/text_model.py.
+    tool_style: the form of its tool calls, "hermes" or "llama".
     """
 
     name: str
@@ -44,6 +45,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     loaded_bytes: int = 0
     rope_bytes: int = 0
     strips_first_space: bool = False
+    tool_style: str = "hermes"
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):

@@ -127,6 +127,7 @@ class Welcome(msgspec.Struct, frozen=True, kw_only=True, tag="welcome", tag_fiel
 
     resume_s: so long the requests of a session wait for its next connection; 0 = they do not.
     strips_first_space: an answer's text lacks the space that its first token begins with.
+    tool_style: the form of tool calls in answers, "hermes" or "llama" (docs/protocol.md, Tools).
     """
 
     protocol: int
@@ -138,6 +139,7 @@ class Welcome(msgspec.Struct, frozen=True, kw_only=True, tag="welcome", tag_fiel
     max_frame_bytes: int
     resume_s: float = 0.0
     strips_first_space: bool = False
+    tool_style: str = "hermes"
 
 
 class End(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -8,7 +8,17 @@ from typing import Any, Literal
 import msgspec
 
 MAX_TOOLS = 128
+HERMES, LLAMA = "hermes", "llama"
+"""Forms of calls in an answer's text: marked, anywhere in it; or bare, and nothing else."""
+OPEN, CLOSE = "<tool_call>", "</tool_call>"
+"""Around each call in the form HERMES."""
+_ARGUMENTS = {HERMES: "arguments", LLAMA: "parameters"}
 _NAME = re.compile(r"[a-zA-Z0-9_.-]{1,64}")
+
+
+def call_head(name: str, style: str) -> str:
+    """What a call begins with; its arguments follow, and a brace."""
+    return f'{{"name": "{name}", "{_ARGUMENTS[style]}": '
 
 
 class Tool(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -45,6 +55,13 @@ class Tools(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
                 )
         if len(set(names)) < len(names):
             return "two functions have the same name"
+        for each in self.functions:
+            kind = (each.parameters or {}).get("type", "object")
+            if kind != "object":
+                return (
+                    f"the parameters of {each.name!r} are of type {repr(kind)[:80]}, but arguments "
+                    'are an object: say "type": "object", with a property for each of them'
+                )
         if self.name is not None and self.name not in names:
             return f"there is no function {self.name[:80]!r} among {', '.join(names)[:200]}"
         return None

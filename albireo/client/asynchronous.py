@@ -247,7 +247,7 @@ class AsyncClient:
         """Answers a conversation: the whole answer, or with `stream` an iterator of Deltas.
 
         tools: that it may call; a whole answer has its tool_calls, a stream their text
-            (albireo.client.ToolCallReader reads it).
+            (albireo.client.ToolCallReader reads it, by welcome.tool_style).
         """
         chosen, terms = resolve_keywords(params, keywords)
 
@@ -256,7 +256,8 @@ class AsyncClient:
 
         if stream:
             return AsyncDeltaStream(self, make, chosen.n)
-        return with_tool_calls(await self._collect(make, chosen.n), tools)
+        answer = await self._collect(make, chosen.n)
+        return with_tool_calls(answer, tools, self.welcome.tool_style)
 
     def submit(
         self,

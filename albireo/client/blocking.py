@@ -249,7 +249,7 @@ class Client:
         """Answers a conversation: the whole answer, or with `stream` an iterator of Deltas.
 
         tools: that it may call; a whole answer has its tool_calls, a stream their text
-            (albireo.client.ToolCallReader reads it).
+            (albireo.client.ToolCallReader reads it, by welcome.tool_style).
         """
         chosen, terms = resolve_keywords(params, keywords)
 
@@ -258,7 +258,8 @@ class Client:
 
         if stream:
             return DeltaStream(self, make, timeout_s, chosen.n)
-        return with_tool_calls(self._collect(make, timeout_s, chosen.n), tools)
+        answer = self._collect(make, timeout_s, chosen.n)
+        return with_tool_calls(answer, tools, self.welcome.tool_style)
 
     def cancel(self, request_id: int) -> None:
         """Ends a request early; its last Delta has finish_reason "cancelled"."""

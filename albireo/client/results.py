@@ -59,12 +59,15 @@ class Completion(msgspec.Struct, frozen=True):
     tool_calls: list[ToolCall] = []
 
 
-def with_tool_calls(answer: Completion, tools: Tools | None) -> Completion:
-    """The calls taken out of the answers' texts, where tools were given."""
+def with_tool_calls(answer: Completion, tools: Tools | None, style: str) -> Completion:
+    """The calls taken out of the answers' texts, where tools were given.
+
+    style: Welcome.tool_style.
+    """
     if tools is None or not tools.bind:
         return answer
     names = [each.name for each in tools.functions]
-    choices = [_read_choice(choice, names) for choice in answer.choices]
+    choices = [_read_choice(choice, names, style) for choice in answer.choices]
     first = choices[0]
     return msgspec.structs.replace(
         answer,
@@ -75,8 +78,8 @@ def with_tool_calls(answer: Completion, tools: Tools | None) -> Completion:
     )
 
 
-def _read_choice(choice: Choice, names: list[str]) -> Choice:
-    text, calls = read_tool_calls(choice.text, names)
+def _read_choice(choice: Choice, names: list[str], style: str) -> Choice:
+    text, calls = read_tool_calls(choice.text, names, style)
     reason = choice.finish_reason
     if calls and reason == "stop":
         reason = "tool_calls"

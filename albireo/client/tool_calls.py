@@ -1,27 +1,23 @@
 """Reads tool calls out of an answer's text, as it comes.
 
-    <tool_call>{"name": "f", "arguments": {...}}</tool_call>   anywhere, as often as it comes
-    {"name": "f", "parameters": {...}}                         at the beginning, alone
+    hermes   <tool_call>\\n{"name": "f", "arguments": {...}}\\n</tool_call>, as often as it comes
+    llama    {"name": "f", "parameters": {...}} and nothing before it, once
 
-The node's grammar sees to it that a call that has begun is a valid one (but for where max_tokens
-cuts it off), so this only has to find where things begin and end.
+Only the form of the model's style is read: it is the one that the node's grammar binds. The
+grammar sees to it that a call that has begun is a valid one (but for where max_tokens cuts it off),
+so this only has to find where things begin and end.
 """
 
 from __future__ import annotations
 
-import re
 import secrets
 from collections.abc import Iterable
 
 import msgspec
 
-from albireo.ipc.tools import ToolCall
+from albireo.ipc.tools import CLOSE, HERMES, OPEN, ToolCall, call_head
 
-_OPEN, _CLOSE = "<tool_call>", "</tool_call>"
-_HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*"([^"]*)"\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\S)')
-_CALL_END = re.compile(r"\s*\}\s*")
-_MAX_HEAD_CHARS = 160
-_TEXT, _NAMED, _ARGUMENTS, _AFTER = range(4)
+_TEXT, _HEAD, _ARGUMENTS, _END = range(4)
 
 
 class Said(msgspec.Struct, frozen=True):
@@ -36,15 +32,22 @@ class Said(msgspec.Struct, frozen=True):
 
 
 class ToolCallReader:
-    """Of one answer.  names: of the functions that may be called."""
+    """Of one answer.
 
-    def __init__(self, names: Iterable[str]) -> None:
-        self._names = frozenset(names)
+    names: of the functions that may be called.
+    style: how the model calls them: Welcome.tool_style.
+    """
+
+    def __init__(self, names: Iterable[str], style: str) -> None:
+        marked = style == HERMES
+        lines = ("\n", "") if marked else ("",)
+        self._open = OPEN if marked else ""
+        self._heads = {line + call_head(name, style): name for name in names for line in lines}
+        self._ends = [f"}}{line}{CLOSE if marked else ''}" for line in lines]
         self._buffer = ""
-        self._state = _TEXT
-        self._bare = False
+        self._state = _TEXT if marked else _HEAD
         self._dropped = ""
-        self._at_start = True
+        self._behind_call = False
         self._depth = 0
         self._in_string = self._escaped = False
         self.calls = 0
@@ -60,61 +63,59 @@ class ToolCallReader:
     def finish(self) -> list[Said]:
         """The answer is over: what was held back was no call."""
         rest, self._buffer = self._buffer, ""
-        if self._state in (_ARGUMENTS, _AFTER):
+        if self._state == _HEAD:
+            rest = self._dropped + self._open + rest
+        elif self._state != _TEXT or (self._behind_call and not rest.strip()):
             return []
-        if self._state == _NAMED and not self._bare:
-            rest = self._dropped + _OPEN + rest
-        return [Said(rest)] if rest and (rest.strip() or not self.calls) else []
+        return [Said(rest)] if rest else []
 
     def _step(self, said: list[Said]) -> bool:
         """One move; False when more text is needed."""
         if self._state == _TEXT:
             return self._read_text(said)
-        if self._state == _NAMED:
+        if self._state == _HEAD:
             return self._read_head(said)
         if self._state == _ARGUMENTS:
             return self._read_arguments(said)
         return self._read_end()
 
     def _read_text(self, said: list[Said]) -> bool:
-        if self._at_start:
-            begun = self._buffer.lstrip()
-            if not begun:
-                return False
-            self._at_start = False
-            if begun[0] == "{":
-                self._state, self._bare = _NAMED, True
-                return True
-        at = self._buffer.find(_OPEN)
-        sure = at if at >= 0 else len(self._buffer) - _held(self._buffer)
-        text = self._buffer[:sure]
-        if at >= 0:
-            whole, text = text, text.rstrip("\n")
-            self._dropped = whole[len(text) :]
-            self._state, self._bare = _NAMED, False
-            sure += len(_OPEN)
-        if text and (text.strip() or not self.calls):
+        """Up to the next call.  Blanks are no text where there is nothing else behind a call."""
+        at = self._buffer.find(self._open) if self._open else -1
+        sure = at if at >= 0 else len(self._buffer) - _held(self._buffer, self._open)
+        before = self._buffer[:sure]
+        blank = self._behind_call and not before.strip()
+        if blank and at < 0:
+            return False
+        text = "" if blank else before.rstrip("\n")
+        if text:
             said.append(Said(text))
+            self._behind_call = False
+        if at >= 0:
+            self._dropped = before[len(text) :]
+            self._state = _HEAD
+            sure += len(self._open)
         self._buffer = self._buffer[sure:]
         return at >= 0
 
     def _read_head(self, said: list[Said]) -> bool:
-        head = _HEAD.match(self._buffer)
-        if head is not None and head[1] in self._names:
-            begun = f"call_{secrets.token_hex(12)}", head[1]
+        """Up to the arguments; what turns out to be no call is text, and what follows is read."""
+        head = _leading(self._buffer, self._heads)
+        if head is None:
+            return False
+        if head:
+            begun = f"call_{secrets.token_hex(12)}", self._heads[head]
             said.append(Said("", self.calls, begun))
             self.calls += 1
-            self._buffer = self._buffer[head.end() :]
+            self._buffer = self._buffer[len(head) :]
             self._depth, self._in_string, self._escaped = 0, False, False
             self._state = _ARGUMENTS
             return True
-        if head is None and len(self._buffer) <= _MAX_HEAD_CHARS:
-            return False
-        head_text = self._buffer if self._bare else self._dropped + _OPEN + self._buffer
-        said.append(Said(head_text))
-        self._buffer = ""
+        if text := self._dropped + self._open:
+            said.append(Said(text))
+        self._behind_call = False
         self._state = _TEXT
-        return False
+        return True
 
     def _read_arguments(self, said: list[Said]) -> bool:
         """Up to where the JSON value closes."""
@@ -133,10 +134,12 @@ class ToolCallReader:
                 self._depth += 1
             elif character in "}]":
                 self._depth -= 1
-                if self._depth == 0:
-                    said.append(Said(text[: at + 1], self.calls - 1))
-                    self._buffer = text[at + 1 :]
-                    self._state = _AFTER
+                if self._depth <= 0:
+                    # Below 0 it is the call's own brace, behind a value without any.
+                    end = at + 1 + self._depth
+                    said.append(Said(text[:end], self.calls - 1))
+                    self._buffer = text[end:]
+                    self._state = _END
                     return True
         if text:
             said.append(Said(text, self.calls - 1))
@@ -144,23 +147,19 @@ class ToolCallReader:
         return False
 
     def _read_end(self) -> bool:
-        """The call's own brace, and the mark behind it."""
-        end = _CALL_END.match(self._buffer)
+        """The call's own brace, and the mark behind it; what is neither is text again."""
+        end = _leading(self._buffer, self._ends)
         if end is None:
             return False
-        at = end.end()
-        if not self._bare:
-            if not self._buffer.startswith(_CLOSE, at):
-                return False
-            at += len(_CLOSE)
-        self._buffer = self._buffer[at:]
+        self._buffer = self._buffer[len(end) :]
+        self._behind_call = True
         self._state = _TEXT
         return True
 
 
-def read_tool_calls(text: str, names: Iterable[str]) -> tuple[str, list[ToolCall]]:
+def read_tool_calls(text: str, names: Iterable[str], style: str) -> tuple[str, list[ToolCall]]:
     """Of a whole answer: its text without the calls, and these."""
-    reader = ToolCallReader(names)
+    reader = ToolCallReader(names, style)
     words: list[str] = []
     begun: list[tuple[str, str]] = []
     arguments: list[str] = []
@@ -179,10 +178,18 @@ def read_tool_calls(text: str, names: Iterable[str]) -> tuple[str, list[ToolCall
     return "".join(words), calls
 
 
-def _held(text: str) -> int:
-    """Characters at the end of a text with which a call may begin, line ends before it included."""
-    for size in range(min(len(_OPEN) - 1, len(text)), 0, -1):
-        if _OPEN.startswith(text[-size:]):
+def _leading(text: str, choices: Iterable[str]) -> str | None:
+    """The one that a text begins with; "": with none of them.  None: more text has to tell."""
+    for choice in choices:
+        if text.startswith(choice):
+            return choice
+    return None if any(choice.startswith(text) for choice in choices) else ""
+
+
+def _held(text: str, mark: str) -> int:
+    """Characters at the end of a text with which a mark may begin, line ends before it included."""
+    for size in range(min(len(mark) - 1, len(text)), 0, -1):
+        if mark.startswith(text[-size:]):
             return size + _line_ends(text[:-size])
     return _line_ends(text)
 

@@ -55,7 +55,8 @@ async def chat_completions(request: Request, link: NodeLink) -> None:
             about = (request.id, link.welcome.model, params.n, usage)
             events = ChatEvents(*about)
             if tools is not None:
-                events = ToolEvents(*about, [each.name for each in tools.functions])
+                names = [each.name for each in tools.functions]
+                events = ToolEvents(*about, names, link.welcome.tool_style)
             await stream(request, inbox, events)
             return
         await inbox.wait_for_all()
@@ -79,7 +80,7 @@ def _answer(
             logprobs = chat_logprobs(piece.logprobs or [])
         message, reason = AnswerMessage(content=piece.text), end.finish_reason
         if tools is not None:
-            message, reason = _with_calls(piece.text, reason, tools)
+            message, reason = _with_calls(piece.text, reason, tools, link.welcome.tool_style)
         choices.append(
             ChatChoice(
                 index=number,
@@ -102,9 +103,9 @@ def _answer(
     )
 
 
-def _with_calls(text: str, reason: str, tools: Tools) -> tuple[AnswerMessage, str]:
+def _with_calls(text: str, reason: str, tools: Tools, style: str) -> tuple[AnswerMessage, str]:
     """A message with its calls, and why it ended."""
-    text, calls = read_tool_calls(text, [each.name for each in tools.functions])
+    text, calls = read_tool_calls(text, [each.name for each in tools.functions], style)
     if not calls:
         return AnswerMessage(content=text), reason
     message = AnswerMessage(content=text or None, tool_calls=answered_calls(calls))

@@ -20,20 +20,22 @@ from .inbox import Piece
 
 
 class ToolEvents(ChatEvents):
-    """Chunks of a chat answer with tools; names: of the functions."""
+    """Chunks of a chat answer with tools; names: of the functions; style: Welcome.tool_style."""
 
     def __init__(
-        self, request_id: str, model: str, n: int, include_usage: bool, names: Sequence[str]
-    ) -> None:
+        self, request_id: str, model: str, n: int, include_usage: bool, names: Sequence[str],
+        style: str,
+    ) -> None:  # fmt: skip
         super().__init__(request_id, model, n, include_usage)
         self._names = names
+        self._style = style
         self._readers: dict[int, ToolCallReader] = {}
 
     def _event(self, choice: int, piece: Piece) -> bytes:
         first = b""
         reader = self._readers.get(choice)
         if reader is None:
-            reader = self._readers[choice] = ToolCallReader(self._names)
+            reader = self._readers[choice] = ToolCallReader(self._names, self._style)
             self._prefixes[choice] = b'%s{"index":%d,"delta":' % (self._head, choice)
             first = self._first(choice, piece)
         said = reader.add(piece.text)

@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from msgspec import structs
-
 from albireo.ipc.config import ModelInfo
 
 from .fork_protocol import Load, Loaded
@@ -53,9 +51,7 @@ def load_everything(load: Load, phase: Callable[[str], Any]) -> tuple[Loaded, An
             model = _load_weights(load, config, device, dtype, phase)
     elif dtype == "auto":
         dtype = "bfloat16"
-    info = structs.replace(
-        _model_info(load, config, dtype), strips_first_space=text.strips_first_space
-    )
+    info = _model_info(load, config, dtype, text)
     return Loaded(info, device, dtype), text, vocabulary, model
 
 
@@ -138,7 +134,7 @@ def _mlp_elements(config: Any, element: int) -> int:
     return widest
 
 
-def _model_info(load: Load, config: Any, dtype: str) -> ModelInfo:
+def _model_info(load: Load, config: Any, dtype: str, text: Any) -> ModelInfo:
     element = 2 if dtype == "bfloat16" else 4
     params = config.num_params()
     kv_bytes = 2 * config.num_layers * config.num_kv_heads * config.head_dim * element
@@ -162,4 +158,6 @@ def _model_info(load: Load, config: Any, dtype: str) -> ModelInfo:
         activation_bytes_per_token=widest * element,
         loaded_bytes=(params + head) * element,
         rope_bytes=ropes * config.context_len * config.head_dim * 4,
+        strips_first_space=text.strips_first_space,
+        tool_style=text.tool_style,
     )

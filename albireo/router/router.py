@@ -168,6 +168,7 @@ class Router:
             max_frame_bytes=MAX_FRAME_BYTES,
             resume_s=self._spec.resume_s,
             strips_first_space=self._spec.model.strips_first_space,
+            tool_style=self._spec.model.tool_style,
         )
 
     def handle(self, session: Session, message: Any) -> None:

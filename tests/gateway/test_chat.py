@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 
-from albireo.client import InvalidRequest
+from albireo.client import Delta, End, InvalidRequest
+from albireo.gateway.link import Ask
 
-from .played import MODEL, PlayedLink, chunks, failing, post
+from .played import MODEL, PlayedLink, Script, chunks, failing, post
 
 PATH = "/v1/chat/completions"
 HELLO = [{"role": "user", "content": "hi"}]
@@ -147,3 +150,62 @@ def test_a_grammar_that_is_refused_has_the_name_that_it_was_given(
     link = PlayedLink(failing(InvalidRequest("too deep", param="grammar")))
     answer = post(PATH, {"messages": HELLO} | extra, link)
     assert answer.status_code == 400 and answer.json()["error"]["param"] == param
+
+
+def saying(*texts: str) -> Script:
+    """A script that says these, and stops."""
+
+    async def script(
+        link: PlayedLink, number: int, ask: Ask, on_reply: Callable[[Any], None]
+    ) -> None:
+        for place, text in enumerate(texts):
+            end = End("stop", None, 3, len(texts)) if place == len(texts) - 1 else None
+            on_reply(Delta(number, place, [place], text, end))
+
+    return script
+
+
+def test_parameters_that_are_no_object_are_refused() -> None:
+    tool = {"type": "function", "function": {"name": "now", "parameters": {"type": "array"}}}
+    answer = post(PATH, {"messages": HELLO, "tools": [tool]})
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert error["param"] == "tools" and "'array'" in error["message"]
+
+
+MARKED = (
+    "<tool_call>",
+    '{"name": "now", "arguments": {}}',
+    "</tool_call>",
+    "\n",
+    "a:\n",
+    "  ",
+    "b",
+)
+BARE = ('{"name": "now", ', '"parameters": {}}')
+
+
+@pytest.mark.parametrize(
+    ("style", "texts", "content", "calls"),
+    [
+        ("hermes", MARKED, "\na:\n  b", ["now"]),
+        ("hermes", BARE, "".join(BARE), []),
+        ("llama", BARE, None, ["now"]),
+        ("llama", MARKED, "".join(MARKED), []),
+    ],
+)
+def test_calls_are_read_in_the_form_of_the_model_alone(
+    style: str, texts: tuple[str, ...], content: str | None, calls: list[str]
+) -> None:
+    link = PlayedLink(saying(*texts))
+    link.welcome = msgspec.structs.replace(link.welcome, tool_style=style)
+    (whole,) = ask({"tools": [TOOL]}, link)["choices"]
+    assert whole["message"]["content"] == content
+    assert [each["function"]["name"] for each in whole["message"].get("tool_calls", [])] == calls
+    assert whole["finish_reason"] == ("tool_calls" if calls else "stop")
+    got = chunks(post(PATH, {"messages": HELLO, "tools": [TOOL], "stream": True}, link))
+    deltas = [each["choices"][0]["delta"] for each in got]
+    assert "".join(each.get("content") or "" for each in deltas) == (content or "")
+    begun = [call for each in deltas for call in each.get("tool_calls", []) if "id" in call]
+    assert [call["function"]["name"] for call in begun] == calls
+    assert got[-1]["choices"][0]["finish_reason"] == whole["finish_reason"]

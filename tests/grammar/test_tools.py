@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
-from albireo.ipc.tools import Tool, Tools
+from albireo.client.tool_calls import read_tool_calls
+from albireo.ipc.tools import HERMES, LLAMA, Tool, Tools, call_head
 from albireo.workers.grammar.compile import GrammarCompiler, GrammarError
 from albireo.workers.tokenizer.tool_prompt import tool_style
 
@@ -24,12 +26,12 @@ WEATHER = Tool(
 FUNCTIONS = (WEATHER, Tool(name="now"))
 ROME = '<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call>'
 NOW = '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'
-LLAMA = '{"name": "weather", "parameters": {"city": "Rome"}}'
+LLAMA_CALL = '{"name": "weather", "parameters": {"city": "Rome"}}'
 TEXTS = {
     "text": "Hello", "rome": ROME, "now": NOW, "text, rome": "Let me see.\n" + ROME,
     "rome, now": ROME + "\n" + NOW, "wrong": ROME.replace("city", "town"),
-    "unknown": ROME.replace("weather", "storm"), "llama": LLAMA, "empty": "",
-    "llama wrong": LLAMA.replace("city", "town"),
+    "unknown": ROME.replace("weather", "storm"), "llama": LLAMA_CALL, "empty": "",
+    "llama wrong": LLAMA_CALL.replace("city", "town"),
 }  # fmt: skip
 
 
@@ -51,13 +53,46 @@ TEXTS = {
 def test_choices(style: str, asked: dict[str, Any], possible: set[str]) -> None:
     tools = Tools(functions=FUNCTIONS, **asked)
     grammar = GrammarCompiler(vocabulary()).compile_tools(tools, style)
-    found = set()
-    for name, text in TEXTS.items():
-        matcher = vocabulary().matcher(grammar)
-        tokens = encode(text)
-        if matcher.try_consume_tokens(tokens) == len(tokens) and matcher.is_accepting():
-            found.add(name)
-    assert found == possible
+    assert {name for name, text in TEXTS.items() if accepts(grammar, text)} == possible
+
+
+def accepts(grammar: str, text: str) -> bool:
+    matcher = vocabulary().matcher(grammar)
+    tokens = encode(text)
+    return bool(matcher.try_consume_tokens(tokens) == len(tokens) and matcher.is_accepting())
+
+
+@pytest.mark.parametrize("style", [HERMES, LLAMA])
+def test_what_the_grammar_does_not_bind_is_read_as_text(style: str) -> None:
+    tools = Tools(functions=FUNCTIONS)
+    grammar = GrammarCompiler(vocabulary()).compile_tools(tools, style)
+    typed = LLAMA_CALL.replace("parameters", "arguments")
+    wrong = [text.replace("city", "town") for text in (ROME, LLAMA_CALL, typed)]
+    texts = [before + text for before in ("", " ", "\n", "{} ") for text in wrong]
+    passed = [text for text in texts if accepts(grammar, text)]
+    assert passed
+    for text in passed:
+        assert read_tool_calls(text, ["weather", "now"], style) == (text, [])
+
+
+@pytest.mark.parametrize(("style", "text"), [(HERMES, ROME + "\n" + NOW), (LLAMA, LLAMA_CALL)])
+def test_what_the_grammar_binds_is_read_as_calls(style: str, text: str) -> None:
+    tools = Tools(functions=FUNCTIONS, choice="required")
+    assert accepts(GrammarCompiler(vocabulary()).compile_tools(tools, style), text)
+    words, calls = read_tool_calls(text, ["weather", "now"], style)
+    assert words == "" and json.loads(calls[0].arguments) == {"city": "Rome"}
+    assert [call.name for call in calls] == ["weather", "now"][: len(calls)]
+
+
+@pytest.mark.parametrize("style", [HERMES, LLAMA])
+def test_arguments_are_an_object_also_where_the_schema_leaves_it_out(style: str) -> None:
+    untyped = Tool(name="f", parameters={"properties": {"city": {"type": "string"}}})
+    tools = Tools(functions=(untyped,), choice="required")
+    grammar = GrammarCompiler(vocabulary()).compile_tools(tools, style)
+    end = "}\n</tool_call>" if style == HERMES else "}"
+    head = ("<tool_call>\n" if style == HERMES else "") + call_head("f", style)
+    values = ["{}", '{"city": "Rome"}', "5", '"x"', "null", "[]", '{"city": 5}']
+    assert [each for each in values if accepts(grammar, head + each + end)] == values[:2]
 
 
 def test_parameters_that_are_no_schema_are_the_tools_fault() -> None:
@@ -74,6 +109,8 @@ def test_parameters_that_are_no_schema_are_the_tools_fault() -> None:
         ((Tool(name="a b"),), {}, "unlike 'a b'"),
         ((Tool(name="a"), Tool(name="a")), {}, "the same name"),
         ((Tool(name="a"),), {"name": "b"}, "no function 'b' among a"),
+        ((Tool(name="a", parameters={"type": "array"}),), {}, "of 'a' are of type 'array'"),
+        ((Tool(name="a", parameters={"type": ["object", "null"]}),), {}, "type ['object', 'null']"),
     ],
 )
 def test_what_is_wrong_with_tools(

@@ -13,7 +13,9 @@ import pytest
 
 from albireo.ipc.config import ModelInfo
 from albireo.node.core_plan import make_core_plan
+from albireo.node.fork_protocol import Load
 from albireo.node.options import NodeOptions, OptionError, parse_groups
+from albireo.node.preload import load_everything
 from albireo.node.runtime_dir import RuntimeDir, is_running, read_facts, remove_if_abandoned
 from albireo.node.sizing import comm_bytes, size_engine
 
@@ -157,3 +159,19 @@ def test_an_abandoned_directory_is_removed(node_home: Path) -> None:
     (path / "api.sock").write_text("")
     remove_if_abandoned(path)
     assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("template", "style"), [('{{ tools }} {"name": f, "parameters": x}', "llama"), (None, "hermes")]
+)
+def test_the_template_decides_the_form_of_tool_calls(
+    tiny_model_dir: Path, template: str | None, style: str
+) -> None:
+    path = str(tiny_model_dir)
+    load = Load(
+        model_path=path, model_name="tiny", tokenizer_path=path, chat_template=template,
+        device="sim", dtype="auto", load_format="dummy", tp_degrees=(1,), batch_invariant=False,
+        gateways=0,
+    )  # fmt: skip
+    loaded, text, _, _ = load_everything(load, lambda phase: None)
+    assert loaded.model.tool_style == text.tool_style == style

@@ -41,7 +41,7 @@ def test_experts_are_counted(tmp_path: Path) -> None:
         tokenizer_path="", chat_template=None, load_format="dummy", tp_degrees=(1,),
         batch_invariant=False, gateways=0,
     )  # fmt: skip
-    info = _model_info(load, read_config(tmp_path), "bfloat16")
+    info = _model_info(load, read_config(tmp_path), "bfloat16", "hermes")
     assert info.weight_bytes == info.loaded_bytes == pytest.approx(2 * 30.53e9, rel=1e-3)
     assert info.rope_bytes == 40960 * 128 * 4
     of_experts = 8 * (3 * 768 * 2 + 2048 * 4)
@@ -56,7 +56,7 @@ def test_each_rank_has_all_rotary_tables(tmp_path: Path) -> None:
         tokenizer_path="", chat_template=None, load_format="dummy", tp_degrees=(1,),
         batch_invariant=False, gateways=0,
     )  # fmt: skip
-    info = _model_info(load, read_config(tmp_path), "bfloat16")
+    info = _model_info(load, read_config(tmp_path), "bfloat16", "hermes")
     assert info.rope_bytes == 256 << 20
     for tp in (1, 4):
         memory = estimate(info, tp, 8, 512, 0.9, False, GPUS[:1])

@@ -67,7 +67,7 @@ def make_spec(runtime_dir: Path, **changes: Any) -> ActorSpec:
         (engine if name in EngineConfig.__struct_fields__ else fields)[name] = value
     model = msgspec.structs.replace(
         MODEL, name="fake-model", architecture="FakeForCausalLM", vocab_size=VOCAB,
-        context_len=CONTEXT, eos_token_ids=(EOS,), bos_token_id=1,
+        context_len=CONTEXT, eos_token_ids=(EOS,), bos_token_id=1, tool_style="llama",
     )  # fmt: skip
     return ActorSpec(
         role="router",

@@ -20,6 +20,12 @@ def ask(client: RawClient, group: FakeGroup, n: int, **params: Any) -> list[Subm
     return [group.expect(Submit) for _ in range(n)]
 
 
+def test_the_welcome_names_the_form_of_tool_calls(start: Start) -> None:
+    client = start().client(hello=False)
+    client.send(type="hello", protocol=1)
+    assert client.receive()["tool_style"] == "llama"
+
+
 def test_each_answer_has_its_seed_and_one_scores_the_prompt(start: Start) -> None:
     near = start()
     group, client = near.group(), near.client()

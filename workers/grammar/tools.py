@@ -5,6 +5,7 @@ In the form that the model's template teaches:
     hermes   <tool_call>\\n{"name": "f", "arguments": {...}}\\n</tool_call>, after any text
     llama    {"name": "f", "parameters": {...}}, and nothing else
 
+albireo/client/tool_calls.py reads exactly these out of answers; any other text is no call.
 Arguments always fit the function's schema: where the model decides whether to call, the grammar
 lets any text pass up to the mark with which a call begins.
 """
@@ -14,16 +15,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from albireo.ipc.tools import Tool, Tools
+from albireo.ipc.tools import HERMES, LLAMA, Tool, Tools, call_head
 
 from .json_options import JSON_OPTIONS
-
-HERMES, LLAMA = "hermes", "llama"
 
 _NO_PARAMETERS: dict[str, Any] = {
     "type": "object", "properties": {}, "additionalProperties": False,
 }  # fmt: skip
-_ARGUMENTS = {HERMES: "arguments", LLAMA: "parameters"}
 _RULES = {
     (HERMES, "auto"): 'start: (lead body close)* TEXT\nlead[lazy]: /(.|\\n)*/ "<tool_call>"',
     (HERMES, "one"): 'start: lead body close | TEXT\nlead[lazy]: /(.|\\n)*/ "<tool_call>"',
@@ -51,13 +49,11 @@ def tools_grammar(tools: Tools, style: str) -> str:
     numbers = range(len(functions))
     parts = ["%llguidance {}", _RULES[style, kind], _COMMON[style]]
     parts.append("function: " + " | ".join(f"function_{number}" for number in numbers))
-    parts += [
-        f"function_{number}: {_call(functions[number], _ARGUMENTS[style])}" for number in numbers
-    ]
+    parts += [f"function_{number}: {_call(functions[number], style)}" for number in numbers]
     return "\n".join(parts) + "\n"
 
 
-def _call(tool: Tool, key: str) -> str:
-    schema = (tool.parameters or _NO_PARAMETERS) | {"x-guidance": JSON_OPTIONS}
-    head = f'{{"name": "{tool.name}", "{key}": '
-    return f'{json.dumps(head)} %json {json.dumps(schema)} "}}"'
+def _call(tool: Tool, style: str) -> str:
+    # A schema without a type allows any value, and arguments are an object.
+    schema = {"type": "object"} | (tool.parameters or _NO_PARAMETERS) | {"x-guidance": JSON_OPTIONS}
+    return f'{json.dumps(call_head(tool.name, style))} %json {json.dumps(schema)} "}}"'

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from albireo.ipc.protocol import ChatMessage
-from albireo.ipc.tools import Tool, ToolCall
+from albireo.ipc.tools import HERMES, LLAMA, Tool, ToolCall
 
 _PROMPT = """{system}# Tools
 
@@ -30,9 +30,9 @@ For each function call, return a json object with function name and arguments wi
 
 
 def tool_style(template: str) -> str:
-    """In which form the template teaches calls: "hermes" or "llama" (workers/grammar/tools.py)."""
+    """In which form the template teaches calls (workers/grammar/tools.py)."""
     teaches = "tools" in template and '"parameters"' in template and '"name"' in template
-    return "llama" if teaches and "<tool_call>" not in template else "hermes"
+    return LLAMA if teaches and "<tool_call>" not in template else HERMES
 
 
 def described(tools: Sequence[Tool]) -> list[dict[str, Any]]:
