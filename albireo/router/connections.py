@@ -53,7 +53,9 @@ class Connections:
         return None
 
     def closed(self, session: Session) -> None:
-        self.sessions.discard(session)
+        if session not in self.sessions:  # its client had another one, and now it is lost, too
+            return
+        self.sessions.remove(session)
         self._remote -= session.remote
         if session.tenant:
             self._of_key[session.tenant] -= 1

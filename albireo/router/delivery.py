@@ -104,6 +104,8 @@ class Delivery:
             stream = group.streams.get(piece.request)
             if stream is not None:
                 self._fail(stream.asker, Refusal("internal", _FAULT))
+        # Tokens that it handed on may not have been taken off.
+        group.outstanding_tokens = sum(each.left_tokens for each in group.streams.values())
         self._tell(group, _CREDIT)
 
     def _fail_broken(self, stream: Stream, index: int) -> None:

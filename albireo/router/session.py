@@ -34,7 +34,7 @@ from albireo.ipc.protocol import (
 from albireo.ipc.stalls import StallTimer
 
 from .decode import UNDECODABLE, decode_message, explained, owner_of, read_hello, request_id_of
-from .held import Held, HeldAnswer, rough_bytes
+from .held import Held, halved, rough_bytes
 from .requests import Refusal, TextRequest, TokenRequest
 
 MAX_IN_FLIGHT = 4096
@@ -333,20 +333,19 @@ class Session(asyncio.Protocol):
 
     def _write_deltas(self, items: list[Delta]) -> None:
         frame = self._encoder.encode(Deltas(items=items))
-        if len(frame) - _PREFIX_BYTES <= MAX_FRAME_BYTES or len(items) == 1:
-            self._transport.write(frame)
-            return
-        half = len(items) // 2
-        self._write_deltas(items[:half])
-        self._write_deltas(items[half:])
+        if len(frame) - _PREFIX_BYTES > MAX_FRAME_BYTES:
+            if len(items) == 1:
+                items = halved(items[0])
+            if len(items) > 1:
+                half = len(items) // 2
+                self._write_deltas(items[:half])
+                self._write_deltas(items[half:])
+                return
+        self._transport.write(frame)
 
     def _hold(self, items: list[Delta]) -> None:
         for item in items:
-            answers = self._held.setdefault(item.id, Held()).answers
-            answer = answers.get(item.choice)
-            if answer is None:
-                answer = answers[item.choice] = HeldAnswer(item.index)
-            answer.add(item)
+            self._held.setdefault(item.id, Held()).add(item)
 
     def _write_held(self) -> None:
         """Writes what was held until the transport pauses again."""
@@ -363,14 +362,14 @@ class Session(asyncio.Protocol):
             errors: list[Error] = []
             size = 0
             while self._held and size < MERGED_FRAME_BYTES:
-                request_id = next(iter(self._held))
-                held = self._held.pop(request_id)
-                for choice, answer in held.answers.items():
-                    item = answer.delta(request_id, choice)
-                    items.append(item)
-                    size += rough_bytes(item)
-                if held.error is not None:
-                    errors.append(held.error)
+                request_id, held = next(iter(self._held.items()))
+                if held.answers:
+                    items.append(held.take(request_id))
+                    size += rough_bytes(items[-1])
+                if not held.answers:
+                    del self._held[request_id]
+                    if held.error is not None:
+                        errors.append(held.error)
             if items:
                 self._write_deltas(items)
             for error in errors:

@@ -8,7 +8,6 @@ until all are answered; a text that was there at MAX_TRIES deaths is given up.
 from __future__ import annotations
 
 import logging
-import sys
 from collections import OrderedDict
 from collections.abc import Callable
 
@@ -36,6 +35,7 @@ ANSWER_TIMEOUT_S = 60.0
 
 Answer = Encoded | Decoded | TextFailed
 
+_encode = msgspec.msgpack.Encoder().encode
 _log = logging.getLogger(__name__)
 
 
@@ -43,7 +43,7 @@ class TextJob:
     """A text on its way to the tokenizer and back.
 
     done: called with the answer, unless the job was cancelled before.
-    size: bytes of memory it stands for, roughly.
+    size: bytes that it stands for: of its message, or of its ids in memory.
     deadline: time on the queue's clock at which it is given up.
     """
 
@@ -100,7 +100,7 @@ class TextQueue:
         Raises Refusal when too much is waiting.
         """
         message = EncodeText(self._take_key(), text, add_special_tokens, words, grammar)
-        return self._add(message, sys.getsizeof(text), done)
+        return self._add(message, len(_encode(message)), done)
 
     def encode_chat(
         self,
@@ -114,9 +114,8 @@ class TextQueue:
 
         Raises Refusal when too much is waiting.
         """
-        size = sum(sys.getsizeof(each.role) + sys.getsizeof(each.content) for each in messages)
         message = EncodeChat(self._take_key(), messages, words, grammar, tools)
-        return self._add(message, size, done)
+        return self._add(message, len(_encode(message)), done)
 
     def decode_ids(
         self,

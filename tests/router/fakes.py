@@ -42,7 +42,7 @@ from albireo.ipc.messages import (
     Topology,
     ToTokenizer,
 )
-from albireo.ipc.protocol import End
+from albireo.ipc.protocol import MAX_FRAME_BYTES, End
 from albireo.node.access import ListenSocket
 from albireo.router import server
 from albireo.router.journal import Journal
@@ -342,6 +342,7 @@ class RawClient:
     def receive(self) -> dict[str, Any]:
         """The next message.  Raises EOFError when the router has closed the connection."""
         size = struct.unpack("<I", self._exactly(4))[0]
+        assert size <= MAX_FRAME_BYTES, size
         message: dict[str, Any] = msgspec.msgpack.decode(self._exactly(size))
         return message
 

@@ -13,6 +13,7 @@ from albireo.ipc.actor import EXIT_FAILED
 from albireo.ipc.messages import Credit, Submit
 from albireo.router import session as session_module
 from albireo.router.delivery import Delivery
+from albireo.router.latencies import GroupLatencies
 from albireo.router.router import Router
 
 from .conftest import Neighbourhood
@@ -39,6 +40,12 @@ def in_flight(client: RawClient) -> int:
     client.send(type="status", id=9999)
     count: int = client.receive()["status"]["requests"]["in_flight"]
     return count
+
+
+def outstanding_tokens(client: RawClient) -> int:
+    client.send(type="status", id=9999)
+    tokens: int = client.receive()["status"]["groups"][0]["outstanding_tokens"]
+    return tokens
 
 
 def test_a_request_that_was_taken_when_it_failed(
@@ -71,6 +78,25 @@ def test_a_batch_that_cannot_be_handed_on(start: Start, monkeypatch: pytest.Monk
     group.output(piece(second, 0, [7], "b", "stop"))
     assert client.receive_deltas(2)[0][3] == "b"
     assert in_flight(client) == 0
+
+
+def test_of_a_batch_that_is_half_handed_on_the_group_keeps_no_load(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would look busier than it is for as long as it lives."""
+    near = start()
+    group, client = near.group(), near.client()
+    for number in (1, 2):
+        client.send(type="generate", id=number, prompt_ids=[5], params={"max_tokens": 50})
+    first, second = (group.expect(Submit).request for _ in range(2))
+    faulty = fails_once(GroupLatencies.tokens, ValueError("a fault of this test"))
+    monkeypatch.setattr(GroupLatencies, "tokens", faulty)
+    group.output(piece(first, 0, [7] * 20, "a"))
+    client.expect_error("internal", 1)
+    assert outstanding_tokens(client) == 51
+    group.output(piece(second, 0, [7], "b"))
+    assert client.receive()["items"]
+    assert outstanding_tokens(client) == 50
 
 
 def test_a_message_for_which_there_is_no_memory(

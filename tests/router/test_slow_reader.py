@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import msgspec
+import pytest
+
 from albireo.ipc.messages import Abort, Credit, GroupDown, Submit
+from albireo.ipc.protocol import Logprobs, TokenLogprob
 
 from .conftest import Neighbourhood
 from .fakes import FakeGroup, RawClient, piece
@@ -12,6 +16,9 @@ from .fakes import FakeGroup, RawClient, piece
 Start = Callable[..., Neighbourhood]
 STREAMS = 16
 LONG = 60_000
+SCORED = [
+    Logprobs(TokenLogprob(99_999, -1.25, 7, b" token"), [TokenLogprob(5, -0.5, 1, b" five")] * 20)
+]
 
 
 def begin(near: Neighbourhood, group: FakeGroup, client: RawClient) -> list[int]:
@@ -145,3 +152,46 @@ def test_answers_to_one_request_are_merged_apart(start: Start) -> None:
             open_answers -= item[4] is not None
     assert counts == [batches + 1, batches + 1]
     assert texts == ["zero " * 20 * batches, "one " * 20 * batches]
+
+
+@pytest.mark.parametrize("positions", [2048, 28 * 1024], ids=["merged", "in one step"])
+def test_no_frame_is_above_the_limit_however_much_was_scored(start: Start, positions: int) -> None:
+    """20 best tokens for each place of a long prompt: one Delta of all would be above it."""
+    near = start(max_model_len=LONG, num_blocks=LONG)
+    group, slow = near.group(), near.client()
+    prompt = 28 * 1024
+    slow.send(
+        type="generate",
+        id=1,
+        prompt_ids=[5] * prompt,
+        params={"prompt_logprobs": 20, "logprobs": 0},
+    )
+    request = group.expect(Submit).request
+    chunk = msgspec.structs.replace(piece(request, 0, []), prompt_logprobs=SCORED * positions)
+    for _ in range(prompt // positions):
+        group.output(chunk)
+        assert isinstance(group.next(), Credit)
+    last = piece(request, 0, [7], "a", "stop", prompt)
+    group.output(msgspec.structs.replace(last, logprobs=SCORED[:1], prompt_logprobs=SCORED))
+    assert isinstance(group.next(), Credit)
+    found = slow.receive_deltas(1)
+    assert sum(len(item[7] or ()) for item in found) == prompt + 1
+    assert [item[2:5] for item in found[:-1]] == [[[], "", None]] * (len(found) - 1)
+    assert found[-1][1:4] == [0, [7], "a"] and len(found[-1][6]) == 1
+
+
+def test_what_waits_goes_in_parts_whose_text_is_that_of_their_tokens(start: Start) -> None:
+    """So that a client that has some of them only, when its connection breaks, lacks no text."""
+    near = start(max_model_len=LONG, num_blocks=LONG)
+    group, slow = near.group(), near.client()
+    slow.send(type="generate", id=1, prompt_ids=[5], params={"max_tokens": 40, "logprobs": 0})
+    request = group.expect(Submit).request
+    text = "x" * 300_000
+    for index in range(30):
+        group.output(piece(request, index, [index], text, "stop" if index == 29 else None))
+        assert isinstance(group.next(), Credit)
+    found = slow.receive_deltas(1)
+    assert 10 <= len(found) < 30, "nothing was merged, or too much"
+    assert [token for item in found for token in item[2]] == list(range(30))
+    for item in found:
+        assert item[1] == item[2][0] and item[3] == text * len(item[2])

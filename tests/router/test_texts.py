@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from albireo.ipc.grammars import Grammar
 from albireo.ipc.messages import (
     Decoded,
     DecodeIds,
@@ -16,6 +17,9 @@ from albireo.ipc.messages import (
     TextFailed,
     TokenizerDown,
 )
+from albireo.ipc.protocol import ChatMessage
+from albireo.ipc.tools import Tool, ToolCall, Tools
+from albireo.router import texts as texts_module
 from albireo.router.requests import Refusal
 from albireo.router.texts import ANSWER_TIMEOUT_S, MAX_BYTES, MAX_OUTSTANDING, MAX_TRIES, TextQueue
 
@@ -178,6 +182,48 @@ def test_what_waits_is_bounded_in_bytes_and_cancelling_frees_it() -> None:
     recorder.queue.cancel(job)
     recorder.ask("y")
     assert len(recorder.queue) == 2
+
+
+BIG = "x" * 600
+CALL = ToolCall(id="1", name="f", arguments=BIG)
+SCHEMA = {"type": "object", "description": BIG}
+
+
+def said(**more: Any) -> dict[str, Any]:
+    return {"messages": [ChatMessage(role="assistant", content="", **more)]}
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"text": BIG},
+        {"text": "", "words": (BIG,)},
+        {"text": "", "grammar": Grammar(lark=BIG)},
+        {"text": "", "grammar": Grammar(json_schema=SCHEMA)},
+        said(tool_calls=(CALL,)),
+        said(tool_call_id=BIG),
+        said(name=BIG),
+        said() | {"words": (BIG,)},
+        said() | {"tools": Tools(functions=(Tool(name="f", parameters=SCHEMA),))},
+    ],
+    ids=lambda asked: "-".join(asked),
+)
+def test_all_that_a_request_brings_along_is_counted(
+    monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(texts_module, "MAX_BYTES", 1000)
+    queue = Recorder().queue
+
+    def ask() -> Any:
+        if "text" in asked:
+            return queue.encode_text(add_special_tokens=True, done=print, **asked)
+        return queue.encode_chat(done=print, **asked)
+
+    job = ask()
+    with pytest.raises(Refusal, match="1 texts with"):
+        ask()
+    queue.cancel(job)
+    ask()
 
 
 def test_a_tokenizer_that_cannot_be_reached_is_tried_again() -> None:

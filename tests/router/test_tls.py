@@ -359,6 +359,30 @@ def test_one_key_cannot_take_all_places(
     assert still_serves(near, pair)
 
 
+def test_a_client_that_comes_back_is_counted_once(
+    near: Neighbourhood, pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where its old connection was still open, and ends as it says hello on the new one."""
+    monkeypatch.setattr(connections.Connections, "most", 16)
+
+    def join() -> ssl.SSLSocket:
+        connection = shaken(near, pair)
+        say(connection, {"type": "hello", "protocol": 1, "api_key": KEY, "session": "s" * 22})
+        return connection
+
+    latest = join()
+    for _ in range(3):
+        before, latest = latest, join()
+        assert closed_by_the_router(before)
+        before.close()
+    with (
+        Client.connect(url(near), api_key=KEY, ca=pair.cert),
+        pytest.raises(Unavailable, match="2 clients are connected with this API key"),
+    ):
+        Client.connect(url(near), api_key=KEY, ca=pair.cert)
+    latest.close()
+
+
 def test_without_open_files_nobody_is_accepted_and_nothing_spins(
     near: Neighbourhood, pair: Pair
 ) -> None:
