@@ -22,6 +22,7 @@ from albireo.workers.models.load import read_config
 from .test_decisions import MODEL
 
 GIB = 1 << 30
+TEXT = SimpleNamespace(strips_first_space=False, tool_style="hermes")
 GPUS = [Gpu(f"GPU-{n}a", "H100", 80 * GIB, (70 + n) * GIB) for n in range(4)]
 BIG = msgspec.structs.replace(
     MODEL,
@@ -41,7 +42,7 @@ def test_experts_are_counted(tmp_path: Path) -> None:
         tokenizer_path="", chat_template=None, load_format="dummy", tp_degrees=(1,),
         batch_invariant=False, gateways=0,
     )  # fmt: skip
-    info = _model_info(load, read_config(tmp_path), "bfloat16", "hermes")
+    info = _model_info(load, read_config(tmp_path), "bfloat16", TEXT)
     assert info.weight_bytes == info.loaded_bytes == pytest.approx(2 * 30.53e9, rel=1e-3)
     assert info.rope_bytes == 40960 * 128 * 4
     of_experts = 8 * (3 * 768 * 2 + 2048 * 4)
@@ -56,7 +57,7 @@ def test_each_rank_has_all_rotary_tables(tmp_path: Path) -> None:
         tokenizer_path="", chat_template=None, load_format="dummy", tp_degrees=(1,),
         batch_invariant=False, gateways=0,
     )  # fmt: skip
-    info = _model_info(load, read_config(tmp_path), "bfloat16", "hermes")
+    info = _model_info(load, read_config(tmp_path), "bfloat16", TEXT)
     assert info.rope_bytes == 256 << 20
     for tp in (1, 4):
         memory = estimate(info, tp, 8, 512, 0.9, False, GPUS[:1])
