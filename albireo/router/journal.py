@@ -9,7 +9,8 @@ client: so no client has a token that is not here.  When `newer` is full it
 becomes `older`, and what is in flight is written anew, some of it with each
 Step, until the file can be deleted: so the size is bounded, and no step waits.
 
-What may wait for the disk is left to a thread (segments.py).
+Records are described in records.py, and read again in replay.py.  What may wait for
+the disk is left to a thread (segments.py).
 """
 
 from __future__ import annotations
@@ -23,16 +24,12 @@ from pathlib import Path
 
 import msgspec
 
-from albireo._version import __version__
-from albireo.ipc.config import ActorSpec
-from albireo.ipc.messages import Submit
-
-from .segments import AHEAD_BYTES, Data, Files, Segment, mapped, payloads, segments_in
+from .records import Accepted, Continued, Opened, Record, Step
+from .replay import replay
+from .segments import AHEAD_BYTES, Files, Segment, mapped, segments_in
 
 SEGMENTS = 3
 """Files that there can be: the newer one, the older one, and the next."""
-MAX_ENDED = 1024
-"""Ended requests that a replay finds: of these a client may lack the end."""
 _COPY_BYTES = 64 * 1024
 """Of requests that are written anew with each Step, at least."""
 _CONTINUED_BYTES = 64
@@ -45,62 +42,6 @@ _log = logging.getLogger(__name__)
 
 class JournalError(Exception):
     """The journal's directory cannot be used; the text says why."""
-
-
-class _Record(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    pass
-
-
-class Opened(_Record, frozen=True):
-    """First of a segment: whose requests these are.  Others cannot go on with them."""
-
-    software: str
-    model: str
-    parameters: int
-    vocab_size: int
-    max_model_len: int
-
-
-class Accepted(msgspec.Struct, array_like=True, tag=True):
-    """A request with what it has so far; the router's own record of it, too.
-
-    number: of its first answer; the others have the next ones.  0 = it is in no journal.
-    owner: digest of the session's name.  client_id: the client's number for it.
-    tenant: that the client named; "" = none.
-    submit: as for choice 0, without a number.
-    tokens: of each answer, by choice.
-    """
-
-    number: int
-    owner: bytes
-    client_id: int
-    tenant: str
-    submit: Submit
-    tokens: dict[int, list[int]]
-
-
-class Step(_Record, frozen=True):
-    """tokens: (number of the answer, index of the first, ids).  ended: answers.  gone: requests
-    that were given up, or go on under another number or without one."""
-
-    tokens: list[tuple[int, int, list[int]]]
-    ended: list[int]
-    gone: list[int]
-
-
-class Continued(_Record, frozen=True):
-    """Last of a segment: the next one has more."""
-
-
-Record = Opened | Accepted | Step | Continued
-_decode = msgspec.msgpack.Decoder(Record).decode
-
-
-def opened_by(spec: ActorSpec) -> Opened:
-    model = spec.model
-    return Opened(
-        __version__, model.name, model.num_params, model.vocab_size, spec.engine.max_model_len
-    )
 
 
 class Journal:
@@ -280,89 +221,6 @@ class Journal:
                 "end with the router (--journal-max-mib)",
                 len(self._live), self._reserved + need, self._size // 2,
             )  # fmt: skip
-
-
-def replay(segments: list[Data], opened: Opened) -> tuple[list[Accepted], list[Accepted]]:
-    """The requests that were in flight, and those that have ended last.
-
-    segments: contents of the files, in their order.  What is behind a record that
-    is not whole is ignored, as is a journal of another model or release.
-    """
-    found = _Found()
-    for data in segments:
-        whole = False
-        for place, payload in enumerate(payloads(data)):
-            try:
-                record = _decode(payload)
-            except msgspec.MsgspecError:
-                break
-            if (place == 0) != isinstance(record, Opened) or (place == 0 and record != opened):
-                _log.warning("a journal of another model or release: %s, not %s", record, opened)
-                return [], []
-            whole = isinstance(record, Continued)
-            found.take(record)
-        if not whole:
-            break
-    return found.requests()
-
-
-class _Found:
-    """Requests as a replay finds them."""
-
-    def __init__(self) -> None:
-        self._requests: dict[int, Accepted] = {}
-        self._of_client: dict[tuple[bytes, int], int] = {}
-        self._of_answer: dict[int, Accepted] = {}
-        self._open: dict[int, set[int]] = {}
-        self._ended: OrderedDict[int, None] = OrderedDict()
-
-    def take(self, record: Record) -> None:
-        if isinstance(record, Accepted):
-            before = self._of_client.get((record.owner, record.client_id), record.number)
-            if before != record.number:  # it has ended, or went on
-                self._drop(before)
-            self._of_client[record.owner, record.client_id] = record.number
-            self._requests.pop(record.number, None)
-            self._requests[record.number] = record
-            numbers = {record.number + choice for choice in record.tokens}
-            self._open.setdefault(record.number, numbers)
-            for number in numbers:
-                self._of_answer[number] = record
-        elif isinstance(record, Step):
-            for number, index, token_ids in record.tokens:
-                request = self._of_answer.get(number)
-                if request is not None:
-                    tokens = request.tokens[number - request.number]
-                    if index == len(tokens):
-                        tokens += token_ids
-            for number in record.ended:
-                self._end(number)
-            for number in record.gone:
-                self._drop(number)
-
-    def requests(self) -> tuple[list[Accepted], list[Accepted]]:
-        """Those in flight, and those that have ended."""
-        ended = [self._requests.pop(number) for number in self._ended]
-        return list(self._requests.values()), ended
-
-    def _end(self, number: int) -> None:
-        request = self._of_answer.get(number)
-        if request is None:
-            return
-        still_open = self._open[request.number]
-        still_open.discard(number)
-        if not still_open:
-            self._ended[request.number] = None
-            if len(self._ended) > MAX_ENDED:
-                self._drop(next(iter(self._ended)))
-
-    def _drop(self, number: int) -> None:
-        request = self._requests.pop(number, None)
-        self._ended.pop(number, None)
-        if request is not None:
-            del self._open[number]
-            for choice in request.tokens:
-                del self._of_answer[number + choice]
 
 
 def _reserve(record: Accepted) -> int:

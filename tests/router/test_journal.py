@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from albireo.ipc.messages import Submit
-from albireo.router.journal import MAX_ENDED, Accepted, Journal, JournalError, Opened, replay
+from albireo.router.journal import Journal, JournalError
+from albireo.router.records import Accepted, Opened
+from albireo.router.replay import MAX_ENDED, replay
 from albireo.router.segments import MAGIC, RECORD_HEAD, Segment, mapped, payloads, segments_in
 
 from .fakes import drop_journal
