@@ -7,7 +7,7 @@ Accepted is a request with the tokens that it has so far, Step what one batch of
 output added to all of them.  A record is written before its tokens go to a
 client: so no client has a token that is not here.  When `newer` is full it
 becomes `older`, and what is in flight is written anew, some of it with each
-Step, until the file can be deleted: so the size is bounded, and no step waits.
+record, until the file can be deleted: so the size is bounded, and no step waits.
 
 Records are described in records.py, and read again in replay.py.  What may wait for
 the disk is left to a thread (segments.py).
@@ -26,22 +26,23 @@ import msgspec
 
 from .records import Accepted, Continued, Opened, Record, Step
 from .replay import replay
-from .segments import AHEAD_BYTES, Files, Segment, mapped, segments_in
+from .segments import AHEAD_BYTES, RECORD_HEAD, Files, Segment, mapped, segments_in
 
 SEGMENTS = 3
 """Files that there can be: the newer one, the older one, and the next."""
 _COPY_BYTES = 64 * 1024
 """Of requests that are written anew with each Step, at least."""
 _CONTINUED_BYTES = 64
-_TOKEN_BYTES = 5
-_REQUEST_BYTES = 4096
+_INT_BYTES = 5
+"""Of a token, and of the length of a list, at most."""
+_MAX_NUMBER = 2**63 - 1
 _LOCK_S = 2.0
 
 _log = logging.getLogger(__name__)
 
 
 class JournalError(Exception):
-    """The journal's directory cannot be used; the text says why."""
+    """The journal cannot be used, or no longer; the text says why."""
 
 
 class Journal:
@@ -64,10 +65,13 @@ class Journal:
         self._live: OrderedDict[int, Accepted] = OrderedDict()
         self._born: dict[int, int] = {}
         """Of live requests: the number of the segment that they were last written to."""
+        self._needs: dict[int, int] = {}
+        """Of live requests: the bytes that are reserved for them."""
         self._reserved = self._freed = 0
         self._ended: list[int] = []
         self._gone: list[int] = []
-        self._older: Segment | None = None
+        self._older: list[Segment] = []
+        """One at most, as long as it is not off."""
         self._says_full = True
         self._off = False
         try:
@@ -96,7 +100,7 @@ class Journal:
         `record.tokens` grows with the request: what is written anew is read there.
         """
         record.number = 0
-        need = _reserve(record)
+        need = self._most_bytes(record)
         if self._reserved + need > self._size // 2:
             self.step([])  # what has ended must be noted before its room is given away
         if self._off or self._reserved + need > self._size // 2:
@@ -106,8 +110,8 @@ class Journal:
         record.number = self._last_number + 1
         self._last_number += max(record.tokens, default=0) + 1
         self._reserved += need
-        self._live[record.number] = record
-        self._snapshot(record)
+        self._needs[record.number] = need
+        self._copy(2 * self._write(record))
         return True
 
     def step(self, tokens: list[tuple[int, int, list[int]]]) -> None:
@@ -120,8 +124,7 @@ class Journal:
             self._gone.clear()
             self._reserved -= self._freed
             self._freed = 0
-            if self._older is not None and not self._off:
-                self._copy(2 * written + _COPY_BYTES)
+            self._copy(2 * written + _COPY_BYTES)
 
     def ended(self, number: int) -> None:
         """An answer has ended; noted with the next step."""
@@ -132,15 +135,15 @@ class Journal:
         even where they have."""
         if self._live.pop(record.number, None) is not None:
             del self._born[record.number]
-            self._freed += _reserve(record)
+            self._freed += self._needs.pop(record.number)
         if gone and record.number:
             self._gone.append(record.number)
 
     def close(self) -> None:
         """Leaves no file behind when no request is in flight."""
         self.step([])
-        for segment in (self._older, self._newer):
-            if segment is not None and not self._live:
+        if not self._live:
+            for segment in (*self._older, self._newer):
                 self._files.retire(segment)
         self._files.close()
         os.close(self._lock)
@@ -153,46 +156,49 @@ class Journal:
 
     # ------------------------------------------------------------------ writing
     def _write(self, record: Record) -> int:
-        """Appends a record; returns its bytes."""
+        """Appends a record, in a new segment where this one is full; returns its bytes."""
         if self._off:
             return 0
-        buffer = self._buffer
-        self._encoder.encode_into(record, buffer)
-        length = len(buffer)
-        if length > self._newer.room - _CONTINUED_BYTES:
-            try:
+        try:
+            if not (length := self._append(record)):
                 self._turn()
-                self._encoder.encode_into(record, buffer)
-                self._newer.append(buffer)
-            except (OSError, IndexError) as error:  # no next segment, or too long for one
-                self._off = True
-                _log.error(
-                    "the journal cannot be written any more, requests end with this router: %s",
-                    error,
-                )
-            return length
-        before = self._newer.at
-        self._newer.append(buffer)
-        if (before ^ self._newer.at) & -(AHEAD_BYTES // 2):
-            self._files.wake()
+                if not (length := self._append(record)):
+                    raise JournalError(f"a record needs more than a file of {self._size} bytes")
+        except (OSError, JournalError) as error:
+            self._off = True
+            _log.error(
+                "the journal cannot be written any more, requests end with this router: %s", error
+            )
+            return 0
         return length
 
-    def _snapshot(self, record: Accepted) -> int:
-        self._live.move_to_end(record.number)
-        written = self._write(record)
-        self._born[record.number] = self._newer.number
-        return written
+    def _append(self, record: Record) -> int:
+        """Appends a record to this segment; returns its bytes, 0 when there is no room."""
+        buffer, newer = self._buffer, self._newer
+        self._encoder.encode_into(record, buffer)
+        if len(buffer) > newer.room - _CONTINUED_BYTES:
+            return 0
+        before = newer.at
+        newer.append(buffer)
+        if (before ^ newer.at) & -(AHEAD_BYTES // 2):
+            self._files.wake()
+        if isinstance(record, Accepted):
+            self._live[record.number] = record
+            self._live.move_to_end(record.number)
+            self._born[record.number] = newer.number
+        return len(buffer)
 
     def _copy(self, most: int) -> None:
-        """Writes anew what the older segment still holds; gives it up when that is all."""
-        older = self._older
-        while older is not None and most > 0:
+        """Writes anew what the older segment still holds, as far as this one has room; gives it up
+        when that is all."""
+        while self._older and most > 0 and not self._off:
             number = next(iter(self._live), 0)
-            if not number or self._born[number] > older.number:
-                self._files.retire(older)
-                self._older = older = None
+            if not number or self._born[number] > self._older[0].number:
+                self._files.retire(self._older.pop(0))
+            elif written := self._append(self._live[number]):
+                most -= written
             else:
-                most -= self._snapshot(self._live[number])
+                break
 
     def _turn(self) -> None:
         """The newer segment is full: half of the next one is enough for all that is in flight."""
@@ -200,18 +206,25 @@ class Journal:
         self._newer.append(self._buffer)
         full, self._newer = self._newer, self._begin()
         self._copy(self._size)
-        self._older = full
+        self._older.append(full)
+        if len(self._older) > 1:
+            raise JournalError(f"what is in flight needs more than a file of {self._size} bytes")
 
     def _void(self) -> None:
         """Who is gone cannot be noted any more: what would bring them back counts for nothing."""
-        for segment in (self._older, self._newer):
-            if segment is not None:
-                segment.void()
+        for segment in (*self._older, self._newer):
+            segment.void()
 
     def _begin(self) -> Segment:
         segment = self._files.take()
         segment.append(bytearray(self._encoder.encode(self._opened)))
         return segment
+
+    def _most_bytes(self, record: Accepted) -> int:
+        """Bytes of a request that is written as a whole, at its end; however many tokens it has."""
+        bare = msgspec.structs.replace(record, number=_MAX_NUMBER, tokens={})
+        tokens = len(record.tokens) * (2 + record.submit.max_tokens) * _INT_BYTES
+        return RECORD_HEAD.size + len(self._encoder.encode(bare)) + tokens
 
     def _say_full(self, need: int) -> None:
         if self._says_full and not self._off:
@@ -221,13 +234,6 @@ class Journal:
                 "end with the router (--journal-max-mib)",
                 len(self._live), self._reserved + need, self._size // 2,
             )  # fmt: skip
-
-
-def _reserve(record: Accepted) -> int:
-    """Bytes that a request may need when it is written as a whole, at its end."""
-    submit = record.submit
-    tokens = len(submit.prompt_ids) + len(record.tokens) * submit.max_tokens
-    return _REQUEST_BYTES + _TOKEN_BYTES * tokens + len(submit.grammar) * 4
 
 
 def _last(segments: list[Path]) -> int:

@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -38,6 +39,18 @@ def record(client_id: int, n: int = 1, prompt: int = 3, max_tokens: int = 50) ->
         0, b"owner", client_id, "t", submit(list(range(prompt)), max_tokens),
         {choice: [] for choice in range(n)},
     )  # fmt: skip
+
+
+def heavy(client_id: int, max_tokens: int = 50) -> Accepted:
+    """With a short prompt, and as much of everything else as a request may have."""
+    params = msgspec.structs.replace(
+        submit([100_000] * 3, max_tokens),
+        stop=("\U0001f600" * 256,) * 16,
+        allowed_token_ids=tuple(range(100_000, 104_096)),
+        logit_bias=dict.fromkeys(range(100_000, 101_024), 1.5),
+        bad_words=(tuple(range(100_000, 100_016)),) * 64,
+    )
+    return Accepted(0, b"owner", client_id, "\U0001f600" * 64, params, {0: [], 1: []})
 
 
 def open_journal(path: Path, size: int = SIZE, sync_s: float = 0.0) -> Journal:
@@ -194,7 +207,7 @@ def test_a_full_journal_takes_no_more_and_says_so(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     journal = open_journal(path)
-    records = [record(number, max_tokens=1000) for number in range(5)]
+    records = [record(number, max_tokens=2000) for number in range(5)]
     with caplog.at_level(logging.WARNING):
         assert [journal.accept(each) for each in records] == [True] * 3 + [False] * 2
     assert caplog.text.count("--journal-max-mib") == 1
@@ -203,6 +216,54 @@ def test_a_full_journal_takes_no_more_and_says_so(
     journal.forget(records[0], gone=True)
     assert journal.accept(records[4])
     drop_journal(journal)
+
+
+def test_all_of_a_request_has_room(path: Path) -> None:
+    """What is in flight grows as long as it may, and is written anew, many times."""
+    size = 16 << 20
+    journal = open_journal(path, size)
+    in_flight: list[Accepted] = []
+    while journal.accept(new := heavy(len(in_flight), max_tokens=500)):
+        in_flight.append(new)
+    # The tokens that are to come have their room, and without them they fill the half of a file.
+    assert 3 * size // 32 < len(in_flight) * len(msgspec.msgpack.encode(new)) <= size // 6
+    for index in range(500):
+        tokens = []
+        for each in in_flight:
+            for choice, ids in each.tokens.items():
+                ids.append(100_000 + index)
+                tokens.append((each.number + choice, index, ids[-1:]))
+        journal.step(tokens)
+        journal.step([(0, 0, [100_000] * 5000)])  # others'
+        assert size_of(path) <= size
+    assert int(segments_in(path)[-1].stem) > 4
+    drop_journal(journal)
+    assert found(path) == {each.client_id: each.tokens for each in in_flight}
+
+
+def test_a_file_that_fills_up_while_another_is_emptied(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Much comes and ends at once, and little is written anew with each step."""
+    monkeypatch.setattr("albireo.router.journal._COPY_BYTES", 0)
+    journal = open_journal(path, 4 * SIZE)
+
+    def of_length(client_id: int, prompt: int) -> Accepted:
+        return Accepted(0, b"owner", client_id, "", submit([100_000] * prompt, 1), {0: []})
+
+    in_flight = [of_length(number, 1000) for number in range(10)]
+    assert all(journal.accept(each) for each in in_flight)
+    for number in range(100):
+        brief = of_length(100 + number, 4000 + 10 * number)
+        assert journal.accept(brief)
+        journal.forget(brief, gone=True)
+        journal.step([])
+        assert size_of(path) <= 4 * SIZE
+        assert found(path).keys() == set(range(10))
+    for each in in_flight:
+        journal.forget(each, gone=True)
+    journal.close()
+    assert list(path.iterdir()) == []
 
 
 TOO_LONG = [(99, 0, [300] * 30_000)]
@@ -216,7 +277,7 @@ def full_disk(path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Journal, Acc
     journal = open_journal(path)
     one, two = record(1, prompt=1500), record(2, prompt=1500)
     assert journal.accept(one) and journal.accept(two)
-    while journal._older is None:
+    while not journal._older:
         journal.step([(99, 0, [7] * 20)])
 
     def fail() -> Segment:
@@ -236,6 +297,27 @@ def test_a_disk_that_is_full_ends_the_journal_and_not_the_router(
     journal.step([(one.number, 0, [5])])
     drop_journal(journal)
     assert {1, 2} <= set(found(path)), "what was not written anew must not be deleted"
+
+
+def test_a_record_that_no_file_can_hold_ends_the_journal_and_deletes_nothing(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A group that sends more than was asked for."""
+    journal = open_journal(path)
+    one, two = record(1), record(2)
+    assert journal.accept(one) and journal.accept(two)
+    two.tokens[0] += [300] * 30_000
+    journal.step([(two.number, 0, two.tokens[0])])
+    assert caplog.text.count("cannot be written") == 1 and "65536 bytes" in caplog.text
+    late = record(3)
+    assert not journal.accept(late)
+    assert found(path).keys() == {1, 2}
+    journal.forget(one, gone=True)
+    journal.step([])
+    assert found(path) == {}
+    journal.forget(two, gone=False)
+    journal.close()
+    assert list(path.iterdir()) == []
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -383,7 +465,7 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def bounded(self) -> None:
-        assert size_of(self.path) <= 3 * 40_960
+        assert size_of(self.path) <= 3 * 40_960 and not self.journal._off
 
     def teardown(self) -> None:
         drop_journal(self.journal)
