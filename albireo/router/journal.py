@@ -80,17 +80,15 @@ class Journal:
             old = segments_in(directory)
             self.found, self.found_ended = replay([mapped(path) for path in old], opened)
             self._files = Files(directory, self._size, 1 + _last(old), sync_s)
-            self._newer = self._begin()
+            first = self._newer = self._begin()
+            first.void()  # until it has everything, what it replaces counts
             for record in (*self.found, *self.found_ended):  # those first for which room must be
                 self.accept(record)
             for record in self.found_ended:
                 self._end_again(record)
             self.step([])
             self._files.start(self._newer)
-            if sync_s:
-                self._newer.sync()  # before what it replaces is deleted
-            for path in old:
-                path.unlink()
+            self._replace(old, first, sync_s)
         except OSError as error:
             raise JournalError(f"--journal {directory} cannot be used: {error}") from None
 
@@ -147,6 +145,16 @@ class Journal:
                 self._files.retire(segment)
         self._files.close()
         os.close(self._lock)
+
+    def _replace(self, old: list[Path], first: Segment, sync_s: float) -> None:
+        """Wherever this is cut, a replay finds all that is in flight, and nobody who is gone."""
+        if sync_s:
+            first.sync()  # before it counts
+        first.make_first()
+        if sync_s:
+            first.sync()  # before what it replaces is deleted
+        for path in old:
+            path.unlink()
 
     def _end_again(self, record: Accepted) -> None:
         """It is written here whole, and waits for nothing."""

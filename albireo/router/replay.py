@@ -8,7 +8,7 @@ from collections import OrderedDict
 import msgspec
 
 from .records import Accepted, Continued, Opened, Record, Step
-from .segments import Data, payloads
+from .segments import Data, is_first, payloads
 
 MAX_ENDED = 1024
 """Ended requests that a replay finds: of these a client may lack the end."""
@@ -20,11 +20,13 @@ _log = logging.getLogger(__name__)
 def replay(segments: list[Data], opened: Opened) -> tuple[list[Accepted], list[Accepted]]:
     """The requests that were in flight, and those that have ended last.
 
-    segments: contents of the files, in their order.  What is behind a record that
-    is not whole is ignored, as is a journal of another model or release.
+    segments: contents of the files, in their order.  What is before the last first
+    one, or behind a record that is not whole, is ignored, as is a journal of another
+    model or release.
     """
     found = _Found()
-    for data in segments:
+    first = max((place for place, data in enumerate(segments) if is_first(data)), default=0)
+    for data in segments[first:]:
         whole = False
         for place, payload in enumerate(payloads(data)):
             try:

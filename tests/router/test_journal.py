@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -16,14 +18,23 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from albireo.ipc.messages import Submit
 from albireo.router.journal import Journal, JournalError
-from albireo.router.records import Accepted, Opened
+from albireo.router.records import Accepted, Continued, Opened
 from albireo.router.replay import MAX_ENDED, replay
-from albireo.router.segments import MAGIC, RECORD_HEAD, Segment, mapped, payloads, segments_in
+from albireo.router.segments import (
+    MAGIC,
+    RECORD_HEAD,
+    Files,
+    Segment,
+    mapped,
+    payloads,
+    segments_in,
+)
 
 from .fakes import drop_journal
 
 OPENED = Opened("1", "model", 10, 1000, 128)
 SIZE = 64 * 1024 * 3
+Tokens = dict[int, list[int]]
 
 
 def submit(prompt: list[int], max_tokens: int = 50) -> Submit:
@@ -57,13 +68,22 @@ def open_journal(path: Path, size: int = SIZE, sync_s: float = 0.0) -> Journal:
     return Journal(path, size, sync_s, OPENED)
 
 
-def found(path: Path) -> dict[int, dict[int, list[int]]]:
+def found(path: Path) -> dict[int, Tokens]:
     """Tokens by client's id, as a router would find them now."""
     while True:
         # The journal's thread may delete a file meanwhile; a dead router's does not.
         with contextlib.suppress(FileNotFoundError):
-            in_flight, ended = replay([mapped(each) for each in segments_in(path)], OPENED)
-            return {each.client_id: each.tokens for each in (*in_flight, *ended)}
+            in_flight, ended = found_in(segments_in(path))
+            return in_flight | ended
+
+
+def found_in(files: list[Path]) -> tuple[dict[int, Tokens], dict[int, Tokens]]:
+    """The same of these files, of those in flight and of those that have ended."""
+    in_flight, ended = (
+        {each.client_id: each.tokens for each in requests}
+        for requests in replay([mapped(each) for each in files], OPENED)
+    )
+    return in_flight, ended
 
 
 @pytest.fixture
@@ -264,6 +284,78 @@ def test_a_file_that_fills_up_while_another_is_emptied(
         journal.forget(each, gone=True)
     journal.close()
     assert list(path.iterdir()) == []
+
+
+class _Killed(BaseException):
+    pass
+
+
+def killed_start(path: Path, steps: int) -> bool:
+    """A router that dies when its start has done so many things to the files; False when that is
+    all of them."""
+    left = steps
+
+    def counted(do: Any) -> Any:
+        def call(*args: Any) -> Any:
+            nonlocal left
+            if not left:
+                raise _Killed
+            left -= 1
+            return do(*args)
+
+        return call
+
+    journal = Journal.__new__(Journal)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("__init__", "append", "void", "make_first", "sync"):
+            patch.setattr(Segment, name, counted(getattr(Segment, name)))
+        patch.setattr(Path, "unlink", counted(Path.unlink))
+        patch.setattr(Files, "start", lambda *_: None)  # its thread counts for nothing
+        try:
+            Journal.__init__(journal, path, SIZE, 1.0, OPENED)
+        except _Killed:
+            return True
+        finally:
+            os.close(journal._lock)
+    return False
+
+
+@pytest.mark.parametrize("last", ["a step", "the end of a file"])
+def test_a_router_that_dies_while_it_starts(
+    tmp_path: Path, path: Path, monkeypatch: pytest.MonkeyPatch, last: str
+) -> None:
+    """The older file has a request that is nowhere else, and one that was given up since."""
+    monkeypatch.setattr("albireo.router.journal._COPY_BYTES", 0)
+    journal = open_journal(path)
+    ended, *others = (record(number, prompt=1500) for number in range(5))
+    one, gone, *_ = others
+    for each in (ended, *others):
+        assert journal.accept(each)
+    journal.ended(ended.number)
+    journal.forget(ended, gone=False)
+    while not journal._older:
+        journal.step([(99, 0, [7] * 20)])
+    journal.forget(gone, gone=True)
+    one.tokens[0] += [5, 6]
+    journal.step([(one.number, 0, [5, 6])])
+    if last == "the end of a file":
+        journal._newer.append(bytearray(msgspec.msgpack.encode(Continued())))
+    drop_journal(journal)
+    expected = {1: {0: [5, 6]}, 3: {0: []}, 4: {0: []}}, {0: {0: []}}
+    older, newer = segments_in(path)
+    assert found_in([older, newer]) == expected
+    assert 2 in found_in([older])[0] and not {2, 4} & found_in([newer])[0].keys()
+    for steps in range(100):
+        there = tmp_path / str(steps)
+        shutil.copytree(path, there)
+        killed = killed_start(there, steps)
+        assert found_in(segments_in(there)) == expected, steps
+        if not killed:
+            break
+        assert not killed_start(there, 100)
+        (only,) = segments_in(there)
+        assert found_in([only]) == expected
+    assert steps > 10
 
 
 TOO_LONG = [(99, 0, [300] * 30_000)]
