@@ -7,9 +7,10 @@ Accepted is a request with the tokens that it has so far, Step what one batch of
 output added to all of them.  A record is written before its tokens go to a
 client: so no client has a token that is not here.  When `newer` is full it
 becomes `older`, and what is in flight is written anew, some of it with each
-Step, until the file can be deleted: so the size is bounded, and no step waits.
+record, until the file can be deleted: so the size is bounded, and no step waits.
 
-What may wait for the disk is left to a thread (segments.py).
+Records are described in records.py, and read again in replay.py.  What may wait for
+the disk is left to a thread (segments.py).
 """
 
 from __future__ import annotations
@@ -23,84 +24,25 @@ from pathlib import Path
 
 import msgspec
 
-from albireo._version import __version__
-from albireo.ipc.config import ActorSpec
-from albireo.ipc.messages import Submit
-
-from .segments import AHEAD_BYTES, Data, Files, Segment, mapped, payloads, segments_in
+from .records import Accepted, Continued, Opened, Record, Step
+from .replay import replay
+from .segments import AHEAD_BYTES, RECORD_HEAD, Files, Segment, mapped, segments_in
 
 SEGMENTS = 3
 """Files that there can be: the newer one, the older one, and the next."""
-MAX_ENDED = 1024
-"""Ended requests that a replay finds: of these a client may lack the end."""
 _COPY_BYTES = 64 * 1024
 """Of requests that are written anew with each Step, at least."""
 _CONTINUED_BYTES = 64
-_TOKEN_BYTES = 5
-_REQUEST_BYTES = 4096
+_INT_BYTES = 5
+"""Of a token, and of the length of a list, at most."""
+_MAX_NUMBER = 2**63 - 1
 _LOCK_S = 2.0
 
 _log = logging.getLogger(__name__)
 
 
 class JournalError(Exception):
-    """The journal's directory cannot be used; the text says why."""
-
-
-class _Record(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    pass
-
-
-class Opened(_Record, frozen=True):
-    """First of a segment: whose requests these are.  Others cannot go on with them."""
-
-    software: str
-    model: str
-    parameters: int
-    vocab_size: int
-    max_model_len: int
-
-
-class Accepted(msgspec.Struct, array_like=True, tag=True):
-    """A request with what it has so far; the router's own record of it, too.
-
-    number: of its first answer; the others have the next ones.  0 = it is in no journal.
-    owner: digest of the session's name.  client_id: the client's number for it.
-    tenant: that the client named; "" = none.
-    submit: as for choice 0, without a number.
-    tokens: of each answer, by choice.
-    """
-
-    number: int
-    owner: bytes
-    client_id: int
-    tenant: str
-    submit: Submit
-    tokens: dict[int, list[int]]
-
-
-class Step(_Record, frozen=True):
-    """tokens: (number of the answer, index of the first, ids).  ended: answers.  gone: requests
-    that were given up, or go on under another number or without one."""
-
-    tokens: list[tuple[int, int, list[int]]]
-    ended: list[int]
-    gone: list[int]
-
-
-class Continued(_Record, frozen=True):
-    """Last of a segment: the next one has more."""
-
-
-Record = Opened | Accepted | Step | Continued
-_decode = msgspec.msgpack.Decoder(Record).decode
-
-
-def opened_by(spec: ActorSpec) -> Opened:
-    model = spec.model
-    return Opened(
-        __version__, model.name, model.num_params, model.vocab_size, spec.engine.max_model_len
-    )
+    """The journal cannot be used, or no longer; the text says why."""
 
 
 class Journal:
@@ -123,10 +65,13 @@ class Journal:
         self._live: OrderedDict[int, Accepted] = OrderedDict()
         self._born: dict[int, int] = {}
         """Of live requests: the number of the segment that they were last written to."""
+        self._needs: dict[int, int] = {}
+        """Of live requests: the bytes that are reserved for them."""
         self._reserved = self._freed = 0
         self._ended: list[int] = []
         self._gone: list[int] = []
-        self._older: Segment | None = None
+        self._older: list[Segment] = []
+        """One at most, as long as it is not off."""
         self._says_full = True
         self._off = False
         try:
@@ -135,17 +80,15 @@ class Journal:
             old = segments_in(directory)
             self.found, self.found_ended = replay([mapped(path) for path in old], opened)
             self._files = Files(directory, self._size, 1 + _last(old), sync_s)
-            self._newer = self._begin()
+            first = self._newer = self._begin()
+            first.void()  # until it has everything, what it replaces counts
             for record in (*self.found, *self.found_ended):  # those first for which room must be
                 self.accept(record)
             for record in self.found_ended:
                 self._end_again(record)
             self.step([])
             self._files.start(self._newer)
-            if sync_s:
-                self._newer.sync()  # before what it replaces is deleted
-            for path in old:
-                path.unlink()
+            self._replace(old, first, sync_s)
         except OSError as error:
             raise JournalError(f"--journal {directory} cannot be used: {error}") from None
 
@@ -155,7 +98,7 @@ class Journal:
         `record.tokens` grows with the request: what is written anew is read there.
         """
         record.number = 0
-        need = _reserve(record)
+        need = self._most_bytes(record)
         if self._reserved + need > self._size // 2:
             self.step([])  # what has ended must be noted before its room is given away
         if self._off or self._reserved + need > self._size // 2:
@@ -165,8 +108,8 @@ class Journal:
         record.number = self._last_number + 1
         self._last_number += max(record.tokens, default=0) + 1
         self._reserved += need
-        self._live[record.number] = record
-        self._snapshot(record)
+        self._needs[record.number] = need
+        self._copy(2 * self._write(record))
         return True
 
     def step(self, tokens: list[tuple[int, int, list[int]]]) -> None:
@@ -179,8 +122,7 @@ class Journal:
             self._gone.clear()
             self._reserved -= self._freed
             self._freed = 0
-            if self._older is not None and not self._off:
-                self._copy(2 * written + _COPY_BYTES)
+            self._copy(2 * written + _COPY_BYTES)
 
     def ended(self, number: int) -> None:
         """An answer has ended; noted with the next step."""
@@ -191,18 +133,28 @@ class Journal:
         even where they have."""
         if self._live.pop(record.number, None) is not None:
             del self._born[record.number]
-            self._freed += _reserve(record)
+            self._freed += self._needs.pop(record.number)
         if gone and record.number:
             self._gone.append(record.number)
 
     def close(self) -> None:
         """Leaves no file behind when no request is in flight."""
         self.step([])
-        for segment in (self._older, self._newer):
-            if segment is not None and not self._live:
+        if not self._live:
+            for segment in (*self._older, self._newer):
                 self._files.retire(segment)
         self._files.close()
         os.close(self._lock)
+
+    def _replace(self, old: list[Path], first: Segment, sync_s: float) -> None:
+        """Wherever this is cut, a replay finds all that is in flight, and nobody who is gone."""
+        if sync_s:
+            first.sync()  # before it counts
+        first.make_first()
+        if sync_s:
+            first.sync()  # before what it replaces is deleted
+        for path in old:
+            path.unlink()
 
     def _end_again(self, record: Accepted) -> None:
         """It is written here whole, and waits for nothing."""
@@ -212,46 +164,49 @@ class Journal:
 
     # ------------------------------------------------------------------ writing
     def _write(self, record: Record) -> int:
-        """Appends a record; returns its bytes."""
+        """Appends a record, in a new segment where this one is full; returns its bytes."""
         if self._off:
             return 0
-        buffer = self._buffer
-        self._encoder.encode_into(record, buffer)
-        length = len(buffer)
-        if length > self._newer.room - _CONTINUED_BYTES:
-            try:
+        try:
+            if not (length := self._append(record)):
                 self._turn()
-                self._encoder.encode_into(record, buffer)
-                self._newer.append(buffer)
-            except (OSError, IndexError) as error:  # no next segment, or too long for one
-                self._off = True
-                _log.error(
-                    "the journal cannot be written any more, requests end with this router: %s",
-                    error,
-                )
-            return length
-        before = self._newer.at
-        self._newer.append(buffer)
-        if (before ^ self._newer.at) & -(AHEAD_BYTES // 2):
-            self._files.wake()
+                if not (length := self._append(record)):
+                    raise JournalError(f"a record needs more than a file of {self._size} bytes")
+        except (OSError, JournalError) as error:
+            self._off = True
+            _log.error(
+                "the journal cannot be written any more, requests end with this router: %s", error
+            )
+            return 0
         return length
 
-    def _snapshot(self, record: Accepted) -> int:
-        self._live.move_to_end(record.number)
-        written = self._write(record)
-        self._born[record.number] = self._newer.number
-        return written
+    def _append(self, record: Record) -> int:
+        """Appends a record to this segment; returns its bytes, 0 when there is no room."""
+        buffer, newer = self._buffer, self._newer
+        self._encoder.encode_into(record, buffer)
+        if len(buffer) > newer.room - _CONTINUED_BYTES:
+            return 0
+        before = newer.at
+        newer.append(buffer)
+        if (before ^ newer.at) & -(AHEAD_BYTES // 2):
+            self._files.wake()
+        if isinstance(record, Accepted):
+            self._live[record.number] = record
+            self._live.move_to_end(record.number)
+            self._born[record.number] = newer.number
+        return len(buffer)
 
     def _copy(self, most: int) -> None:
-        """Writes anew what the older segment still holds; gives it up when that is all."""
-        older = self._older
-        while older is not None and most > 0:
+        """Writes anew what the older segment still holds, as far as this one has room; gives it up
+        when that is all."""
+        while self._older and most > 0 and not self._off:
             number = next(iter(self._live), 0)
-            if not number or self._born[number] > older.number:
-                self._files.retire(older)
-                self._older = older = None
+            if not number or self._born[number] > self._older[0].number:
+                self._files.retire(self._older.pop(0))
+            elif written := self._append(self._live[number]):
+                most -= written
             else:
-                most -= self._snapshot(self._live[number])
+                break
 
     def _turn(self) -> None:
         """The newer segment is full: half of the next one is enough for all that is in flight."""
@@ -259,18 +214,25 @@ class Journal:
         self._newer.append(self._buffer)
         full, self._newer = self._newer, self._begin()
         self._copy(self._size)
-        self._older = full
+        self._older.append(full)
+        if len(self._older) > 1:
+            raise JournalError(f"what is in flight needs more than a file of {self._size} bytes")
 
     def _void(self) -> None:
         """Who is gone cannot be noted any more: what would bring them back counts for nothing."""
-        for segment in (self._older, self._newer):
-            if segment is not None:
-                segment.void()
+        for segment in (*self._older, self._newer):
+            segment.void()
 
     def _begin(self) -> Segment:
         segment = self._files.take()
         segment.append(bytearray(self._encoder.encode(self._opened)))
         return segment
+
+    def _most_bytes(self, record: Accepted) -> int:
+        """Bytes of a request that is written as a whole, at its end; however many tokens it has."""
+        bare = msgspec.structs.replace(record, number=_MAX_NUMBER, tokens={})
+        tokens = len(record.tokens) * (2 + record.submit.max_tokens) * _INT_BYTES
+        return RECORD_HEAD.size + len(self._encoder.encode(bare)) + tokens
 
     def _say_full(self, need: int) -> None:
         if self._says_full and not self._off:
@@ -280,96 +242,6 @@ class Journal:
                 "end with the router (--journal-max-mib)",
                 len(self._live), self._reserved + need, self._size // 2,
             )  # fmt: skip
-
-
-def replay(segments: list[Data], opened: Opened) -> tuple[list[Accepted], list[Accepted]]:
-    """The requests that were in flight, and those that have ended last.
-
-    segments: contents of the files, in their order.  What is behind a record that
-    is not whole is ignored, as is a journal of another model or release.
-    """
-    found = _Found()
-    for data in segments:
-        whole = False
-        for place, payload in enumerate(payloads(data)):
-            try:
-                record = _decode(payload)
-            except msgspec.MsgspecError:
-                break
-            if (place == 0) != isinstance(record, Opened) or (place == 0 and record != opened):
-                _log.warning("a journal of another model or release: %s, not %s", record, opened)
-                return [], []
-            whole = isinstance(record, Continued)
-            found.take(record)
-        if not whole:
-            break
-    return found.requests()
-
-
-class _Found:
-    """Requests as a replay finds them."""
-
-    def __init__(self) -> None:
-        self._requests: dict[int, Accepted] = {}
-        self._of_client: dict[tuple[bytes, int], int] = {}
-        self._of_answer: dict[int, Accepted] = {}
-        self._open: dict[int, set[int]] = {}
-        self._ended: OrderedDict[int, None] = OrderedDict()
-
-    def take(self, record: Record) -> None:
-        if isinstance(record, Accepted):
-            before = self._of_client.get((record.owner, record.client_id), record.number)
-            if before != record.number:  # it has ended, or went on
-                self._drop(before)
-            self._of_client[record.owner, record.client_id] = record.number
-            self._requests.pop(record.number, None)
-            self._requests[record.number] = record
-            numbers = {record.number + choice for choice in record.tokens}
-            self._open.setdefault(record.number, numbers)
-            for number in numbers:
-                self._of_answer[number] = record
-        elif isinstance(record, Step):
-            for number, index, token_ids in record.tokens:
-                request = self._of_answer.get(number)
-                if request is not None:
-                    tokens = request.tokens[number - request.number]
-                    if index == len(tokens):
-                        tokens += token_ids
-            for number in record.ended:
-                self._end(number)
-            for number in record.gone:
-                self._drop(number)
-
-    def requests(self) -> tuple[list[Accepted], list[Accepted]]:
-        """Those in flight, and those that have ended."""
-        ended = [self._requests.pop(number) for number in self._ended]
-        return list(self._requests.values()), ended
-
-    def _end(self, number: int) -> None:
-        request = self._of_answer.get(number)
-        if request is None:
-            return
-        still_open = self._open[request.number]
-        still_open.discard(number)
-        if not still_open:
-            self._ended[request.number] = None
-            if len(self._ended) > MAX_ENDED:
-                self._drop(next(iter(self._ended)))
-
-    def _drop(self, number: int) -> None:
-        request = self._requests.pop(number, None)
-        self._ended.pop(number, None)
-        if request is not None:
-            del self._open[number]
-            for choice in request.tokens:
-                del self._of_answer[number + choice]
-
-
-def _reserve(record: Accepted) -> int:
-    """Bytes that a request may need when it is written as a whole, at its end."""
-    submit = record.submit
-    tokens = len(submit.prompt_ids) + len(record.tokens) * submit.max_tokens
-    return _REQUEST_BYTES + _TOKEN_BYTES * tokens + len(submit.grammar) * 4
 
 
 def _last(segments: list[Path]) -> int:

@@ -23,7 +23,7 @@ from .latencies import StreamTimes
 
 if TYPE_CHECKING:
     from .groups import Group
-    from .journal import Accepted
+    from .records import Accepted
     from .session import Session
     from .texts import TextJob
 

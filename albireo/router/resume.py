@@ -18,7 +18,9 @@ import msgspec
 
 from albireo.ipc.protocol import Have, Resume
 
-from .journal import MAX_ENDED, Accepted, Journal
+from .journal import Journal
+from .records import Accepted
+from .replay import MAX_ENDED
 from .requests import Refusal, Stream, TokenRequest
 from .session import Session
 from .validate import for_choice

@@ -1,11 +1,14 @@
 """The journal's files: framed records in a mapping of the page cache.
 
-    segment = "ALBJRNL1", record, record, ..., zeros
+    segment = "ALBJRNL1" or "ALBJFST1", record, record, ..., zeros
     record  = u32 length, u32 crc32 of the payload (begun with the length), payload
 
 A record is in the page cache, where the death of this process leaves it, as soon
 as append() has returned: a copy in memory, without a system call.  Its length is
 written last.  Reading stops at the first record that is not whole.
+
+ALBJFST1 is the first segment of a router's journal, once it has all that the files
+before it have: they count for nothing then, whichever of them are still there.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 MAGIC = b"ALBJRNL1"
+FIRST_MAGIC = b"ALBJFST1"
 SUFFIX = ".journal"
 RECORD_HEAD = struct.Struct("<II")
 AHEAD_BYTES = 1024 * 1024
@@ -98,6 +102,10 @@ class Segment:
     def void(self) -> None:
         """Nobody finds a record in it any more: at once, and on a full disk, too."""
         self._map[: len(MAGIC)] = bytes(len(MAGIC))
+
+    def make_first(self) -> None:
+        """The files before it count for nothing any more; all at once."""
+        self._map[: len(MAGIC)] = FIRST_MAGIC
 
     def remove(self) -> None:
         """Deletes the file.  What is mapped of it goes with the last reference."""
@@ -201,9 +209,14 @@ def mapped(path: Path) -> Data:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
+def is_first(data: Data) -> bool:
+    """Whether what is before this segment counts for nothing."""
+    return data[: len(MAGIC)] == FIRST_MAGIC
+
+
 def payloads(data: Data) -> Iterator[bytes]:
     """The payloads of a segment's records, up to the first that is not whole."""
-    if data[: len(MAGIC)] != MAGIC:
+    if data[: len(MAGIC)] not in (MAGIC, FIRST_MAGIC):
         return
     at = len(MAGIC)
     while at + RECORD_HEAD.size <= len(data):

@@ -26,7 +26,8 @@ from albireo.ipc.tls_door import TlsDoor
 
 from .actors import ActorMessages
 from .hub import AsyncHub
-from .journal import Journal, opened_by
+from .journal import Journal
+from .records import opened_by
 from .requests import Refusal
 from .router import Router
 from .session import Session

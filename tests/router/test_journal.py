@@ -1,68 +1,25 @@
-"""The journal: what is read is a prefix of what was written, wherever it is cut or damaged."""
+"""The journal: what is in flight is in it, its size is bounded, and who is gone stays gone."""
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import tempfile
 from pathlib import Path
-from typing import Any
 
+import msgspec
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from albireo.ipc.messages import Submit
-from albireo.router.journal import MAX_ENDED, Accepted, Journal, JournalError, Opened, replay
-from albireo.router.segments import MAGIC, RECORD_HEAD, Segment, mapped, payloads, segments_in
+from albireo.router.journal import Journal, JournalError
+from albireo.router.records import Accepted, Opened
+from albireo.router.replay import MAX_ENDED
+from albireo.router.segments import Segment, segments_in
 
 from .fakes import drop_journal
-
-OPENED = Opened("1", "model", 10, 1000, 128)
-SIZE = 64 * 1024 * 3
-
-
-def submit(prompt: list[int], max_tokens: int = 50) -> Submit:
-    return Submit(
-        request=0, prompt_ids=prompt, max_tokens=max_tokens, min_tokens=0, temperature=1.0,
-        top_k=0, top_p=1.0, min_p=0.0, seed=-(2**63), stop=("é",), stop_token_ids=(2,),
-        include_stop=False, skip_special_tokens=True, logit_bias={3: 1.5},
-    )  # fmt: skip
-
-
-def record(client_id: int, n: int = 1, prompt: int = 3, max_tokens: int = 50) -> Accepted:
-    return Accepted(
-        0, b"owner", client_id, "t", submit(list(range(prompt)), max_tokens),
-        {choice: [] for choice in range(n)},
-    )  # fmt: skip
-
-
-def open_journal(path: Path, size: int = SIZE, sync_s: float = 0.0) -> Journal:
-    return Journal(path, size, sync_s, OPENED)
-
-
-def found(path: Path) -> dict[int, dict[int, list[int]]]:
-    """Tokens by client's id, as a router would find them now."""
-    while True:
-        # The journal's thread may delete a file meanwhile; a dead router's does not.
-        with contextlib.suppress(FileNotFoundError):
-            in_flight, ended = replay([mapped(each) for each in segments_in(path)], OPENED)
-            return {each.client_id: each.tokens for each in (*in_flight, *ended)}
+from .journals import SIZE, found, heavy, open_journal, record, size_of, submit
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "j"
-
-
-def size_of(path: Path) -> int:
-    """Bytes of all files there; the journal's thread may delete one meanwhile."""
-    size = 0
-    for each in segments_in(path):
-        with contextlib.suppress(FileNotFoundError):
-            size += each.stat().st_size
-    return size
 
 
 def test_what_was_in_flight_comes_back(path: Path) -> None:
@@ -192,7 +149,7 @@ def test_a_full_journal_takes_no_more_and_says_so(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     journal = open_journal(path)
-    records = [record(number, max_tokens=1000) for number in range(5)]
+    records = [record(number, max_tokens=2000) for number in range(5)]
     with caplog.at_level(logging.WARNING):
         assert [journal.accept(each) for each in records] == [True] * 3 + [False] * 2
     assert caplog.text.count("--journal-max-mib") == 1
@@ -201,6 +158,54 @@ def test_a_full_journal_takes_no_more_and_says_so(
     journal.forget(records[0], gone=True)
     assert journal.accept(records[4])
     drop_journal(journal)
+
+
+def test_all_of_a_request_has_room(path: Path) -> None:
+    """What is in flight grows as long as it may, and is written anew, many times."""
+    size = 16 << 20
+    journal = open_journal(path, size)
+    in_flight: list[Accepted] = []
+    while journal.accept(new := heavy(len(in_flight), max_tokens=500)):
+        in_flight.append(new)
+    # The tokens that are to come have their room, and without them they fill the half of a file.
+    assert 3 * size // 32 < len(in_flight) * len(msgspec.msgpack.encode(new)) <= size // 6
+    for index in range(500):
+        tokens = []
+        for each in in_flight:
+            for choice, ids in each.tokens.items():
+                ids.append(100_000 + index)
+                tokens.append((each.number + choice, index, ids[-1:]))
+        journal.step(tokens)
+        journal.step([(0, 0, [100_000] * 5000)])  # others'
+        assert size_of(path) <= size
+    assert int(segments_in(path)[-1].stem) > 4
+    drop_journal(journal)
+    assert found(path) == {each.client_id: each.tokens for each in in_flight}
+
+
+def test_a_file_that_fills_up_while_another_is_emptied(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Much comes and ends at once, and little is written anew with each step."""
+    monkeypatch.setattr("albireo.router.journal._COPY_BYTES", 0)
+    journal = open_journal(path, 4 * SIZE)
+
+    def of_length(client_id: int, prompt: int) -> Accepted:
+        return Accepted(0, b"owner", client_id, "", submit([100_000] * prompt, 1), {0: []})
+
+    in_flight = [of_length(number, 1000) for number in range(10)]
+    assert all(journal.accept(each) for each in in_flight)
+    for number in range(100):
+        brief = of_length(100 + number, 4000 + 10 * number)
+        assert journal.accept(brief)
+        journal.forget(brief, gone=True)
+        journal.step([])
+        assert size_of(path) <= 4 * SIZE
+        assert found(path).keys() == set(range(10))
+    for each in in_flight:
+        journal.forget(each, gone=True)
+    journal.close()
+    assert list(path.iterdir()) == []
 
 
 TOO_LONG = [(99, 0, [300] * 30_000)]
@@ -214,7 +219,7 @@ def full_disk(path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Journal, Acc
     journal = open_journal(path)
     one, two = record(1, prompt=1500), record(2, prompt=1500)
     assert journal.accept(one) and journal.accept(two)
-    while journal._older is None:
+    while not journal._older:
         journal.step([(99, 0, [7] * 20)])
 
     def fail() -> Segment:
@@ -234,6 +239,27 @@ def test_a_disk_that_is_full_ends_the_journal_and_not_the_router(
     journal.step([(one.number, 0, [5])])
     drop_journal(journal)
     assert {1, 2} <= set(found(path)), "what was not written anew must not be deleted"
+
+
+def test_a_record_that_no_file_can_hold_ends_the_journal_and_deletes_nothing(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A group that sends more than was asked for."""
+    journal = open_journal(path)
+    one, two = record(1), record(2)
+    assert journal.accept(one) and journal.accept(two)
+    two.tokens[0] += [300] * 30_000
+    journal.step([(two.number, 0, two.tokens[0])])
+    assert caplog.text.count("cannot be written") == 1 and "65536 bytes" in caplog.text
+    late = record(3)
+    assert not journal.accept(late)
+    assert found(path).keys() == {1, 2}
+    journal.forget(one, gone=True)
+    journal.step([])
+    assert found(path) == {}
+    journal.forget(two, gone=False)
+    journal.close()
+    assert list(path.iterdir()) == []
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -287,106 +313,3 @@ def test_it_is_the_owner_s_alone(path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o700
     assert all(each.stat().st_mode & 0o777 == 0o600 for each in segments_in(path))
     drop_journal(journal)
-
-
-# ---------------------------------------------------------------------- damage
-PAYLOADS = st.lists(st.binary(min_size=1, max_size=40), max_size=12)
-_quick = settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-
-
-def written(directory: Path, contents: list[bytes]) -> bytes:
-    for old in segments_in(directory):
-        old.unlink()
-    segment = Segment(directory, 1, 4096)
-    for each in contents:
-        segment.append(bytearray(each))
-    data = segment.path.read_bytes()
-    segment.remove()
-    return data
-
-
-@_quick
-@given(PAYLOADS, st.data())
-def test_any_damage_leaves_a_prefix(tmp_path: Path, contents: list[bytes], data: Any) -> None:
-    whole = written(tmp_path, contents)
-    assert list(payloads(whole)) == contents
-    cut = data.draw(st.integers(0, len(whole)))
-    assert list(payloads(whole[:cut])) == contents[: len(list(payloads(whole[:cut])))]
-    used = len(MAGIC) + sum(RECORD_HEAD.size + len(each) for each in contents)
-    at, flip = data.draw(st.integers(0, used - 1)), data.draw(st.integers(1, 255))
-    damaged = bytearray(whole)
-    damaged[at] ^= flip
-    read = list(payloads(bytes(damaged)))
-    assert read == contents[: len(read)] and (len(read) < len(contents) or not contents)
-
-
-@_quick
-@given(st.binary(max_size=200))
-def test_random_bytes_are_no_records(noise: bytes) -> None:
-    assert list(payloads(noise)) == []
-    assert replay([MAGIC + noise], OPENED) == ([], [])
-
-
-class Machine(RuleBasedStateMachine):
-    """A journal against a plain dictionary, with deaths at any moment."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._home = tempfile.TemporaryDirectory(prefix="alj")
-        self.path = Path(self._home.name)
-        self.journal = open_journal(self.path, 3 * 40_960)
-        self.live: dict[int, Accepted] = {}
-        self.next = 1
-
-    @rule(n=st.integers(1, 3), prompt=st.integers(1, 900))
-    def accept(self, n: int, prompt: int) -> None:
-        new = record(self.next, n, prompt, 60)
-        self.next += 1
-        if self.journal.accept(new):
-            self.live[new.client_id] = new
-
-    @precondition(lambda self: self.live)
-    @rule(data=st.data(), ids=st.lists(st.integers(0, 999), max_size=5))
-    def tokens(self, data: Any, ids: list[int]) -> None:
-        each = self.live[data.draw(st.sampled_from(sorted(self.live)))]
-        choice = data.draw(st.sampled_from(sorted(each.tokens)))
-        each.tokens[choice] += ids
-        self.journal.step([(each.number + choice, len(each.tokens[choice]) - len(ids), ids)])
-
-    @precondition(lambda self: self.live)
-    @rule(data=st.data(), gone=st.booleans())
-    def forget(self, data: Any, gone: bool) -> None:
-        each = self.live.pop(data.draw(st.sampled_from(sorted(self.live))))
-        if not gone:
-            for choice in each.tokens:
-                self.journal.ended(each.number + choice)
-        self.journal.forget(each, gone=gone)
-
-    @rule()
-    def die(self) -> None:
-        drop_journal(self.journal)
-        self.journal = open_journal(self.path, 3 * 40_960)
-        there = {each.client_id: each for each in self.journal.found}
-        for number, each in self.live.items():
-            assert there[number].tokens == each.tokens and there[number].submit == each.submit
-        for number, each in there.items():
-            if number not in self.live:
-                self.journal.forget(each, gone=True)
-            else:
-                assert each.number
-                self.live[number] = each
-        assert not {each.client_id for each in self.journal.found_ended} & self.live.keys()
-
-    @invariant()
-    def bounded(self) -> None:
-        assert size_of(self.path) <= 3 * 40_960
-
-    def teardown(self) -> None:
-        drop_journal(self.journal)
-        self._home.cleanup()
-
-
-Machine.TestCase.settings = settings(max_examples=15, stateful_step_count=40, deadline=None)
-test_any_life = Machine.TestCase

@@ -18,8 +18,9 @@ from .fakes import FakeGroup, RawClient, piece
 
 Start = Callable[..., Neighbourhood]
 SESSION = "a-name-that-only-one-client-knows"
-ONE_REQUEST = 16 * 1024
-"""Bytes of a journal's file for which two are too many."""
+ONE_REQUEST = 4096
+"""Bytes of a journal's file for which two requests with LONG are too many."""
+LONG = {"stop": ["?" * 250 + str(each) for each in range(4)]}
 
 
 def join(near: Neighbourhood, session: str = SESSION) -> RawClient:
@@ -378,10 +379,10 @@ def test_what_goes_on_without_room_in_the_journal_is_lost_with_its_router(
     """The tokens of an earlier answer, which are there, are not those that its client has."""
     deaths.journal_bytes = 3 * ONE_REQUEST
     client = deaths.start()
-    ask(client)
+    ask(client, **LONG)
     deaths.group.output(piece(submit(deaths.group).request, 0, [11, 12, 13], "abc", "stop"))
     client.receive()
-    ask(client, 2)
+    ask(client, 2, **LONG)
     submit(deaths.group)
     if how == "resumed":
         client.close()
@@ -390,10 +391,10 @@ def test_what_goes_on_without_room_in_the_journal_is_lost_with_its_router(
     else:
         if how == "asked again, and forgotten":
             monkeypatch.setattr(resume, "MAX_ENDED", 1)
-            ask(client, 3)
+            ask(client, 3, **LONG)
             deaths.group.output(piece(submit(deaths.group).request, 0, [31], "x", "stop"))
             client.receive()
-        ask(client)
+        ask(client, **LONG)
     again = submit(deaths.group)
     deaths.group.output(piece(again.request, again.resumed, [22], "B"))
     assert client.receive()["items"][0][:3] == [1, again.resumed, [22]]
