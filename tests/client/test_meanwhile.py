@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import queue
 import socket
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from albireo.client import Client
+from albireo.client import AlbireoError, AsyncClient, Client, ConnectionLost, NodeNotRunning
 from albireo.client.replies import Replies
-from albireo.client.requests import frame, tokenize_message
+from albireo.client.requests import frame, generate_message, resolve_params, tokenize_message
 from albireo.ipc.framing import FrameSplitter
-from albireo.ipc.protocol import ClientMessage, Hello, Tokenize, Tokens, Welcome
+from albireo.ipc.protocol import ClientMessage, Generate, Hello, Tokenize, Tokens, Welcome
 
+from ..router.fakes import encode
 from .conftest import Node, eventually
 
 HALF = [998, 5]
@@ -139,3 +142,87 @@ def test_leaving_while_a_new_connection_is_told_what_goes_on(
         eventually(lambda: client.status()["requests"]["cancelled"] == 1)
         reasons = [delta.end.finish_reason for delta in stream if delta.end is not None]
         assert reasons == (["cancelled"] if leave == "cancel" else [])
+
+
+@pytest.mark.parametrize("kind", ["blocking", "asynchronous"])
+def test_a_handler_that_asks_again_waits_for_the_node(mortal: Node, kind: str) -> None:
+    """The closed loop of a load generator."""
+    errors: list[AlbireoError] = []
+    over = threading.Event()
+    ask: Callable[[], int]
+
+    def on_reply(reply: Any) -> None:
+        if isinstance(reply, AlbireoError):
+            errors.append(reply)
+            if len(errors) < 100_000:
+                ask()
+        elif reply.end is not None:
+            over.set()
+
+    def make(number: int) -> Generate:
+        return generate_message(number, "abc", resolve_params(None, {"max_tokens": 3}))
+
+    def come_and_go() -> None:
+        mortal.die()
+        eventually(lambda: len(errors) > 1)
+        mortal.start()
+        assert over.wait(20)
+
+    async def asynchronous() -> None:
+        nonlocal ask
+        async with await AsyncClient.connect(mortal.path, reconnect_s=0.1) as client:
+            ask = lambda: client.request(make, on_reply)  # noqa: E731
+            client.request(lambda number: generate_message(number, STUCK, params), on_reply)
+            await client.models()
+            await asyncio.to_thread(come_and_go)
+
+    params = resolve_params(None, {})
+    if kind == "blocking":
+        with Client.connect(mortal.path, reconnect_s=0.1) as client:
+            ask = lambda: client.request(make, on_reply)  # noqa: E731
+            client.request(lambda number: generate_message(number, STUCK, params), on_reply)
+            client.models()
+            come_and_go()
+    else:
+        asyncio.run(asynchronous())
+    assert all(isinstance(each, NodeNotRunning) for each in errors)
+
+
+@pytest.mark.parametrize("kind", ["blocking", "asynchronous"])
+def test_what_is_asked_when_a_stream_ends_shortens_no_wait(mortal: Node, kind: str) -> None:
+    mortal.die()
+    mortal.journal = False
+    mortal.start()
+    replies: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    client: Client | AsyncClient
+
+    def ask(handler: Callable[[Any], None], prompt: str | list[int] = "abc") -> None:
+        params = resolve_params(None, {"max_tokens": 3})
+        client.request(lambda number: generate_message(number, prompt, params), handler)
+
+    def begun(reply: Any) -> None:
+        replies.put(reply)
+        if isinstance(reply, AlbireoError):
+            ask(replies.put)
+
+    def come_and_go() -> None:
+        assert replies.get(timeout=20).token_ids == [998]
+        mortal.die()
+        assert isinstance(replies.get(timeout=20), ConnectionLost)
+        time.sleep(0.05)
+        mortal.start()
+        tokens = [token for _ in range(3) for token in replies.get(timeout=20).token_ids]
+        assert tokens == encode("abc")
+
+    async def asynchronous() -> None:
+        nonlocal client
+        async with await AsyncClient.connect(mortal.path) as client:
+            ask(begun, HALF)
+            await asyncio.to_thread(come_and_go)
+
+    if kind == "blocking":
+        with Client.connect(mortal.path) as client:
+            ask(begun, HALF)
+            come_and_go()
+    else:
+        asyncio.run(asynchronous())
