@@ -87,31 +87,38 @@ class AsyncLink:
         if not broke:
             self._replies.lose(error)
             return
-        self._replies.break_off(self.welcome.resume_s > 0)
+        # Begun first: a handler that asks again would have it tried just once.
         if self._reconnecting is None:
             self._reconnect(self._reconnect_s)
+        self._replies.break_off(self.welcome.resume_s > 0)
 
     def _reconnect(self, most_s: float) -> None:
         self._reconnecting = asyncio.get_running_loop().create_task(self._try(Backoff(most_s)))
 
     async def _try(self, backoff: Backoff) -> None:
         """Until there is a connection, or the time is over."""
-        error: AlbireoError | None = None
         try:
-            while True:
-                try:
-                    await self.open()
-                except AlbireoError as found:
-                    error = found
-                if self._wire is not None:
-                    return
-                wait = None if error is not None and not error.retry else backoff.next()
-                if wait is None:
-                    self._replies.lose(error or ConnectionLost("the node closed the connection"))
-                    return
-                await asyncio.sleep(wait)
+            error = await self._opened(backoff)
         finally:
             self._reconnecting = None
+        if error is not None:
+            # With no task left: what a handler asks then has a try of its own.
+            self._replies.lose(error)
+
+    async def _opened(self, backoff: Backoff) -> AlbireoError | None:
+        """Opens; returns why it could not be done in time."""
+        error: AlbireoError | None = None
+        while True:
+            try:
+                await self.open()
+            except AlbireoError as found:
+                error = found
+            if self._wire is not None:
+                return None
+            wait = None if error is not None and not error.retry else backoff.next()
+            if wait is None:
+                return error or ConnectionLost("the node closed the connection")
+            await asyncio.sleep(wait)
 
     async def _connect(self) -> _Wire:
         wire = _Wire(self._replies)

@@ -2,7 +2,7 @@
 
 A reader thread takes replies off the connection and hands them to the calls
 that wait for them, so many threads can share a client.  Frames are written by
-whichever thread has one; see _Writer for why that never blocks on a lock.
+whichever other thread has one: blocking_link.py says how.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The blocking client's connections, one after the other: async_link.py has the picture.
 
 run() is the reader's thread: it reads, and connects again.  Frames are written
-by whichever thread has one; see _Writer for why that never blocks on a lock.
+by whichever thread has one, but never by the reader; see _Writer for both, and
+for why that never blocks on a lock.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable
 
 from albireo.ipc.protocol import Welcome
 
@@ -50,6 +51,8 @@ class Link:
         self._writer: _Writer | None = None
         self._handover = threading.Lock()
         """What is asked goes to one connection: with those that it begins with, or after them."""
+        self._reader = 0
+        """run()'s thread; 0 until it runs."""
         self._wanted = threading.Event()
         """Somebody asks, without a connection; or all is over."""
         self._closing = threading.Event()
@@ -74,8 +77,11 @@ class Link:
             if isinstance(error, OSError) and not isinstance(error, AlbireoError):
                 raise self._where.error(error) from None
             raise
+        writer = _Writer(connection, self._reading)
         with self._handover:
-            writer = self._writer = _Writer(connection, self._replies.again())
+            # Published first: a Cancel that comes while it is found out what goes on waits here.
+            self._writer = writer
+            writer.begin(self._replies.again())
         writer.flush()
 
     def ask(self, request_id: int, pending: Pending) -> None:
@@ -106,6 +112,7 @@ class Link:
 
     def run(self) -> None:
         """Until the client is closed."""
+        self._reader = threading.get_ident()
         while self._replies.closed is None:
             error, broke = self._read()
             self._writer = None
@@ -124,6 +131,9 @@ class Link:
                 connected = self._try(Backoff(0.0))
         assert self._connection is not None
         self._connection.close()
+
+    def _reading(self) -> bool:
+        return threading.get_ident() == self._reader
 
     def _try(self, backoff: Backoff) -> bool:
         """Connects again; False when the time is over, or the client is closed."""
@@ -168,25 +178,56 @@ class Link:
 
 
 class _Writer:
-    """Frames onto the socket, in order, from any thread.
+    """Frames onto the socket, in order, from any thread, once it has begun.
 
     Whoever finds the socket free writes all that waits; the others leave their
     frame and go.  So a stream that is dropped by the garbage collector, in the
     middle of a write of the same thread, can leave its Cancel without a deadlock.
+
+    The reader has another thread write.  A node stops reading when its answers are
+    not read: if the reader waited for it meanwhile, both would wait for ever.
+
+    reading: whether it is called on the reader's thread.
     """
 
-    def __init__(self, connection: Connection, first: Iterable[bytes]) -> None:
+    def __init__(self, connection: Connection, reading: Callable[[], bool]) -> None:
         self._connection = connection
-        self._frames: deque[bytes] = deque(first)
+        self._reading = reading
+        self._frames: deque[bytes] = deque()
         self._busy = threading.Lock()
+        self._busy.acquire()
+
+    def begin(self, first: list[bytes]) -> None:
+        """Puts these ahead of what has been left by now; all is written from now on."""
+        self._frames.extendleft(reversed(first))
+        self._busy.release()
 
     def write(self, encoded: bytes) -> None:
         self._frames.append(encoded)
         self.flush()
 
     def flush(self) -> None:
+        """Sees to it that what waits is written."""
+        if not self._take():
+            return
+        if self._reading():
+            another = threading.Thread(
+                target=self._drain, name="albireo client writer", daemon=True
+            )
+            with contextlib.suppress(RuntimeError):
+                another.start()
+                return
+            # No thread can be had; nearly always the node does read.
+        self._drain()
+
+    def _take(self) -> bool:
+        """Whether there is something to write, and the socket was free; now it is not."""
+        return bool(self._frames) and self._busy.acquire(blocking=False)
+
+    def _drain(self) -> None:
         """A connection that breaks here is noticed, and reported, by the reader."""
-        while self._frames and self._busy.acquire(blocking=False):
+        taken = True
+        while taken:
             try:
                 while self._frames:
                     self._connection.sendall(self._frames.popleft())
@@ -194,3 +235,4 @@ class _Writer:
                 self._frames.clear()
             finally:
                 self._busy.release()
+            taken = self._take()

@@ -212,13 +212,13 @@ class Replies:
         return frames
 
     def lose(self, error: AlbireoError) -> None:
-        """Every request in flight ends with an error, each with one of its own."""
-        while self._requests:
-            try:
-                _, pending = self._requests.popitem()
-            except KeyError:
-                return
-            pending.handler(error.copy())
+        """Every request in flight ends with an error, each with one of its own.
+
+        What a handler asks then is a new request, which does not.
+        """
+        for request_id, pending in list(self._requests.items()):
+            if self._requests.pop(request_id, None) is not None:
+                pending.handler(error.copy())
 
     def close(self, error: AlbireoError) -> None:
         """The same, and nothing can be asked any more."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,3 +35,50 @@ def node() -> Iterator[PlayedNode]:
         node = PlayedNode(Path(path))
         yield node
         node.stop()
+
+
+class Node:
+    """A router with its groups and tokenizer, which can die and come back."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self._incarnation = -1
+        self.journal = True
+        self.path = str(home / "api.sock")
+        self.start()
+
+    def start(self) -> None:
+        self._incarnation += 1
+        journal: dict[str, Any] = {
+            "resume_s": 10.0, "journal": str(self._home / "journal"), "journal_bytes": 1 << 26
+        }  # fmt: skip
+        self.router = RouterThread(
+            make_spec(
+                self._home, num_groups=2, max_num_seqs=512, incarnation=self._incarnation,
+                **journal if self.journal else {},
+            )
+        )  # fmt: skip
+        self.automatic = Automatic(self.router.spec)
+
+    def die(self) -> None:
+        self.router.die()
+        self.automatic.stop()
+
+    def restart(self) -> None:
+        self.die()
+        self.start()
+
+
+@pytest.fixture
+def mortal() -> Iterator[Node]:
+    with tempfile.TemporaryDirectory(prefix="alb") as path:
+        node = Node(Path(path))
+        yield node
+        node.die()
+
+
+def eventually(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

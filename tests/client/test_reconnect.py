@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -30,58 +26,17 @@ from albireo.client.replies import MAX_LOSSES, Incoming, Replies
 from albireo.client.requests import frame, generate_message, resolve_params
 from albireo.ipc.protocol import ClientMessage, Deltas, Error, Generate, Resume
 
-from ..router.fakes import Automatic, RouterThread, encode, make_spec
+from ..router.fakes import encode
+from .conftest import Node, eventually
 
 HALF = [998, 5]
 """A prompt that gets one token and no more."""
 STUCK = [999]
 
 
-class Node:
-    """A router with its groups and tokenizer, which can die and come back."""
-
-    def __init__(self, home: Path) -> None:
-        self._home = home
-        self._incarnation = -1
-        self.journal = True
-        self.path = str(home / "api.sock")
-        self.start()
-
-    def start(self) -> None:
-        self._incarnation += 1
-        journal: dict[str, Any] = {
-            "resume_s": 10.0, "journal": str(self._home / "journal"), "journal_bytes": 1 << 26
-        }  # fmt: skip
-        self.router = RouterThread(
-            make_spec(
-                self._home, num_groups=2, max_num_seqs=512, incarnation=self._incarnation,
-                **journal if self.journal else {},
-            )
-        )  # fmt: skip
-        self.automatic = Automatic(self.router.spec)
-
-    def die(self) -> None:
-        self.router.die()
-        self.automatic.stop()
-
-    def restart(self) -> None:
-        self.die()
-        self.start()
-
-
 @pytest.fixture
-def node() -> Iterator[Node]:
-    with tempfile.TemporaryDirectory(prefix="alb") as path:
-        node = Node(Path(path))
-        yield node
-        node.die()
-
-
-def eventually(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+def node(mortal: Node) -> Node:
+    return mortal
 
 
 def test_a_stream_goes_on(node: Node) -> None:
