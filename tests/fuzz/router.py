@@ -48,6 +48,8 @@ class _Transport:
 
     def set_write_buffer_limits(self, high: int) -> None: ...
 
+    def get_extra_info(self, name: str) -> None: ...
+
     def write(self, data: bytes) -> None:
         self.written += data
 
