@@ -178,6 +178,7 @@ class _Wire(asyncio.Protocol):
         self.lost = self.lost or self.incoming.why_closed()
         if not self.greeted.done():
             self.greeted.set_exception(self.lost)
+            self.greeted.exception()  # asyncio would warn where nobody waits for it any more
         self._ended.set()
         self.on_lost(self.lost)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import queue
 import socket
 import threading
@@ -16,6 +17,7 @@ import msgspec
 import pytest
 
 from albireo.client import AlbireoError, AsyncClient, Client, ConnectionLost, NodeNotRunning
+from albireo.client.async_link import _Wire
 from albireo.client.replies import Replies
 from albireo.client.requests import frame, generate_message, resolve_params, tokenize_message
 from albireo.ipc.framing import FrameSplitter
@@ -226,3 +228,21 @@ def test_what_is_asked_when_a_stream_ends_shortens_no_wait(mortal: Node, kind: s
             come_and_go()
     else:
         asyncio.run(asynchronous())
+
+
+def test_a_connection_that_is_lost_before_anybody_waits_for_it_is_no_fault() -> None:
+    said: list[dict[str, Any]] = []
+
+    async def lose() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: said.append(context))
+        wire = _Wire(Replies())
+        wire.connection_lost(None)
+        greeted = wire.greeted
+        del wire
+        with pytest.raises(ConnectionLost):
+            await greeted
+        _Wire(Replies()).connection_lost(None)
+        gc.collect()
+
+    asyncio.run(lose())
+    assert said == []
