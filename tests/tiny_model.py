@@ -15,6 +15,7 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 TINY_VOCAB = 264
+TINY_EOS = 258
 
 
 def write_tiny_model(path: Path) -> None:
@@ -35,7 +36,7 @@ def write_tiny_model(path: Path) -> None:
         "max_position_embeddings": 512,
         "tie_word_embeddings": False,
         "bos_token_id": 256,
-        "eos_token_id": 258,
+        "eos_token_id": TINY_EOS,
         "torch_dtype": "float32",
     }
     (path / "config.json").write_text(json.dumps(config))

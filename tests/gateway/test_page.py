@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 import os
 import re
 import signal
@@ -17,8 +18,10 @@ import pytest
 from albireo.client import AlbireoError, Client, Unavailable
 from albireo.gateway.page import _page
 from albireo.ipc.keys import ApiKeys
+from albireo.ipc.simulated import sim_token
 from tools.browser import Browser, find_browser
 
+from ..tiny_model import TINY_EOS, TINY_VOCAB
 from .conftest import KEYS, MODEL, HttpNode
 from .played import PlayedLink, get
 
@@ -158,7 +161,17 @@ def test_a_visit(browser: Browser, http_node: HttpNode) -> None:
 
 def ask(browser: Browser, text: str, max_tokens: int) -> None:
     browser.run(f"document.querySelector('[name=max_tokens]').value = {max_tokens}")
+    browser.run(f"document.querySelector('[name=seed]').value = {endless_seed()}")
     browser.type("#message", text, enter=True)
+
+
+def endless_seed() -> int:
+    """Of an answer of the `sim` device that no end token ends early."""
+    return next(
+        seed
+        for seed in itertools.count()
+        if all(sim_token(seed, at, TINY_VOCAB) != TINY_EOS for at in range(512))
+    )
 
 
 @pytest.mark.node
