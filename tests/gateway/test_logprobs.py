@@ -14,7 +14,6 @@ from albireo.client import Delta, End
 from albireo.gateway.link import Ask
 from albireo.gateway.logprobs import EchoOffsets
 from albireo.ipc.protocol import Logprobs, TokenLogprob
-from albireo.workers.detokenizer.logprobs import TokenTexts
 from albireo.workers.detokenizer.stream import stream_factory
 from albireo.workers.tokenizer.text_model import TextModel
 
@@ -49,8 +48,8 @@ class ModelLink(PlayedLink):
         return self._model.decode(ids, False)
 
     def _rows(self, ids: list[int]) -> list[Logprobs]:
-        texts = TokenTexts(self._model)
-        return [Logprobs(TokenLogprob(each, -0.5, 1, texts[each]), []) for each in ids]
+        bytes_of = self._model.bytes_of
+        return [Logprobs(TokenLogprob(each, -0.5, 1, bytes_of(each)), []) for each in ids]
 
     async def _say(
         self, link: PlayedLink, number: int, ask: Ask, on_reply: Callable[[Any], None]

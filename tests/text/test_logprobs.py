@@ -7,7 +7,6 @@ import pytest
 
 from albireo.ipc.messages import Piece
 from albireo.ipc.plan import LOGPROB_WORDS, MAX_TOP_LOGPROBS, Int32Array
-from albireo.workers.detokenizer.logprobs import TokenTexts
 
 from .test_request import MODEL, byte_tokens, detokenizer, encode, submission
 from .tiny_tokenizers import sentencepiece, text_model
@@ -86,13 +85,12 @@ def test_records_of_others_are_dropped() -> None:
 
 
 def test_every_token_has_its_bytes_whatever_a_text_would_make_of_it_alone() -> None:
-    assert TokenTexts(MODEL)[MODEL.vocab_size + 3] == b""
+    assert MODEL.bytes_of(MODEL.vocab_size + 3) == b""
     model = text_model(sentencepiece())
     assert model.token_bytes is None
-    texts = TokenTexts(model)
-    assert texts[model.vocab_size + 3] == b""
+    assert model.bytes_of(model.vocab_size + 3) == b""
     for piece, found in {"▁t": b" t", "t": b"t", "<0xE4>": b"\xe4", "<s>": b"<s>"}.items():
-        assert texts[sentencepiece().token_to_id(piece)] == found
+        assert model.bytes_of(sentencepiece().token_to_id(piece)) == found
     text = "The quick 世界 🙂"
     ids = model.encode(text, add_special_tokens=False)
-    assert b"".join(texts[token] for token in ids) == f" {text}".encode()
+    assert b"".join(model.bytes_of(token) for token in ids) == f" {text}".encode()

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from albireo.ipc.messages import Piece, Submit
 from albireo.ipc.protocol import End
 from albireo.workers.detokenizer.detokenizer import Detokenizer
-from albireo.workers.detokenizer.logprobs import TokenTexts
 from albireo.workers.detokenizer.stream import stream_factory
 
 from .tiny_tokenizers import byte_level, text_model
@@ -42,7 +41,7 @@ def submission(request: int = 7, **changes: Any) -> Submit:
 
 
 def detokenizer(*requests: Submit) -> Detokenizer:
-    made = Detokenizer(STREAMS, TokenTexts(MODEL), (END,))
+    made = Detokenizer(STREAMS, MODEL.bytes_of, (END,))
     for request in requests:
         made.submit(request)
     return made

@@ -18,7 +18,7 @@ from albireo.ipc.plan import (
     Int32Array,
 )
 
-from .logprobs import TokenTexts
+from .logprobs import BytesOf
 from .request import RequestText
 from .stream import TextStream
 
@@ -46,18 +46,18 @@ class Detokenizer:
     """All requests of one group.
 
     new_stream: streams for the model's tokenizer, from stream_factory.
-    token_texts: the bytes of its tokens.
+    bytes_of: the bytes of its tokens.
     eos_token_ids: the model's own end tokens.
     """
 
     def __init__(
         self,
         new_stream: Callable[[bool], TextStream],
-        token_texts: TokenTexts,
+        bytes_of: BytesOf,
         eos_token_ids: Iterable[int],
     ) -> None:
         self._new_stream = new_stream
-        self._token_texts = token_texts
+        self._bytes_of = bytes_of
         self._eos_token_ids = frozenset(eos_token_ids)
         self._running: dict[int, RequestText] = {}
         self._changed: dict[int, RequestText] = {}
@@ -83,7 +83,7 @@ class Detokenizer:
             request = int(record[0])
             state = self._running.get(request)
             if state is not None:
-                state.score(record, tokens.get(request), self._token_texts)
+                state.score(record, tokens.get(request), self._bytes_of)
                 self._changed[request] = state
 
     def add_rows(self, rows: Iterable[tuple[int, int, int]]) -> tuple[list[int], list[Refused]]:

@@ -50,7 +50,6 @@ from albireo.ipc.timeline import Recorder
 from albireo.workers.tokenizer.text_model import TextModel
 
 from .detokenizer import Detokenizer
-from .logprobs import TokenTexts
 from .stream import stream_factory
 
 OUTPUT_CREDITS = 8
@@ -105,7 +104,7 @@ class _Group:
         """More results will come soon, and a process that sleeps is late (see config.py)."""
         self._detokenizer = Detokenizer(
             stream_factory(text, spec.model.vocab_size),
-            TokenTexts(text),
+            text.bytes_of,
             spec.model.eos_token_ids,
         )
         self.results = RingReader(

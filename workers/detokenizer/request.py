@@ -20,7 +20,7 @@ from albireo.ipc.plan import Int32Array
 from albireo.ipc.protocol import End, Logprobs
 from albireo.ipc.stopping import end_of_tokens
 
-from .logprobs import TokenTexts, read_logprobs
+from .logprobs import BytesOf, read_logprobs
 from .stop_strings import StopMatcher
 from .stream import TextStream
 
@@ -85,7 +85,7 @@ class RequestText:
             self.add(token)
         self._sent, self._ids, self._texts = submit.resumed, [], []
 
-    def score(self, record: Int32Array, token: int | None, texts: TokenTexts) -> None:
+    def score(self, record: Int32Array, token: int | None, bytes_of: BytesOf) -> None:
         """Takes a logprob record of the request, of the new token before the token itself.
 
         A position of the prompt is scored again when the request is computed again.
@@ -93,9 +93,9 @@ class RequestText:
         position = int(record[1])
         if position >= self.prompt_tokens:
             if self._logprobs is not None and token is not None:
-                self._logprobs.append(read_logprobs(record, token, self._best, texts))
+                self._logprobs.append(read_logprobs(record, token, self._best, bytes_of))
         elif position == self._scored and self._prompt_ids:
-            found = read_logprobs(record, self._prompt_ids[position], self._prompt_best, texts)
+            found = read_logprobs(record, self._prompt_ids[position], self._prompt_best, bytes_of)
             self._scored += 1
             self._prompt_logprobs = self._prompt_logprobs or []
             self._prompt_logprobs.append(found)

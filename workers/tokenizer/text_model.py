@@ -56,7 +56,10 @@ class TextModel:
         self.tool_style = tool_style(template or "")
 
     def bytes_of(self, token: int) -> bytes:
-        """A token's own bytes, which may be part of a character; ids without a token have none."""
+        """A token's own bytes, which may be part of a character; ids without a token have none.
+
+        So do rows of the embedding beyond the vocabulary.
+        """
         if self.token_bytes is not None:
             return self.token_bytes[token] if token < len(self.token_bytes) else b""
         return bytes_of_piece(self._tokenizer.id_to_token(token))
