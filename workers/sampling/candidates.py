@@ -22,7 +22,7 @@ from numba import njit
 
 from ..machine_code import native
 from ..parallel.slabs import ROW_MESSAGE_WORDS
-from .draw import NOT_FINITE, NOTHING_ALLOWED, draw_token, gumbel
+from .draw import draw_token, gumbel, why_none
 from .filters import (
     BLOCK,
     BROKEN,
@@ -254,7 +254,7 @@ def decide(  # type: ignore[no-untyped-def]
         kind = row_kind(slot, temperature, top_k, top_p, min_p, vocab_size)
         at = offsets[i]
         if state != SOUND:
-            tokens[i] = NOTHING_ALLOWED if state == EMPTY else NOT_FINITE
+            tokens[i] = why_none(state)
         elif kind == GREEDY:
             tokens[i] = best_token
         elif kind == PLAIN:

@@ -40,6 +40,12 @@ _SLACK = 1.0 + 1e-9
 
 
 @njit(nogil=True, inline="always")
+def why_none(state):  # type: ignore[no-untyped-def]
+    """In place of the token of a row that is not SOUND."""
+    return NOTHING_ALLOWED if state == EMPTY else NOT_FINITE
+
+
+@njit(nogil=True, inline="always")
 def gumbel(word):  # type: ignore[no-untyped-def]
     return -math.log(-math.log((np.float64(word) + 0.5) / _WORDS))
 
@@ -111,7 +117,7 @@ def sample_rows(  # type: ignore[no-untyped-def]
         row = logits[i]
         state = scan_row(row, block_max)
         if state != SOUND:
-            tokens[i] = NOTHING_ALLOWED if state == EMPTY else NOT_FINITE
+            tokens[i] = why_none(state)
             continue
         best_token = first_best(row, block_max)
         slot = slots[first + i * stride]

@@ -56,9 +56,9 @@ class TextModel:
         self.tool_style = tool_style(template or "")
 
     def bytes_of(self, token: int) -> bytes:
-        """A token's own bytes, which may be part of a character; ids without a token have none.
+        """A token's own bytes, which may be part of a character.
 
-        So do rows of the embedding beyond the vocabulary.
+        Ids without a token, as those beyond the tokenizer's vocabulary, have none.
         """
         if self.token_bytes is not None:
             return self.token_bytes[token] if token < len(self.token_bytes) else b""
