@@ -5,6 +5,9 @@
     detokenizer ─┘
     scheduler ───── Spoke of its detokenizer's Hub
 
+Outputs alone, the tokens of a step, go from detokenizer to router by a socket of their own
+(ipc/output_lane.py).
+
 A request has two numbers: the client's `id` on its connection, and `request`,
 a positive int32 that the router gives to each attempt and that all actors of
 a group use.  An answer to an attempt that the router has given up is dropped
@@ -32,6 +35,11 @@ class Joined(_Message, frozen=True):
     group: int
     incarnation: int
     pid: int
+
+
+def detokenizer_identity(group: int, incarnation: int) -> str:
+    """By which the router knows the detokenizer of a group."""
+    return f"g{group}.{incarnation}"
 
 
 # ------------------------------------------------------------ router <-> tokenizer
@@ -290,7 +298,6 @@ ToRouter = (
     | Encoded
     | Decoded
     | TextFailed
-    | Output
     | Refused
     | GroupStats
     | Topology

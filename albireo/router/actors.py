@@ -35,6 +35,7 @@ from albireo.ipc.messages import (
     TextFailed,
     TokenizerDown,
     Topology,
+    detokenizer_identity,
 )
 from albireo.ipc.stages import Stage
 from albireo.ipc.timeline import NO_STEP
@@ -70,7 +71,6 @@ class ActorMessages:
         self._drain_peer: bytes | None = None
         self._drain_timer: asyncio.TimerHandle | None = None
         self._handlers: dict[type, Callable[[bytes, Any], None]] = {
-            Output: self._output,
             Refused: self._refused,
             GroupStats: self._group_stats,
             Encoded: self._text,
@@ -95,7 +95,8 @@ class ActorMessages:
             self._drain_timer.cancel()
 
     # ------------------------------------------------------------------ answers
-    def _output(self, peer: bytes, output: Output) -> None:
+    def output(self, peer: bytes, output: Output) -> None:
+        """A step's tokens have come from a detokenizer."""
         group = self._groups.of(peer)
         if group is not None:
             start_ns = time.monotonic_ns()
@@ -110,6 +111,12 @@ class ActorMessages:
             self._router.timeline.record(
                 Stage.ROUTE, NO_STEP, start_ns, time.monotonic_ns(), len(output.pieces)
             )
+
+    def output_lost(self, peer: bytes) -> None:
+        """Its tokens do not come any more: it has died, or it has to begin anew."""
+        group = self._groups.of(peer)
+        if group is not None:
+            self._groups.lose(group, time.monotonic())
 
     def _refused(self, peer: bytes, refused: Refused) -> None:
         group = self._groups.of(peer)
@@ -165,7 +172,7 @@ class ActorMessages:
     def _reset_groups(self) -> None:
         """Asks again until they join: a Reset too many comes before the first Submit."""
         for number, incarnation in self._unreset.items():
-            self._send(f"g{number}.{incarnation}".encode(), Reset())
+            self._send(detokenizer_identity(number, incarnation).encode(), Reset())
 
     def _call_back(self) -> None:
         """Groups that could not be reached and have not ended begin anew, as soon as they can be;

@@ -3,6 +3,7 @@
 api.sock     Unix stream, 0600: a Session for each connection
 TCP          with TLS and API keys, where it is asked for: the same (tls_door.py)
 router.zmq   ZeroMQ: supervisor, tokenizer, detokenizers
+out.sock     Unix stream, 0600: tokens from the detokenizers (output_door.py)
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 from albireo.ipc.config import ActorSpec
 from albireo.ipc.framing import FrameEncoder
 from albireo.ipc.keys import KeyFileError, load_keys
-from albireo.ipc.paths import API_SOCKET, require_socket_path
+from albireo.ipc.paths import API_SOCKET, OUTPUT_SOCKET, require_socket_path
 from albireo.ipc.timeline import Recorder
 from albireo.ipc.tls import TlsError, server_context
 from albireo.ipc.tls_door import TlsDoor
@@ -27,6 +28,7 @@ from albireo.ipc.tls_door import TlsDoor
 from .actors import ActorMessages
 from .hub import AsyncHub
 from .journal import Journal
+from .output_door import OutputDoor
 from .records import opened_by
 from .requests import Refusal
 from .router import Router
@@ -55,6 +57,9 @@ async def serve(
     journal = _journal(spec)
     router = Router(spec, hub.send, timeline or Recorder.of({}), journal)
     actors = ActorMessages(spec, router, hub.send)
+    outputs = OutputDoor(actors.output, actors.output_lost)
+    output_path = f"{spec.runtime_dir}/{OUTPUT_SOCKET}"
+    output_listener = await loop.create_unix_server(outputs.lane, sock=_bind(output_path))
     hub.listen(actors.receive)
     encoder = FrameEncoder()
     path = f"{spec.runtime_dir}/{API_SOCKET}"
@@ -71,9 +76,12 @@ async def serve(
         if door is not None:
             door.close()
             await door.wait_closed()
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
+        output_listener.close()
+        for each in (path, output_path):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(each)
         await _say_farewell(router)
+        outputs.close()
         actors.close()
         hub.close()
         if journal is not None:

@@ -74,7 +74,7 @@ def test_every_socket_takes_everything(
     assert facts is not None
     paths = [path for path in node_dir(node).iterdir() if stat.S_ISSOCK(path.stat().st_mode)]
     names = {path.name for path in paths}
-    assert names == {"api.sock", "node.sock", "router.zmq", "g0.zmq"}
+    assert names == {"api.sock", "node.sock", "out.sock", "router.zmq", "g0.zmq"}
     assert {stat.S_IMODE(node_dir(node).stat().st_mode)} == {0o700}
     assert {stat.S_IMODE(p.stat().st_mode) & 0o077 for p in [*paths, tmp_path / "uds"]} == {0}
     ports = [urlsplit(facts[name]).port for name in ("http", "listen")]

@@ -42,6 +42,8 @@ from albireo.ipc.messages import (
     Topology,
     ToTokenizer,
 )
+from albireo.ipc.output_lane import OutputSender
+from albireo.ipc.paths import OUTPUT_SOCKET
 from albireo.ipc.protocol import MAX_FRAME_BYTES, End
 from albireo.node.access import ListenSocket
 from albireo.router import server
@@ -154,10 +156,10 @@ class FakeSpoke:
         self._poller = zmq.Poller()
         self._poller.register(self._spoke.socket, zmq.POLLIN)
         self._received: list[Any] = []
-        self._joined = joined
+        self.joined = joined
 
     def join(self) -> None:
-        self.send(self._joined)
+        self.send(self.joined)
 
     def send(self, message: msgspec.Struct) -> None:
         self._spoke.send(message)
@@ -195,9 +197,18 @@ class FakeGroup(FakeSpoke):
     def __init__(self, spec: ActorSpec, group: int = 0, incarnation: int = 0) -> None:
         joined = Joined("detokenizer", group, incarnation, os.getpid())
         super().__init__(spec, f"g{group}.{incarnation}", ToDetokenizer, joined)
+        self.outputs = OutputSender(f"{spec.runtime_dir}/{OUTPUT_SOCKET}", joined)
 
     def output(self, *pieces: Piece) -> None:
-        self.send(Output(list(pieces)))
+        self.outputs.send(Output(list(pieces)))
+        deadline = time.monotonic() + WAIT_S
+        while not self.outputs.flush():
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+
+    def close(self) -> None:
+        self.outputs.close()
+        super().close()
 
 
 class FakeTokenizer(FakeSpoke):
@@ -276,7 +287,7 @@ class Automatic:
                     if submit.prompt_ids[0] != 998 or sent[submit.request] == submit.resumed
                 ]
                 if pieces:
-                    group.send(Output(pieces))
+                    group.output(*pieces)
                 for each in pieces:
                     if each.end is not None:
                         del requests[each.request]

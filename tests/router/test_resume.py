@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from albireo.ipc.messages import Abort, GroupDown, Output, Piece, Submit
+from albireo.ipc.messages import Abort, GroupDown, Piece, Submit
 from albireo.ipc.protocol import Logprobs, TokenLogprob
 from albireo.router import resume
 
@@ -323,7 +323,7 @@ def test_requests_outlive_two_routers(deaths: Deaths) -> None:
         assert (again.seed, again.logit_bias, again.resumed) == (4, {7: 1.0}, 1 + death)
         deaths.group.output(piece(again.request, 1 + death, [12 + death], "c"))
         client.receive()
-    deaths.group.send(Output([piece(again.request, 4, [15], "d", "length", prompt=3)]))
+    deaths.group.output(piece(again.request, 4, [15], "d", "length", prompt=3))
     assert client.receive()["items"][0][4] == ["length", None, 3, 5]
 
 

@@ -4,7 +4,9 @@
                 ─────────────────────────────▶     ────────────────────────▶
         router                         detokenizer                           scheduler
                 ◀─────────────────────────────     ◀────────────────────────
-         Joined, Output, Refused, GroupStats    ▲   Joined, Refused, SchedulerStats
+              Joined, Refused, GroupStats       ▲   Joined, Refused, SchedulerStats
+                ◀═════════════════════════════  │
+                           Output               │
                                                 └── result ring, from worker 0
 
 A request is registered here before the scheduler hears of it, so no token can
@@ -41,7 +43,10 @@ from albireo.ipc.messages import (
     Submit,
     ToDetokenizer,
     ToScheduler,
+    detokenizer_identity,
 )
+from albireo.ipc.output_lane import OutputSender
+from albireo.ipc.paths import OUTPUT_SOCKET
 from albireo.ipc.plan import ResultView
 from albireo.ipc.ring import RingReader
 from albireo.ipc.rings import result_ring
@@ -62,7 +67,8 @@ def main(actor: Actor, fds: Mapping[str, int], text: TextModel) -> None:
     group = _Group(actor, fds, text)
     poller = zmq.Poller()
     for readable in (
-        group.router.socket, group.scheduler.socket, group.results, actor.stop_fd, actor.ping_fd
+        group.router.socket, group.scheduler.socket, group.results, group.outputs,
+        actor.stop_fd, actor.ping_fd,
     ):  # fmt: skip
         poller.register(readable, zmq.POLLIN)
     while not actor.stopping.is_set():
@@ -115,8 +121,11 @@ class _Group:
         )
         self.scheduler: Hub[FromScheduler] = Hub(spec.socket_path(f"g{spec.group}"), FromScheduler)
         self.router: Spoke[ToDetokenizer] = Spoke(
-            spec.socket_path("router"), f"g{spec.group}.{spec.incarnation}", ToDetokenizer
+            spec.socket_path("router"),
+            detokenizer_identity(spec.group, spec.incarnation),
+            ToDetokenizer,
         )
+        self.outputs = OutputSender(f"{spec.runtime_dir}/{OUTPUT_SOCKET}", self._joined)
 
     @property
     def step(self) -> int:
@@ -174,8 +183,9 @@ class _Group:
 
     def send_output(self) -> None:
         start_ns = time.monotonic_ns()
-        if self._credits and (pieces := self._detokenizer.take_pieces()):
-            self.router.send(Output(pieces))
+        room = self.outputs.flush() and self._credits
+        if room and (pieces := self._detokenizer.take_pieces()):
+            self.outputs.send(Output(pieces))
             self._credits -= 1
             self._timeline.record(
                 Stage.SEND, self._step, start_ns, time.monotonic_ns(), len(pieces)
@@ -188,6 +198,7 @@ class _Group:
             self._tell_scheduler(Processed(self._step))
 
     def close(self) -> None:
+        self.outputs.close()
         self.router.close()
         self.scheduler.close()
 
