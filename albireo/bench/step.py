@@ -4,7 +4,8 @@ A real node serves the shape with random weights.  One client opens `batch`
 streams with prompts of their own at once; every token comes to it through
 scheduler, rings, detokenizer and router.  A step's time is the time between two
 tokens of a stream at that client, taken while all streams decode and none has
-ended, so the contexts grow and no prefill runs.  Steps at which the machine itself was slow
+ended, so the contexts grow and no prefill runs.  Where there are cores for it the client
+polls instead of sleeping between tokens.  Steps at which the machine itself was slow
 (disturbance.py) are counted, and P99 is also given without them.
 
 The floor is the bytes that a step cannot avoid, over the bandwidth of a large
@@ -27,13 +28,15 @@ import msgspec
 import uvloop
 
 from albireo.client import AsyncClient
+from albireo.ipc.cpu_quota import usable_cores
+from albireo.node.core_plan import make_core_plan
 from albireo.node.options import NodeOptions
 from albireo.workers.models.config import ModelConfig
 from albireo.workers.models.load import read_config
 
 from .device_rates import measure_bandwidth
 from .disturbance import Watcher
-from .machine import machine, spare_the_collector
+from .machine import machine, polling, spare_the_collector
 from .nodes import BenchError, running_node
 from .shapes import shape_directory
 from .streams import SAMPLING, run_streams, step_times
@@ -48,10 +51,12 @@ def bench_step(
     input_len: int,
     output_len: int,
     sampling: str,
+    client_polls: bool = True,
 ) -> dict[str, Any]:
     """One node for all batch sizes; `options` give groups, device and switches.
 
-    Raises BenchError when the node does not start or tokens are missing.
+    client_polls: where a core is left for it.  Raises BenchError when the node does not start
+    or tokens are missing.
     """
     if sampling not in SAMPLING:
         raise BenchError(f"--sampling {sampling}: not one of {', '.join(SAMPLING)}")
@@ -62,18 +67,19 @@ def bench_step(
         began = time.monotonic()
         with running_node(options) as node:
             ready_s = time.monotonic() - began
-            measured = uvloop.run(_measure(node, batches, input_len, output_len, sampling))
-        device, dtype = measured.pop("device"), measured.pop("dtype")
-        bandwidth = measure_bandwidth(device)
+            measured = uvloop.run(
+                _measure(
+                    node, options.groups, batches, input_len, output_len, sampling, client_polls
+                )
+            )
+        bandwidth = measure_bandwidth(measured["device"])
     for row in measured["results"]:
         context = input_len + row.pop("first_token") + row["steps"] / 2
-        _add_floor(row, config, options.groups[0], dtype, context, bandwidth)
+        _add_floor(row, config, options.groups[0], measured["dtype"], context, bandwidth)
     return {
         "bench": "step",
         "machine": machine(),
         "shape": shape,
-        "device": device,
-        "dtype": dtype,
         "groups": list(options.groups),
         "async_scheduling": options.async_scheduling,
         "cuda_graphs": options.cuda_graphs,
@@ -95,6 +101,12 @@ def sized(options: NodeOptions, most: int, length: int, context_len: int) -> Nod
         max_model_len=min(context_len, length + 16),
         max_num_batched_tokens=max(8192, most) if options.device != "cpu" else None,
     )
+
+
+def _core_is_left(groups: tuple[int, ...], device: str) -> bool:
+    """Whether the node has so many cores that its actors poll, and one more."""
+    cores = usable_cores() - 1
+    return cores > 0 and make_core_plan(groups, device, None, cores=cores).spin_us > 0
 
 
 @contextlib.contextmanager
@@ -119,24 +131,37 @@ def with_model(
 
 
 async def _measure(
-    node: str, batches: list[int], input_len: int, output_len: int, sampling: str
+    node: str,
+    groups: tuple[int, ...],
+    batches: list[int],
+    input_len: int,
+    output_len: int,
+    sampling: str,
+    client_polls: bool,
 ) -> dict[str, Any]:
     rng = random.Random(0)
     async with await AsyncClient.connect(node=node) as client:
         model = (await client.status())["model"]
+        client_polls = client_polls and _core_is_left(groups, model["device"])
         results = []
         for batch in batches:
             # The first round warms up what is made at a batch's first step.
             await run_streams(client, rng, batch, input_len, min(output_len, 8), sampling)
             spare_the_collector()
-            with Watcher() as watcher:
-                streams = await run_streams(client, rng, batch, input_len, output_len, sampling)
-                slow = watcher.slow_moments()
+            async with polling(client_polls):
+                with Watcher() as watcher:
+                    streams = await run_streams(client, rng, batch, input_len, output_len, sampling)
+                    slow = watcher.slow_moments()
             row = step_times(streams, output_len, slow)
             await asyncio.sleep(_LAST_REPORT_S)
             row["worker_mean_ms"] = await _worker_means(client)
             results.append({"batch": batch, **row})
-    return {"device": model["device"], "dtype": model["dtype"], "results": results}
+    return {
+        "device": model["device"],
+        "dtype": model["dtype"],
+        "client_polls": client_polls,
+        "results": results,
+    }
 
 
 async def _worker_means(client: AsyncClient) -> dict[str, float]:

@@ -39,10 +39,17 @@ _HIDDEN = ("tiny",)
 @click.option("--dtype", type=click.Choice(DTYPES), default="auto", show_default=True)
 @click.option("--async-scheduling/--no-async-scheduling", default=True, show_default=True)
 @click.option("--cuda-graphs/--no-cuda-graphs", default=True, show_default=True)
+@click.option(
+    "--client-polls/--client-sleeps",
+    default=True,
+    show_default=True,
+    help="The client waits for tokens awake, where a core is left for it.",
+)
 @click.option("--json", "as_json", is_flag=True, help="The result as JSON.")
 def step(
     shape: str, groups: str, batch: str, input_len: int, output_len: int, sampling: str,
-    device: str, dtype: str, async_scheduling: bool, cuda_graphs: bool, as_json: bool,
+    device: str, dtype: str, async_scheduling: bool, cuda_graphs: bool, client_polls: bool,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """A decode step, every token delivered to a client, against the memory's floor."""
     from albireo.bench.step import bench_step
@@ -52,7 +59,9 @@ def step(
             groups=parse_groups(groups), device=device, dtype=dtype,
             async_scheduling=async_scheduling, cuda_graphs=cuda_graphs,
         )  # fmt: skip
-        result = bench_step(shape, options, sizes_of(batch), input_len, output_len, sampling)
+        result = bench_step(
+            shape, options, sizes_of(batch), input_len, output_len, sampling, client_polls
+        )
     if as_json:
         click.echo(json.dumps(result, indent=2))
         return

@@ -39,10 +39,10 @@ from albireo.ipc.messages import (
 )
 from albireo.ipc.stages import Stage
 from albireo.ipc.timeline import NO_STEP
+from albireo.ipc.wakefulness import Wakefulness
 
 from .requests import Refusal, Stream
 from .router import Router
-from .wakefulness import Wakefulness
 
 TICK_S = 0.2
 LOST_GROUP_TIMEOUT_S = 5.0

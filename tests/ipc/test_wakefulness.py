@@ -7,7 +7,7 @@ import time
 
 import uvloop
 
-from albireo.router.wakefulness import Wakefulness
+from albireo.ipc.wakefulness import Wakefulness
 
 
 async def _cpu_share(wakefulness: Wakefulness | None, seconds: float) -> float:
