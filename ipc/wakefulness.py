@@ -1,4 +1,4 @@
-"""An event loop that does not sleep while tokens come.
+"""Not to sleep while tokens come.
 
 Who sleeps until a descriptor is readable is late by the time that a core takes to wake up:
 some 50 us, now and then several times as much, which a client sees between two tokens.
@@ -8,10 +8,32 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
+from typing import Any
+
+import zmq
+
+
+def await_news(
+    poller: zmq.Poller, awake_until_s: float, timeout_ms: int | None = None
+) -> dict[Any, int]:
+    """What is readable, as soon as something is, or nothing after `timeout_ms` (None = never).
+
+    Does not sleep before awake_until_s, by time.monotonic().
+    """
+    while time.monotonic() < awake_until_s:
+        news = dict(poller.poll(0))
+        if news:
+            return news
+        os.sched_yield()
+    return dict(poller.poll(timeout_ms))
 
 
 class Wakefulness:
-    """for_s: so long the loop polls behind each stay(), instead of sleeping; 0 = never."""
+    """Of an event loop.
+
+    for_s: so long it polls behind each stay(), instead of sleeping; 0 = never.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, for_s: float) -> None:
         self._loop = loop

@@ -35,6 +35,7 @@ from albireo.ipc.ring import RingReader, RingTimeout, RingWriter
 from albireo.ipc.rings import plan_ring, result_ring
 from albireo.ipc.stages import Stage
 from albireo.ipc.timeline import NO_STEP, Recorder
+from albireo.ipc.wakefulness import await_news
 
 from .limits import Limits
 from .queue_times import QueueTimes
@@ -77,6 +78,8 @@ class _Loop:
             self._link.socket, self._results.fileno(), actor.stop_fd, actor.ping_fd
         ):  # fmt: skip
             self._poller.register(source, zmq.POLLIN)
+        self._awake_s = engine.awake_s
+        self._awake_until_s = 0.0
         self._step_timeout_s = engine.step_timeout_s
         # When the oldest step in flight could begin, monotonic.  The first one waits until the
         # worker has started; whether that comes to an end, the supervisor sees.
@@ -92,7 +95,8 @@ class _Loop:
         while not self._actor.stopping.is_set():
             self._publish_plans()
             self._report(time.monotonic())
-            ready = dict(self._poller.poll(self._wait_ms(time.monotonic())))
+            now = time.monotonic()
+            ready = await_news(self._poller, self._awake_until_s, self._wait_ms(now))
             if self._results.fileno() in ready:
                 self._take_results()
             if self._link.socket in ready:
@@ -134,6 +138,7 @@ class _Loop:
             self._results.release()
             self._worker_works = True
             self._step_began = time.monotonic()
+            self._awake_until_s = self._step_began + self._awake_s
             self._timeline.record(Stage.APPLY, result.step, start_ns, time.monotonic_ns(), rows)
 
     def _take_messages(self) -> None:

@@ -52,6 +52,7 @@ from albireo.ipc.ring import RingReader
 from albireo.ipc.rings import result_ring
 from albireo.ipc.stages import Stage
 from albireo.ipc.timeline import Recorder
+from albireo.ipc.wakefulness import await_news
 from albireo.workers.tokenizer.text_model import TextModel
 
 from .detokenizer import Detokenizer
@@ -72,7 +73,7 @@ def main(actor: Actor, fds: Mapping[str, int], text: TextModel) -> None:
     ):  # fmt: skip
         poller.register(readable, zmq.POLLIN)
     while not actor.stopping.is_set():
-        _await_news(poller, group.awake_until_s)
+        await_news(poller, group.awake_until_s)
         group.take_scheduler_messages()
         group.take_router_messages()
         group.take_results()
@@ -80,15 +81,6 @@ def main(actor: Actor, fds: Mapping[str, int], text: TextModel) -> None:
         group.say_processed()
         actor.answer_ping(group.step)
     group.close()
-
-
-def _await_news(poller: zmq.Poller, awake_until_s: float) -> None:
-    """Returns when there is something to read.  Does not sleep before that time.monotonic()."""
-    while time.monotonic() < awake_until_s:
-        if poller.poll(0):
-            return
-        os.sched_yield()
-    poller.poll()
 
 
 class _Group:

@@ -50,7 +50,7 @@ def main(
         ring,
         fds["plan.memory"],
         f"worker{spec.rank}",
-        spin_us=spec.engine.spin_us,
+        spin_us=round(spec.engine.awake_s * 1e6),
         at_once=ring.frames,
     )
     results = ResultWriter(spec, fds)
