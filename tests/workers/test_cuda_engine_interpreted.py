@@ -8,6 +8,7 @@ and their collector.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import time
 from collections.abc import Callable
@@ -83,6 +84,19 @@ class FakeStream:
         assert event.at
 
 
+class FakeCopies:
+    """StreamCopies of a device that is the host."""
+
+    def __init__(self, stream: FakeStream) -> None:
+        pass
+
+    def to_device(self, device: int, host: int, nbytes: int) -> None:
+        ctypes.memmove(device, host, nbytes)
+
+    def to_host(self, host: int, device: int, nbytes: int) -> None:
+        ctypes.memmove(host, device, nbytes)
+
+
 class FakeGraph:
     """A CUDA graph whose work is done again, and its result put where it was at first."""
 
@@ -127,6 +141,7 @@ def make_engine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Results]:
     }
     for name, value in fake.items():
         monkeypatch.setattr(torch.cuda, name, value)
+    monkeypatch.setattr(f"{CudaEngine.__module__}.StreamCopies", FakeCopies)
     places = ((flights, "_pinned"), (block_copies, "pinned_words"), (grammar_rows, "pinned_words"))
     for module, name in places:
         monkeypatch.setattr(module, name, lambda words: torch.zeros(words, dtype=torch.int32))

@@ -70,10 +70,16 @@ class SlotState:
         self.params.min_p[slots] = take[:, TAKE_MIN_P].view(np.float32)
 
     def advance(self, plan: PlanView) -> None:
-        """Moves positions past the plan's chunks and decodes, and sets `rows`.
+        """Moves positions past the plan's chunks and decodes, and sets `rows`, which stay the same
+        object where only positions have changed.
 
         Raises ValueError when a chunk does not start where its slot's cache ends.
         """
+        if self._goes_on(plan):
+            positions = self.rows.positions
+            positions += 1
+            self.position[self.rows.slots] = positions
+            return
         sampling = self._advance_chunks(plan.chunk) if len(plan.chunk) else 0
         count = sampling + len(plan.decode)
         slots = self._slots[:count]
@@ -109,6 +115,14 @@ class SlotState:
         np.bitwise_xor(tokens, tokens >> 31, out=result[:, 2])
         self.last_token[self.rows.slots] = result[:, 2]
         return result
+
+    def _goes_on(self, plan: PlanView) -> bool:
+        """Whether the rows are those of the last plan, a token further."""
+        return (
+            not len(plan.chunk)
+            and not len(plan.take)
+            and np.array_equal(plan.decode, self.rows.slots)
+        )
 
     def _advance_chunks(self, chunk: Int32Array) -> int:
         """Moves past the chunks; the slots of those that sample go to the first rows: how many."""

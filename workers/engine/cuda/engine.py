@@ -48,6 +48,7 @@ from .plan_memory import PlanMemory
 from .profile_plans import profile_plans
 from .slot_tables import SlotTables
 from .step_parts import StepParts
+from .stream_copies import StreamCopies
 
 if TYPE_CHECKING:
     from ...grammar.vocabulary import Vocabulary
@@ -118,8 +119,12 @@ class CudaEngine:
             )
         self._masks = StepMasks(vocabulary, engine.num_slots, mask_tables, engine.step_timeout_s)
         self._parts = StepParts(model, self._kv, self._tables, sampler, logprobs, mask_tables)
+        self._stream_copies = StreamCopies(self._stream)
+        self._words_address = self._tables.words.data_ptr()
+        self._sampled_address = self._tables.sampled.data_ptr()
         self._mirror = SlotState(engine.num_slots)
         self._needs = SlotNeeds(engine.num_slots)
+        self._rows, self._rows_need = self._mirror.rows, self._needs.of(self._mirror.rows.slots)
         self._graphs: DecodeGraphs | None = None
         self._mixed: MixedGraphs | None = None
         flights = [
@@ -213,7 +218,9 @@ class CudaEngine:
         mirror.advance(plan)
         self._masks.apply_plan(plan)
         rows = mirror.rows
-        needs = self._needs.of(rows.slots)
+        if rows is not self._rows:
+            self._rows, self._rows_need = rows, self._needs.of(rows.slots)
+        needs = self._rows_need
         flight.begin(plan.step, rows.requests)
         self._copy_plan(plan, flight)
         copies_end = len(plan.copy) and self._copies.begin(plan, tables.words)
@@ -227,7 +234,7 @@ class CudaEngine:
         else:
             self._launch_mixed(plan, len(rows), needs, flight)
         if len(rows):
-            flight.ids[: len(rows)].copy_(tables.sampled[: len(rows)], non_blocking=True)
+            self._stream_copies.to_host(flight.ids_address, self._sampled_address, 4 * len(rows))
         if needs.logprobs or len(plan.score):
             self._report_logprobs(plan, needs, flight)
         if copies_end:
@@ -236,12 +243,13 @@ class CudaEngine:
 
     def _copy_plan(self, plan: PlanView, flight: Flight) -> None:
         """The plan's words on their way to the device, and the step's first event."""
-        words = self._ring.find(plan.words) if self._ring else None
-        if words is not None:
+        address: int = plan.words.__array_interface__["data"][0]
+        nbytes = plan.words.nbytes
+        if self._ring and self._ring.holds(address, nbytes):
             self._copying.append(flight)
         else:
-            words = flight.stage(plan.words)
-        self._tables.words[: len(words)].copy_(words, non_blocking=True)
+            address = flight.stage(plan.words)
+        self._stream_copies.to_device(self._words_address, address, nbytes)
         flight.launched_ns = time.monotonic_ns()
         flight.begun.record(self._stream)
 

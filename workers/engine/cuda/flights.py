@@ -35,8 +35,8 @@ Fail = Callable[[str], None]
 class Flight:
     """One step, from the launch of its plan to the delivery of its result.
 
-    words: pinned, the plan where it is staged.  ids: pinned [max_num_seqs] int32, the sampled
-    tokens.  records, score_records: pinned [rows, LOGPROB_WORDS] int32, of the
+    words: pinned, the plan where it is staged.  ids, at ids_address: pinned [max_num_seqs]
+    int32, the sampled tokens.  records, score_records: pinned [rows, LOGPROB_WORDS] int32, of the
     sampling rows and of the scored ones, request and position missing.  All are
     also there as numpy arrays.  count: sampling rows.
     grammars: those of them that have one.  begun, forwarded, done:
@@ -52,11 +52,11 @@ class Flight:
         self.ids = _pinned(max_num_seqs)
         self.records = _pinned(max_num_seqs * LOGPROB_WORDS).view(-1, LOGPROB_WORDS)
         self.score_records = _pinned(MAX_PLAN_SCORES * LOGPROB_WORDS).view(-1, LOGPROB_WORDS)
+        self.ids_address = self.ids.data_ptr()
         self._words_array: Int32Array = self.words.numpy()
         self.ids_array: Int32Array = self.ids.numpy()
         self._records_array: Int32Array = self.records.numpy()
         self._scores_array: Int32Array = self.score_records.numpy()
-        self._requests = np.zeros(max_num_seqs, np.int32)
         self._rows = np.zeros((max_num_seqs, 3), np.int32)
         self.begun = torch.cuda.Event(enable_timing=True)
         self.forwarded = torch.cuda.Event(enable_timing=True)
@@ -72,12 +72,12 @@ class Flight:
         self.grammars = None
         self.count = len(requests)
         self._asking = self._asked_at = self._scored = self._scored_at = _NOTHING
-        self._requests[: self.count] = requests
+        self._rows[: self.count, 0] = requests
 
-    def stage(self, words: Int32Array) -> torch.Tensor:
-        """The plan in pinned memory, to be copied to the device."""
+    def stage(self, words: Int32Array) -> int:
+        """Takes the plan into pinned memory; returns where it is."""
         self._words_array[: len(words)] = words
-        return self.words[: len(words)]
+        return self.words.data_ptr()
 
     def expect_logprobs(self, rows: Int32Array, positions: Int32Array) -> None:
         """These of the sampling rows ask for logprobs; positions: of their tokens."""
@@ -92,7 +92,6 @@ class Flight:
         rows, ids = self._rows[: self.count], self.ids_array[: self.count]
         if self.grammars is not None:
             self.grammars.accept(ids)
-        rows[:, 0] = self._requests[: self.count]
         np.greater_equal(ids, 0, out=rows[:, 1], casting="unsafe")
         np.bitwise_xor(ids, ids >> 31, out=rows[:, 2])
         forward_us = round(self.begun.elapsed_time(self.forwarded) * 1000)

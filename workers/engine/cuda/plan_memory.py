@@ -12,8 +12,6 @@ import logging
 
 import torch
 
-from ....ipc.plan import Int32Array
-
 
 class PlanMemory:
     """Of this process's mapping, for the current GPU, until close()."""
@@ -39,15 +37,9 @@ class PlanMemory:
         )  # fmt: skip
         return None
 
-    def find(self, words: Int32Array) -> torch.Tensor | None:
-        """The same words as a tensor, to be copied without waiting; None where they are not here.
-
-        words: contiguous, as PlanView has them.
-        """
-        first = (words.__array_interface__["data"][0] - self._address) // 4
-        if not 0 <= first <= len(self._words) - len(words):
-            return None
-        return self._words[first : first + len(words)]
+    def holds(self, address: int, nbytes: int) -> bool:
+        """Whether these bytes are here, to be copied without waiting."""
+        return 0 <= address - self._address <= self._words.nbytes - nbytes
 
     def close(self) -> None:
         """Once nothing is copied from it any more."""
