@@ -7,7 +7,10 @@ import torch
 
 from albireo.workers.engine.cuda.stream_copies import StreamCopies
 
-pytestmark = pytest.mark.gpu
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
 
 
 def test_words_go_to_the_gpu_and_back_in_the_streams_order() -> None:
