@@ -150,6 +150,25 @@ def test_end_tokens_and_templates(tmp_path: Path) -> None:
     assert ours.render_chat([ChatMessage(role="user", content="x")]) == "<|end|>!"
 
 
+@pytest.mark.parametrize("kind", [NORMAL, CONTROL, USER_DEFINED])
+def test_end_tokens_are_special_whatever_their_type(tmp_path: Path, kind: int) -> None:
+    plain = byte_level_values("gpt-2")
+    first = len(plain["tokens"])
+    ends = range(first, first + 4)
+    values = byte_level_values(
+        "gpt-2",
+        tokens=[*plain["tokens"], "<eos>", "<eot>", "<eom>", "<|im_end|>"],
+        token_type=[*plain["token_type"], kind, kind, kind, USER_DEFINED],
+        eos_token_id=ends[0],
+        eot_token_id=ends[1],
+        eom_token_id=ends[2],
+    )
+    ours = load_text_model(str(write_gguf(tmp_path / "m.gguf", **values)))
+    assert ours.special_ids == {0, 1, 2, 3, *ends}
+    assert ours.decode(list(ends), skip_special_tokens=True) == ""
+    assert ours.encode("<eos><eot><eom><|im_end|>", False) == list(ends)
+
+
 # ---------------------------------------------------------------- SentencePiece
 
 

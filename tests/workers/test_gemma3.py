@@ -169,13 +169,6 @@ def test_the_largest_model_has_a_scale_of_its_own(tmp_path: Path) -> None:
     assert gguf_config(tmp_path, TINY["gemma3-period"].build()).attention_scale() == 32**-0.5
 
 
-def test_a_gguf_file_does_not_name_the_end_of_a_turn(tmp_path: Path) -> None:
-    model = TINY["gemma3-period"].build()
-    tokens = [b"<pad>", b"<bos>", b"<eos>", b"x", b"<end_of_turn>"]
-    assert gguf_config(tmp_path, model, tokens=tokens).eos_token_ids == (2, 4)
-    assert gguf_config(tmp_path, model).eos_token_ids == (2,)
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_embedding_and_norm_round_as_transformers_do(dtype: torch.dtype, tmp_path: Path) -> None:
     """Folded at load, with the same bits: the scale in the model's dtype, the norm in float32."""

@@ -209,6 +209,29 @@ def test_gguf_rope_scaling(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "tokens", "types", "eos", "ends"),
+    [
+        ("phi3", "<unk> <s> </s> <|endoftext|> <|user|> <|end|>", [2, 3, 3, 3, 3, 3], 3, (3, 5)),
+        ("phi3", "<unk> <s> </s> <|endoftext|> <|user|> <|end|>", [2, 3, 3, 4, 4, 4], 3, (3, 5)),
+        ("llama", "a <|end_of_text|> <|eot_id|> <|eom_id|>", [1, 3, 3, 3], 1, (1, 2, 3)),
+        ("qwen2", "! <|endoftext|> <|im_start|> <|im_end|>", [1, 3, 3, 3], 3, (3, 1)),
+        ("gemma3-period", "<pad> <bos> <eos> <end_of_turn>", [3, 3, 3, 3], 2, (2, 3)),
+        ("llama", "<s> </s> <|end|> <|eot_id|>", [3, 3, 1, 5], 1, (1,)),
+        ("llama", "<s> </s> <|end|>", None, 1, (1,)),
+    ],
+)
+def test_gguf_files_name_one_end_and_have_more(
+    name: str, tokens: str, types: list[int] | None, eos: int, ends: tuple[int, ...], tmp_path: Path
+) -> None:
+    """The end of a turn is known by its text, where it is no word of the vocabulary."""
+    model = TINY[name].build()
+    model.config.eos_token_id = eos
+    path = tmp_path / "model.gguf"
+    write_gguf(model, path, tokens=tokens.encode().split(), types=types)
+    assert read_config(path).eos_token_ids == ends
+
+
+@pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"rope.scaling.type": "longrope"}, "llama.rope.scaling.type is 'longrope': supported are"),

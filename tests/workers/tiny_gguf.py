@@ -47,14 +47,20 @@ def write_gguf(
     fields: dict[str, Any] | None = None,
     rope_factors: list[float] | None = None,
     tokens: list[bytes] = _TOKENS,
+    types: list[int] | None = None,
 ) -> None:
-    """weight_type: of the matrices.  fields: added strings and numbers of the architecture."""
+    """weight_type: of the matrices.  fields: added strings and numbers of the architecture.
+
+    types: of the tokens, ggml's numbers.
+    """
     config = model.config
     kind = _ARCHITECTURES[config.model_type]
     architecture = MODEL_ARCH_NAMES[kind]
     writer = GGUFWriter(path, architecture)
     _write_shape(writer, config)
     writer.add_token_list(tokens)
+    if types is not None:
+        writer.add_token_types(types)
     for key, value in (fields or {}).items():
         add = {str: writer.add_string, float: writer.add_float32, int: writer.add_uint32}
         add[list] = writer.add_array

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from .config import ModelConfig, ModelError, RopeConfig
+from .gguf_ends import end_token_ids
 from .gguf_fields import Fields
 from .gguf_file import GGUFFile
-from .gguf_gemma3 import end_of_turn, gemma3_fields
+from .gguf_gemma3 import gemma3_fields
 from .gguf_rope import read_gguf_rope
 
 _FAMILIES = {
@@ -77,7 +78,7 @@ def read_gguf_config(path: Path) -> ModelConfig:
         sliding_window=fields.get("attention.sliding_window", 0),
         **experts,
         **own,
-        eos_token_ids=_eos_token_ids(fields, kind),
+        eos_token_ids=end_token_ids(file),
         bos_token_id=file.get("tokenizer.ggml.bos_token_id"),
     )
 
@@ -124,15 +125,6 @@ def _experts(fields: Fields, kind: str) -> dict[str, Any]:
         "experts_per_token": chosen,
         "normalise_experts": True,
     }
-
-
-def _eos_token_ids(fields: Fields, kind: str) -> tuple[int, ...]:
-    """End of text, and end of turn where the file tells them apart."""
-    keys = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id")
-    found = [fields.file.get(key) for key in keys]
-    if kind == "gemma3":
-        found += end_of_turn(fields)
-    return tuple(dict.fromkeys(token for token in found if token is not None))
 
 
 def _context_len(fields: Fields, rope: RopeConfig) -> int:

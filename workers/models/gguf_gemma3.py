@@ -14,7 +14,6 @@ from .gguf_fields import Fields
 _PERIOD = 6
 _LOCAL_THETA = 10000.0
 _LAYERS_OF_27B = 62
-_END_OF_TURN = "<end_of_turn>"
 
 
 def gemma3_fields(
@@ -36,12 +35,6 @@ def gemma3_fields(
         "full_layers": _full_layers(fields, layers),
         "local_rope": RopeConfig(theta=fields.number("rope.freq_base_swa", _LOCAL_THETA)),
     }
-
-
-def end_of_turn(fields: Fields) -> tuple[int, ...]:
-    """The token that ends an answer, which files do not name."""
-    tokens = fields.file.get("tokenizer.ggml.tokens", [])
-    return (tokens.index(_END_OF_TURN),) if _END_OF_TURN in tokens else ()
 
 
 def _full_layers(fields: Fields, layers: int) -> frozenset[int]:

@@ -17,13 +17,14 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 
 from albireo.workers.models.config import ModelError
+from albireo.workers.models.gguf_ends import CONTROL, USER_DEFINED, end_token_ids
 from albireo.workers.models.gguf_file import GGUFFile
 
 from .errors import TextModelError
 from .pre_tokenizers import pre_tokenizer
 from .source import TextSource
 
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 1, 2, 3, 4, 5
+_NORMAL, _UNKNOWN, _UNUSED = 1, 2, 5
 _NAMED_IDS = {
     "bos_token": "tokenizer.ggml.bos_token_id",
     "eos_token": "tokenizer.ggml.eos_token_id",
@@ -70,11 +71,16 @@ def _build(file: _GgufText) -> TextSource:
 
 
 class _GgufText:
-    """The text part of a file's fields.  get: any of them; tokens, types: by token id."""
+    """The text part of a file's fields.
+
+    get: any of them; tokens, types: by token id; ends: ids of tokens that end an answer.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.get = GGUFFile(path).get
+        file = GGUFFile(path)
+        self.get = file.get
+        self.ends = end_token_ids(file)
         self.tokens: list[str] = self.require("tokenizer.ggml.tokens", list)
         self.types: list[int] = self.get("tokenizer.ggml.token_type", [_NORMAL] * len(self.tokens))
         if len(self.types) != len(self.tokens):
@@ -189,12 +195,17 @@ def _merges_of_scores(file: _GgufText, scores: list[float]) -> list[tuple[str, s
 
 
 def _add_tokens(tokenizer: Tokenizer, file: _GgufText) -> None:
-    """Tokens that the file marks are matched in the text first, and never cut."""
+    """Tokens that the file marks are matched in the text first, and never cut.
+
+    An end token is special whatever its type: its text is never shown.
+    """
     special, plain = [], []
-    for token, kind in zip(file.tokens, file.types, strict=True):
-        if kind in (_CONTROL, _UNKNOWN):
+    for index, (token, kind) in enumerate(zip(file.tokens, file.types, strict=True)):
+        if kind == _UNUSED:
+            continue
+        if kind in (CONTROL, _UNKNOWN) or index in file.ends:
             special.append(AddedToken(token, special=True, normalized=False))
-        elif kind == _USER_DEFINED:
+        elif kind == USER_DEFINED:
             plain.append(AddedToken(token, special=False, normalized=False))
     tokenizer.add_special_tokens(special)
     tokenizer.add_tokens(plain)
