@@ -71,6 +71,17 @@ def test_the_end_is_allowed_only_where_the_grammar_accepts() -> None:
     assert matcher.is_stopped()
 
 
+def test_an_end_token_that_is_not_special_is_no_text() -> None:
+    plain = byte_level().token_to_id("é x")
+    assert plain is not None and plain not in text().special_ids
+    for ends in ([plain], [end_id(), plain]):
+        made = Vocabulary(text(), text().vocab_size, ends)
+        matcher = made.matcher(r"start: /(.|\n)*END/")
+        assert plain not in tokens_of(matcher.compute_bitmask())
+        assert matcher.consume_tokens(encode("END"))
+        assert tokens_of(matcher.compute_bitmask()) >= set(ends)
+
+
 def test_sentencepiece_and_word_marks() -> None:
     model = text_model(sentencepiece())
     end = model.vocab_size - 1

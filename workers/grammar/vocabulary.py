@@ -39,7 +39,7 @@ class Vocabulary:
         self.size = size
         text.encode_plain("")  # its tokenizer is made before the fork, not by everybody
         self._tokenizer = LLTokenizer(
-            cast("Any", _Tokens(text, size, end_ids[0])),  # its stub knows two classes only
+            cast("Any", _Tokens(text, size, end_ids)),  # its stub knows two classes only
             n_vocab=size,
             eos_token=list(end_ids),
             slices=LLTokenizer.json_slices(),
@@ -64,13 +64,14 @@ class _Tokens:
     is_tokenizer_wrapper = True
     bos_token_id = None
 
-    def __init__(self, text: TextModel, size: int, end_id: int) -> None:
+    def __init__(self, text: TextModel, size: int, end_ids: Sequence[int]) -> None:
         self._text = text
         known = text.token_bytes or [text.bytes_of(each) for each in range(text.vocab_size)]
         self.tokens = known[:size] + [b""] * (size - len(known))
-        self.special_token_ids = sorted(each for each in text.special_ids if each < size)
-        self.eos_token_id = end_id
-        special = set(self.special_token_ids)
+        # An end token that the tokenizer takes for text would end an answer in its middle.
+        special = {each for each in text.special_ids if each < size} | set(end_ids)
+        self.special_token_ids = sorted(special)
+        self.eos_token_id = end_ids[0]
         ids = {piece: token for token, piece in enumerate(self.tokens) if token not in special}
         self._ids = {piece: token for piece, token in ids.items() if piece}
         self._longest_token = max(map(len, self._ids), default=0)
