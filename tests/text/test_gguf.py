@@ -13,7 +13,7 @@ import gguf
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
 
 from albireo.ipc.protocol import ChatMessage
 from albireo.workers.tokenizer.text_model import TextModel, TextModelError, load_text_model
@@ -26,9 +26,9 @@ DEMO_MODEL = os.environ.get("ALBIREO_DEMO_MODEL", "")
 needs_demo = pytest.mark.skipif(not DEMO_MODEL, reason="ALBIREO_DEMO_MODEL is not set")
 
 
-def write_gguf(path: Path, **values: Any) -> Path:
+def write_gguf(path: Path, architecture: str = "llama", **values: Any) -> Path:
     """A file without tensors; "pre" means tokenizer.ggml.pre, None leaves a key out."""
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, architecture)
     for name, value in values.items():
         if value is None:
             continue
@@ -265,6 +265,34 @@ def test_a_gemma_file(tmp_path: Path) -> None:
     assert ids[:2] == [1, start] and ids.count(1) == 1
     assert [ids.count(start), ids.count(end)] == [2, 1]
     assert ours.decode(ids, True) == "user\nHi\nmodel\n"
+
+
+@pytest.mark.parametrize("kind", [CONTROL, USER_DEFINED])
+def test_a_phi3_file(tmp_path: Path, kind: int) -> None:
+    """Phi-3's own tokenizer drops white space behind its tokens, but for three of them."""
+    plain = sentencepiece_values()
+    keeping, dropping = ["<|endoftext|>"], ["<|assistant|>", "<|user|>", "<|end|>"]
+    added = [*keeping, *dropping]
+    values = sentencepiece_values(
+        tokens=[*plain["tokens"], *added],
+        scores=[*plain["scores"], *[-1000.0] * len(added)],
+        token_type=[*plain["token_type"], *[kind] * len(added)],
+        eos_token_id=len(plain["tokens"]),
+    )
+    theirs = Tokenizer.from_str(sentencepiece().to_str())
+    theirs.add_tokens([AddedToken("<tool>", normalized=False, rstrip=True)])
+    theirs.add_special_tokens([AddedToken(each, normalized=False) for each in keeping])
+    theirs.add_special_tokens(
+        [AddedToken(each, normalized=False, rstrip=True) for each in [*dropping, "</s>"]]
+    )
+    phi3 = load_text_model(str(write_gguf(tmp_path / "phi3.gguf", "phi3", **values)))
+    llama = load_text_model(str(write_gguf(tmp_path / "llama.gguf", "llama", **values)))
+    for text in (
+        "<|user|>\nthe fox<|end|>\n<|assistant|>\n",
+        "<s> the</s> \n fox<|endoftext|> \n quick<tool> brown<unk>  dog",
+    ):
+        assert phi3.encode(text, False) == theirs.encode(text, add_special_tokens=False).ids
+        assert len(llama.encode(text, False)) > len(phi3.encode(text, False))
 
 
 # ---------------------------------------------------------------- files that cannot be used

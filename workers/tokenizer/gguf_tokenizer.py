@@ -33,6 +33,8 @@ _NAMED_IDS = {
 }
 _SENTENCEPIECE_IDS = {"bos_token": 1, "eos_token": 2, "unk_token": 0}
 _SPACE = "▁"
+_PHI3_KEEP_SPACE = ("<unk>", "<s>", "<|endoftext|>")
+"""Its other added tokens take the white space behind them, which a file does not say."""
 
 
 def read_gguf_text(path: Path) -> TextSource:
@@ -54,7 +56,8 @@ def _build(file: _GgufText) -> TextSource:
             f"{file.path} has a tokenizer of kind {kind!r}; 'gpt2' (byte-level BPE) and 'llama' "
             "(SentencePiece BPE) are supported: use the model's Hugging Face directory"
         )
-    _add_tokens(tokenizer, file)
+    is_phi3 = kind == "llama" and file.get("general.architecture") == "phi3"
+    _add_tokens(tokenizer, file, drop_space=is_phi3)
     named = file.named_tokens(_SENTENCEPIECE_IDS if kind == "llama" else {})
     first = _edge_token(file, named, "bos", add_bos)
     last = _edge_token(file, named, "eos", False)
@@ -194,19 +197,20 @@ def _merges_of_scores(file: _GgufText, scores: list[float]) -> list[tuple[str, s
     return [(tokens[left], tokens[right]) for _, left, right in ranked]
 
 
-def _add_tokens(tokenizer: Tokenizer, file: _GgufText) -> None:
+def _add_tokens(tokenizer: Tokenizer, file: _GgufText, drop_space: bool) -> None:
     """Tokens that the file marks are matched in the text first, and never cut.
 
     An end token is special whatever its type: its text is never shown.
+    drop_space: white space behind a token is part of it, as in Phi-3.
     """
-    special, plain = [], []
+    special: list[AddedToken] = []
+    plain: list[AddedToken] = []
     for index, (token, kind) in enumerate(zip(file.tokens, file.types, strict=True)):
-        if kind == _UNUSED:
-            continue
-        if kind in (CONTROL, _UNKNOWN) or index in file.ends:
-            special.append(AddedToken(token, special=True, normalized=False))
-        elif kind == USER_DEFINED:
-            plain.append(AddedToken(token, special=False, normalized=False))
+        is_special = kind in (CONTROL, _UNKNOWN) or (index in file.ends and kind != _UNUSED)
+        if is_special or kind == USER_DEFINED:
+            rstrip = drop_space and token not in _PHI3_KEEP_SPACE
+            added = AddedToken(token, special=is_special, normalized=False, rstrip=rstrip)
+            (special if is_special else plain).append(added)
     tokenizer.add_special_tokens(special)
     tokenizer.add_tokens(plain)
 
