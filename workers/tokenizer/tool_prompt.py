@@ -7,7 +7,8 @@ most open models have seen, and calls and their results as text.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import Any
 
 from albireo.ipc.protocol import ChatMessage
@@ -57,7 +58,7 @@ def as_maps(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
 
 def as_text(messages: Sequence[ChatMessage], tools: Sequence[Tool]) -> list[dict[str, Any]]:
     """Messages for a template that does not: tools, calls and results are written out."""
-    maps = [_plain(message) for message in messages]
+    maps = list(_turns(messages))
     if tools:
         system = ""
         if maps and maps[0]["role"] == "system":
@@ -86,14 +87,26 @@ def _map(message: ChatMessage) -> dict[str, Any]:
     return found
 
 
-def _plain(message: ChatMessage) -> dict[str, Any]:
-    role, content = message.role, message.content
+def _turns(messages: Sequence[ChatMessage]) -> Iterator[dict[str, Any]]:
+    """Results are the user's; with what stands beside them they are one turn.
+
+    Templates that know no tools often want roles to alternate.
+    """
+    for role, group in groupby(messages, lambda each: "user" if each.role == "tool" else each.role):
+        run = list(group)
+        contents = [_written(message) for message in run]
+        if any(message.role == "tool" for message in run):
+            contents = ["\n".join(contents)]
+        for content in contents:
+            yield {"role": role, "content": content}
+
+
+def _written(message: ChatMessage) -> str:
+    content = message.content
     for call in message.tool_calls:
         body = json.dumps({"name": call.name, "arguments": _arguments(call)})
         content += f"{chr(10) if content else ''}<tool_call>\n{body}\n</tool_call>"
-    if role == "tool":
-        role, content = "user", f"<tool_response>\n{content}\n</tool_response>"
-    return {"role": role, "content": content}
+    return f"<tool_response>\n{content}\n</tool_response>" if message.role == "tool" else content
 
 
 def _arguments(call: ToolCall) -> Any:
