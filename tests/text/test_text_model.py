@@ -31,6 +31,7 @@ def directory(
 
 
 NEXT_ID = byte_level().get_vocab_size()
+WORD = byte_level().get_vocab()["12"]  # "34" is the next
 CONFIGS: dict[str, dict[str, object]] = {
     "bare": {},
     "named": {
@@ -46,6 +47,30 @@ CONFIGS: dict[str, dict[str, object]] = {
         "additional_special_tokens": ["<secret>", "<é>"],
     },
     "a plain token made special": {"pad_token": "éx"},
+    "other flags than tokenizer.json's": {
+        "added_tokens_decoder": {
+            "1": {"content": "<|end|>", "special": True, "lstrip": True, "normalized": False},
+            "2": {"content": "<|user|>", "special": False, "normalized": False},
+            "3": {"content": "<é>", "special": True, "rstrip": True, "normalized": False},
+            str(NEXT_ID - 1): {"content": "éx", "special": True, "normalized": False},
+        },
+    },
+    "words of the vocabulary are added": {
+        "added_tokens_decoder": {
+            str(WORD): {"content": "12", "special": True},
+            str(WORD + 1): {"content": "34", "special": False},
+        },
+    },
+    "no flags at all": {
+        "added_tokens_decoder": {
+            "3": {"content": "<é>"},
+            str(WORD + 1): {"content": "34"},
+            str(NEXT_ID): {"content": "<tool>"},
+        },
+    },
+    "another id than tokenizer.json's": {
+        "added_tokens_decoder": {str(NEXT_ID + 7): {"content": "<é>", "rstrip": True}},
+    },
 }
 
 
@@ -68,8 +93,10 @@ def test_sentencepiece_directory(tmp_path: Path) -> None:
 def check_parity(ours: TextModel, theirs: AutoTokenizer) -> None:
     assert ours.vocab_size == len(theirs)
     assert ours.special_ids == {
-        token for token in range(len(theirs)) if token in set(theirs.all_special_ids)
-    } | {token for token, added in theirs.added_tokens_decoder.items() if added.special}
+        token
+        for token in range(len(theirs))
+        if theirs.decode([token]) and not theirs.decode([token], skip_special_tokens=True)
+    }
     for text in [*NASTY_TEXTS, "a <tool> b <secret> c éx <s>x</s>"]:
         for special in (False, True):
             ids = ours.encode(text, special)

@@ -2,10 +2,11 @@
 
 tokenizer.json is the tokenizer, the begin token before a text included;
 tokenizer_config.json, or in old directories special_tokens_map.json, adds what
-it may lack: tokens, which of them are special, their names, the chat template
-(a chat_template.jinja beside them wins; where there is none, the chat_template.json
-that models for images have is asked).  Truncation and padding that
-tokenizer.json may carry are switched off: a prompt is never shortened silently.
+it may lack: tokens, how they match a text, which of them are special, their
+names, the chat template (a chat_template.jinja beside them wins; where there is
+none, the chat_template.json that models for images have is asked).  Truncation
+and padding that tokenizer.json may carry are switched off: a prompt is never
+shortened silently.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ _NAMES = (
     "mask_token",
 )
 _MORE_NAMES = ("additional_special_tokens", "extra_special_tokens")
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 _OTHER_FORMATS = ("tokenizer.model", "vocab.json", "tekken.json", "tiktoken.model")
 
 
@@ -48,7 +50,7 @@ def read_hf_text(directory: Path) -> TextSource:
         config |= _read_json(directory / "special_tokens_map.json")
     named = _named_tokens(config)
     try:
-        _add_missing_tokens(tokenizer, directory, config)
+        _add_tokens(tokenizer, directory, config)
     except (AttributeError, TypeError, ValueError) as error:
         if isinstance(error, TextModelError):
             raise
@@ -111,17 +113,29 @@ def _named_tokens(config: dict[str, Any]) -> dict[str, str | list[str]]:
     return named
 
 
-def _add_missing_tokens(tokenizer: Tokenizer, directory: Path, config: dict[str, Any]) -> None:
-    """Adds the tokens of tokenizer_config.json that tokenizer.json does not have."""
+def _add_tokens(tokenizer: Tokenizer, directory: Path, config: dict[str, Any]) -> None:
+    """Adds the tokens of tokenizer_config.json; those that tokenizer.json has get its flags.
+
+    They keep their ids.  What is special once stays so, as in the library.
+    """
     declared = config.get("added_tokens_decoder") or {}
-    flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
+    special = {
+        token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special
+    }
+    added, missing = [], {}
     for index, entry in sorted(declared.items(), key=lambda item: int(item[0])):
         token = _content(entry)
-        if token is None or tokenizer.token_to_id(token) is not None:
+        if token is None:
             continue
-        added = AddedToken(token, **{flag: bool(entry.get(flag, False)) for flag in flags})
-        tokenizer.add_tokens([added])
-        if tokenizer.token_to_id(token) != int(index):
+        if tokenizer.token_to_id(token) is None:
+            missing[token] = int(index)
+        given = {flag: entry.get(flag) for flag in _FLAGS}
+        flags = {flag: bool(value) for flag, value in given.items() if value is not None}
+        added.append(AddedToken(token, **flags))
+        added[-1].special |= token in special
+    tokenizer.add_tokens(added)
+    for token, index in missing.items():
+        if tokenizer.token_to_id(token) != index:
             raise TextModelError(
                 f"{directory}: tokenizer_config.json gives {token!r} the id {index}, but "
                 f"tokenizer.json leaves only {tokenizer.token_to_id(token)} free for it"
