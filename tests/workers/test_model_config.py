@@ -197,6 +197,15 @@ def test_gguf_rope_scaling(tmp_path: Path) -> None:
 
     linear = {"rope.scaling.type": "linear", "rope.scaling.factor": 3.0}
     torch.testing.assert_close(table(fields=linear), directory_table("linear-rope"))
+    for key in ("rope.scaling.factor", "rope.scale_linear"):
+        torch.testing.assert_close(table(fields={key: 3.0}), table(fields=linear))
+    zero = {"rope.scaling.factor": 0.0, "rope.scale_linear": 3.0}
+    torch.testing.assert_close(table(fields=zero), table(fields=linear))
+    for off in (
+        {"rope.scaling.type": "none", "rope.scaling.factor": 3.0},
+        {"rope.scale_linear": 0.0},
+    ):
+        torch.testing.assert_close(table(fields=off), table())
     yarn = {
         "rope.scaling.type": "yarn",
         "rope.scaling.factor": 4.0,
@@ -283,6 +292,12 @@ def test_damaged_gguf_files_are_refused(tmp_path: Path) -> None:
     ):
         path.write_bytes(content)
         with pytest.raises(ModelError, match=message):
+            read_config(path)
+    for alignment in (struct.pack("<II", 4, 0), struct.pack("<IQs", 8, 1, b"x")):
+        key = b"general.alignment"
+        field = struct.pack("<Q", len(key)) + key + alignment
+        path.write_bytes(struct.pack("<4sIQQ", b"GGUF", 3, 0, 1) + field)
+        with pytest.raises(ModelError, match=r"general\.alignment is (0|'x'): .* above 0"):
             read_config(path)
     write_gguf(TINY["llama"].build(), path)
     whole = path.read_bytes()

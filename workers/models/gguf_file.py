@@ -132,6 +132,11 @@ class GGUFFile:
             at += 4 + 8 * num_dims + 12
             found.append((name, tuple(reversed(dims)), kind, offset))
         alignment = self.get("general.alignment", 32)
+        if not isinstance(alignment, int) or alignment < 1:
+            raise ModelError(
+                f"{self.path}: general.alignment is {alignment!r}: a whole number above 0 is "
+                "needed; the file is damaged: fetch it again"
+            )
         start = -(-at // alignment) * alignment
         for name, shape, kind, offset in found:
             self.tensors[name] = GGUFTensor(name, shape, kind, start + offset)

@@ -16,7 +16,7 @@ _F32 = 0
 def read_gguf_rope(fields: Fields, rotary_dim: int) -> RopeConfig:
     """Raises ModelError for rotary settings that the layers do not have."""
     theta = fields.number("rope.freq_base", 10000.0)
-    kind = fields.get("rope.scaling.type", "none")
+    kind, factor = _scaling(fields)
     short = _frequency_factors(fields.file, "rope_factors_short.weight", rotary_dim)
     if short:
         context_len = fields.count("context_length")
@@ -32,7 +32,6 @@ def read_gguf_rope(fields: Fields, rotary_dim: int) -> RopeConfig:
     factors = _frequency_factors(fields.file, "rope_freqs.weight", rotary_dim)
     if kind == "none":
         return RopeConfig(theta=theta, frequency_factors=factors)
-    factor = fields.number("rope.scaling.factor", 1.0)
     if kind == "linear":
         return RopeConfig(kind=kind, theta=theta, factor=factor, frequency_factors=factors)
     if kind != "yarn":
@@ -54,6 +53,13 @@ def read_gguf_rope(fields: Fields, rotary_dim: int) -> RopeConfig:
         attention_factor=attention_factor * (0.1 * math.log(max(factor, 1.0)) + 1),
         frequency_factors=factors,
     )
+
+
+def _scaling(fields: Fields) -> tuple[str, float]:
+    """Kind and factor.  A factor alone, under its old key too, means linear scaling; 0 is none."""
+    keys = ("rope.scaling.factor", "rope.scale_linear")
+    factor = next((fields.number(key, 1.0) for key in keys if fields.get(key)), 1.0)
+    return fields.get("rope.scaling.type", "none" if factor == 1.0 else "linear"), factor
 
 
 def _frequency_factors(file: GGUFFile, name: str, rotary_dim: int) -> tuple[float, ...]:
