@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from albireo.workers.layers.rope import rope_table
 from albireo.workers.models.config import ModelError
@@ -57,6 +58,29 @@ def test_end_tokens_are_those_of_the_generation_config(tmp_path: Path) -> None:
     (tmp_path / "generation_config.json").write_text('{"temperature": 0.6}')
     assert read_config(tmp_path).eos_token_ids == (5,)
     assert read_config(tmp_path).bos_token_id == 1
+
+
+@pytest.mark.parametrize(
+    "key", ["rms_norm_eps", "rope_parameters", "bos_token_id", "eos_token_id", "sliding_window",
+            "max_window_layers", "head_dim", "tie_word_embeddings"],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    "kind", ["Llama", "Mistral", "Mixtral", "Phi3", "Qwen2", "Qwen3", "Qwen3Moe"]
+)
+def test_a_key_that_is_left_out_is_as_in_transformers(kind: str, key: str, tmp_path: Path) -> None:
+    windows = {"use_sliding_window": True} if kind.startswith("Qwen") else {}
+    config = getattr(transformers, f"{kind}Config")(**windows)
+    settings = json.loads(config.to_json_string(use_diff=False))
+    settings["architectures"] = [f"{kind}ForCausalLM"]
+    whole = read_config(write_config(tmp_path, settings))
+    assert whole.sliding_window == (getattr(config, "sliding_window", None) or 0)
+    settings.pop(key, None)
+    assert read_config(write_config(tmp_path, settings)) == whole
+
+
+def test_an_end_token_that_is_null_is_none(tmp_path: Path) -> None:
+    write_config(tmp_path, {**_LLAMA, "eos_token_id": None})
+    assert read_config(tmp_path).eos_token_ids == ()
 
 
 def test_yarn_stretches_the_context(tmp_path: Path) -> None:

@@ -29,8 +29,17 @@ _FAMILIES = {
 }
 _BIASED = (GEMMA3, "llama", "qwen3", "qwen3_moe")
 """Families whose `attention_bias` means biases of all four projections."""
-_MISTRAL_DEFAULT_WINDOW = 4096  # what transformers takes where the key is absent
-_QWEN3_DEFAULT_HEAD_DIM = 128
+_LLAMA_DEFAULTS = {"bos_token_id": 1, "eos_token_id": 2}
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "llama": _LLAMA_DEFAULTS,
+    "mistral": {**_LLAMA_DEFAULTS, "sliding_window": 4096},
+    "mixtral": {**_LLAMA_DEFAULTS, "rms_norm_eps": 1e-5, "rope_theta": 1e6},
+    "phi3": {"bos_token_id": 1, "eos_token_id": 32000, "rms_norm_eps": 1e-5},
+    "qwen2": {"sliding_window": 4096},
+    "qwen3": {"sliding_window": 4096, "head_dim": 128},
+    "qwen3_moe": {"sliding_window": 4096},
+}
+"""By family: what transformers takes where a key is absent, if not what all have in common."""
 
 
 def read_hf_config(directory: Path) -> ModelConfig:
@@ -40,11 +49,13 @@ def read_hf_config(directory: Path) -> ModelConfig:
     family, architecture = _family(settings)
     if family == GEMMA3:
         settings = gemma3_settings(settings)
+    else:
+        settings = Settings(path, {**_DEFAULTS[family], **settings.values})
     _refuse_unsupported(settings)
     heads = settings.count("num_attention_heads")
     hidden = settings.count("hidden_size")
     kv_heads = settings.count("num_key_value_heads", heads if family in ("llama", "phi3") else None)
-    head_dim = settings.count("head_dim", _default_head_dim(family, hidden, heads))
+    head_dim = settings.count("head_dim", hidden // heads)
     if heads % kv_heads or head_dim % 2:
         raise settings.error(
             f"{heads} attention heads of {head_dim} over {kv_heads} KV heads do not fit together"
@@ -106,10 +117,6 @@ def _refuse_unsupported(settings: Settings) -> None:
         )
 
 
-def _default_head_dim(family: str, hidden: int, heads: int) -> int:
-    return _QWEN3_DEFAULT_HEAD_DIM if family == "qwen3" else hidden // heads
-
-
 def _experts(settings: Settings, family: str, layers: int) -> dict[str, Any]:
     """ModelConfig's settings of a mixture of experts, none for a dense model."""
     if family not in ("mixtral", "qwen3_moe"):
@@ -154,8 +161,7 @@ def _windows(settings: Settings, family: str, layers: int) -> tuple[int, frozens
     if family == GEMMA3:
         window = settings.count("sliding_window")
     elif family in ("mistral", "mixtral", "phi3"):
-        default = _MISTRAL_DEFAULT_WINDOW if family == "mistral" else 0
-        window = settings.get("sliding_window", 0 if settings.has("sliding_window") else default)
+        window = settings.get("sliding_window", 0)
     elif family.startswith("qwen") and settings.get("use_sliding_window"):
         window = settings.get("sliding_window", 0)
         full_below = settings.get("max_window_layers", 28) if family != "qwen3_moe" else 0
