@@ -62,6 +62,28 @@ def test_other_kinds() -> None:
     assert matches(Grammar(lark='root ::= "a" [bc]+ "d"'), "abcd")
 
 
+def test_a_choice_may_have_any_character() -> None:
+    texts = [chr(code) * 2 for code in (*range(0x100), 0x2028, 0xFEFF, 0xFFFF, 0x1F642)]
+    choice = Grammar(choice=tuple(texts))
+    text = compiler().compile(choice)
+    for each in texts:
+        matcher = vocabulary().matcher(text)
+        tokens = encode(each)
+        assert matcher.try_consume_tokens(tokens) == len(tokens), (each, matcher.get_error())
+
+
+def test_lark_and_gbnf_are_told_apart_by_their_rules() -> None:
+    assert matches(Grammar(lark='start: "a ::= b"'), "a ::= b")
+    assert matches(Grammar(lark='// b ::= c\nstart: "a"\n  | "root ::= x"'), "root ::= x")
+    assert matches(
+        Grammar(lark='# start: a\n\n  root::= my-rule\nmy-rule ::= "start: b"'), "start: b"
+    )
+    begun = time.process_time()
+    with pytest.raises(GrammarError):
+        compiler().compile(Grammar(lark="\n " * (MAX_GRAMMAR_BYTES // 2) + "a" * 99))
+    assert time.process_time() - begun < 0.5
+
+
 @pytest.mark.parametrize(
     ("grammar", "said"),
     [

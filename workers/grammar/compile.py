@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import resource
 import select
 import signal
@@ -42,6 +43,8 @@ COMPILE_BYTES = 1 << 30
 _MAX_KNOWN = 256
 _MAX_ERROR_BYTES = 600
 _OUT_OF_MEMORY = 3
+_DELETE = "\x7f"  # JSON may have it in a text, Lark may not
+_GBNF_RULE = re.compile(r"^[ \t]*[\w-]+[ \t]*::=", re.MULTILINE)
 
 
 _T = TypeVar("_T")
@@ -100,7 +103,7 @@ def grammar_text(grammar: Grammar) -> str:
         return str(LLMatcher.grammar_from_regex(grammar.regex))
     if grammar.choice:
         options = " | ".join(json.dumps(text, ensure_ascii=False) for text in grammar.choice)
-        return f"start: {options}"
+        return f"start: {options}".replace(_DELETE, r"\u007f")
     assert grammar.lark is not None
     return _lark_text(grammar.lark)
 
@@ -119,7 +122,7 @@ def _schema_text(schema: dict[str, Any] | str) -> str:
 
 
 def _lark_text(text: str) -> str:
-    if "::=" not in text:
+    if not _GBNF_RULE.search(text):
         return str(LLMatcher.grammar_from_lark(text))
     try:
         return str(gbnf_to_lark(text))
