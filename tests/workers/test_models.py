@@ -12,7 +12,7 @@ from albireo.workers.kernels import create
 from albireo.workers.kernels.interface import Kernels
 from albireo.workers.models.config import ModelError
 from albireo.workers.models.llama import Model
-from albireo.workers.models.load import load_model, read_config
+from albireo.workers.models.load import check_degree, load_model, read_config
 
 from .paged_run import PagedRun, ThreadCommunicator
 from .reference_kernels import ReferenceKernels
@@ -158,6 +158,22 @@ def test_a_degree_that_does_not_divide_is_refused(tmp_path: Path) -> None:
     message = "into 2 ranks: it has 6 heads, 3 KV heads.*degrees that divide all of them: 1, 3$"
     with pytest.raises(ModelError, match=message):
         load(tmp_path, ReferenceKernels(), 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("llama", "2 KV heads, an MLP of 96 and a vocabulary of 96;"),
+        ("qwen3-moe", r"2 KV heads, experts of \d+ and a vocabulary of 96;"),
+        ("qwen3-moe-mixed", r"2 KV heads, an MLP of 96, experts of \d+ and a vocabulary of 96;"),
+    ],
+)
+def test_a_refused_degree_names_the_sizes_that_are_divided(
+    name: str, said: str, tmp_path: Path
+) -> None:
+    save(name, tmp_path)
+    with pytest.raises(ModelError, match=said):
+        check_degree(read_config(tmp_path), 5)
 
 
 def test_a_communicator_must_be_that_of_the_rank(tmp_path: Path) -> None:

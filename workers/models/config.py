@@ -98,7 +98,7 @@ class ModelConfig:
             for t in range(1, self.num_heads + 1)
             if self.num_heads % t == 0
             and self.num_kv_heads % t == 0
-            and all(size % t == 0 for size in self.mlp_sizes())
+            and all(size % t == 0 for size in self.mlp_sizes().values())
             and self.vocab_size % t == 0
         )
 
@@ -106,10 +106,11 @@ class ModelConfig:
         """Whether a layer's MLP is a mixture of experts."""
         return self.num_experts > 0 and layer not in self.dense_layers
 
-    def mlp_sizes(self) -> list[int]:
-        """Inner sizes of the MLPs and experts that there are."""
+    def mlp_sizes(self) -> dict[str, int]:
+        """Inner sizes of what there is: "an MLP", "experts"."""
+        sizes = {False: ("an MLP", self.intermediate_size), True: ("experts", self.expert_size)}
         sparse = {self.is_sparse(layer) for layer in range(self.num_layers)}
-        return [self.expert_size if kind else self.intermediate_size for kind in sorted(sparse)]
+        return dict(sizes[kind] for kind in sorted(sparse))
 
     def window(self, layer: int) -> int:
         """Keys that a token sees in a layer, 0 = all."""

@@ -120,10 +120,11 @@ def _load(
 def check_degree(config: ModelConfig, tp: int) -> None:
     degrees = config.tp_degrees()
     if tp not in degrees:
+        mlps = ", ".join(f"{kind} of {size}" for kind, size in config.mlp_sizes().items())
         raise ModelError(
             f"{config.architecture} does not divide into {tp} ranks: it has {config.num_heads} "
-            f"heads, {config.num_kv_heads} KV heads, an MLP of {config.intermediate_size} and a "
-            f"vocabulary of {config.vocab_size}; degrees that divide all of them: "
+            f"heads, {config.num_kv_heads} KV heads, {mlps} and a vocabulary of "
+            f"{config.vocab_size}; degrees that divide all of them: "
             f"{', '.join(map(str, degrees))}"
         )
 
