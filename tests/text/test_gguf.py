@@ -13,7 +13,7 @@ import gguf
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer
 
 from albireo.ipc.protocol import ChatMessage
 from albireo.workers.tokenizer.text_model import TextModel, TextModelError, load_text_model
@@ -61,69 +61,6 @@ def byte_level_values(pre: str | None, /, **changes: Any) -> dict[str, Any]:
         "add_bos_token": True,
     }
     return values | changes
-
-
-def original(pre: str) -> Tokenizer:
-    """The tokenizer that the family's own tokenizer.json describes, with our vocabulary."""
-    tokenizer = Tokenizer.from_str(byte_level().to_str())
-    contraction = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-    rest = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-    digits = {"llama-bpe": r"\p{N}{1,3}", "qwen2": r"\p{N}"}.get(pre)
-    if digits:
-        tokenizer.model.ignore_merges = pre == "llama-bpe"
-        pattern = rf"{contraction}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{digits}|{rest}"
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Split(Regex(pattern), "isolated"),
-                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-            ]
-        )
-    if pre == "qwen2":
-        tokenizer.normalizer = normalizers.NFC()
-    if pre == "smollm":
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Digits(individual_digits=True),
-                pre_tokenizers.ByteLevel(add_prefix_space=False),
-            ]
-        )
-    return tokenizer
-
-
-@pytest.mark.parametrize("pre", ["gpt-2", "default", "smollm", "llama-bpe", "qwen2"])
-def test_byte_level_files_are_the_original_tokenizer(tmp_path: Path, pre: str) -> None:
-    ours = load_text_model(str(write_gguf(tmp_path / "m.gguf", **byte_level_values(pre))))
-    theirs = original(pre)
-    size = theirs.get_vocab_size()
-    assert ours.vocab_size == size + 2
-    assert ours.token_bytes is not None and ours.token_bytes[size:] == [b"", b""]
-    assert ours.special_ids == {0, 1, 2, 3}
-    for text in [*NASTY_TEXTS, "can't WON'T 1234567 2nd ٣٤ Ⅷ", "[PAD1]"]:
-        for special in (False, True):
-            ids = ours.encode(text, special)
-            assert ids == theirs.encode(text, add_special_tokens=special).ids
-            assert ours.decode(ids, special) == theirs.decode(ids, skip_special_tokens=special)
-
-
-def test_digits_are_cut_as_the_family_does(tmp_path: Path) -> None:
-    cuts = {}
-    for pre in ("gpt-2", "smollm", "llama-bpe", "qwen2", "tekken"):
-        path = write_gguf(tmp_path / f"{pre}.gguf", **byte_level_values(pre, merges=["1 2", "3 4"]))
-        cuts[pre] = len(load_text_model(str(path)).encode("1234", add_special_tokens=False))
-    # The vocabulary holds "12" and "34", so only single digits and "123" + "4" cost more.
-    assert cuts == {"gpt-2": 2, "smollm": 4, "llama-bpe": 3, "qwen2": 4, "tekken": 4}
-
-
-def test_tekken_cuts_where_capitals_begin(tmp_path: Path) -> None:
-    values = byte_level_values("tekken", merges=["a B"])
-    values["tokens"] = [*values["tokens"][:-1], "aB"]
-    values["token_type"] = [*values["token_type"][:-1], NORMAL]
-    both = len(values["tokens"]) - 1
-    ours = load_text_model(str(write_gguf(tmp_path / "t.gguf", **values)))
-    assert both not in ours.encode("xaBc", add_special_tokens=False)
-    values["pre"] = "qwen2"
-    ours = load_text_model(str(write_gguf(tmp_path / "q.gguf", **values)))
-    assert both in ours.encode("xaBc", add_special_tokens=False)
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,13 @@ _TEKKEN = (
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
     r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+_O200K = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 
 @dataclass(frozen=True)
@@ -66,9 +73,11 @@ _GPT2 = PreTokenizer()
 _LLAMA = PreTokenizer(pattern=_LLAMA3, ignore_merges=True, add_bos=True)
 _QWEN = PreTokenizer(pattern=_QWEN2, nfc=True)
 _RULES = {
+    "dbrx": PreTokenizer(pattern=_LLAMA3),  # Phi-4
     "default": _GPT2,
     "deepseek-r1-qwen": _QWEN,
     "gpt-2": _GPT2,
+    "gpt-4o": PreTokenizer(pattern=_O200K),  # Phi-4-mini
     "gpt2": _GPT2,
     "llama-bpe": _LLAMA,
     "llama-v3": _LLAMA,
