@@ -14,7 +14,8 @@ SPARE_SLOTS = 16
 comes next need not wait for that."""
 
 AWAKE_S = 0.01
-"""Steps that are longer gain next to nothing from it."""
+"""So long who waits for a step polls behind the last one, instead of sleeping.  Longer steps gain
+next to nothing from it."""
 
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,7 +89,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def awake_s(self) -> float:
-        """So long who hands tokens on does not sleep behind a step; 0 where cores are few."""
+        """AWAKE_S, or 0 where cores are few."""
         return AWAKE_S if self.spin_us else 0.0
 
     @property

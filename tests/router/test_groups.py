@@ -316,8 +316,8 @@ def lose(group: FakeGroup, client: RawClient) -> int:
 
 
 def first_submit(group: FakeGroup) -> Submit:
-    """Behind any number of Resets."""
-    while isinstance(message := group.next(), Reset):
+    """Behind any number of Resets, and Credits for outputs, which come in no order with all else."""
+    while isinstance(message := group.next(), Reset | Credit):
         pass
     assert isinstance(message, Submit)
     return message
