@@ -28,6 +28,7 @@ from .fork_protocol import (
     ForkUnderstudy,
     Load,
     Loaded,
+    NotForked,
     encode,
     from_fork_server,
 )
@@ -229,7 +230,7 @@ class ForkServer(Watched):
     async def fork(self, spec: ActorSpec, fds: Mapping[str, int]) -> ActorProcess:
         """Forks an actor that inherits `fds` (kept open here).
 
-        Raises StartError when the fork server has died.
+        Raises StartError when the fork server has died, or has no room for one more process.
         """
         ours, theirs = seqpacket_pair()
         named = {"control": theirs.fileno(), **fds}
@@ -274,10 +275,11 @@ class ForkServer(Watched):
                     self.kill()
         if not payload:
             raise StartError(f"{name} could not be forked: the fork server has died")
-        forked = from_fork_server.decode(payload)
-        if not isinstance(forked, Forked):
-            raise StartError(f"{name} could not be forked: {forked}")
-        return forked.pid
+        answer = from_fork_server.decode(payload)
+        if isinstance(answer, Forked) and answer.pid > 0:
+            return answer.pid
+        why = answer.reason if isinstance(answer, NotForked) else answer
+        raise StartError(f"{name} could not be forked: {why}")
 
 
 class Janitor(Watched):
@@ -307,6 +309,7 @@ class Janitor(Watched):
 
 def _end_unwatched(pid: int) -> None:
     """Of a child that cannot be watched."""
+    assert pid > 0, "0 and below are whole process groups"
     with contextlib.suppress(ProcessLookupError, ChildProcessError):
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)

@@ -51,10 +51,17 @@ class Forked(msgspec.Struct, frozen=True, tag=True, array_like=True):
     pid: int
 
 
+class NotForked(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """There was no room for one more process; the fork server serves on."""
+
+    name: str
+    reason: str
+
+
 encode = msgspec.msgpack.Encoder().encode
 to_fork_server: msgspec.msgpack.Decoder[Load | Fork | ForkUnderstudy] = msgspec.msgpack.Decoder(
     Load | Fork | ForkUnderstudy
 )
-from_fork_server: msgspec.msgpack.Decoder[Phase | Fatal | Loaded | Forked] = (
-    msgspec.msgpack.Decoder(Phase | Fatal | Loaded | Forked)
+from_fork_server: msgspec.msgpack.Decoder[Phase | Fatal | Loaded | Forked | NotForked] = (
+    msgspec.msgpack.Decoder(Phase | Fatal | Loaded | Forked | NotForked)
 )

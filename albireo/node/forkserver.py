@@ -13,11 +13,12 @@ fork server dies.  Its understudy, a fork of itself, then takes its place with
 everything in memory.
 
     supervisor -> fork server   Load, then Fork | ForkUnderstudy + descriptors (SCM_RIGHTS)
-    fork server -> supervisor   Phase..., Loaded | Fatal, then Forked
+    fork server -> supervisor   Phase..., Loaded | Fatal, then Forked | NotForked
 """
 
 from __future__ import annotations
 
+import errno
 import faulthandler
 import gc
 import importlib
@@ -40,6 +41,7 @@ from .fork_protocol import (
     ForkUnderstudy,
     Load,
     Loaded,
+    NotForked,
     encode,
     to_fork_server,
 )
@@ -104,10 +106,14 @@ def _serve(control: socket.socket, supervisor: int, inheritance: _Inheritance) -
             control.send(encode(loaded))
             continue
         name, life = _next_life(message, fds, supervisor, inheritance)
-        pid = _fork_twice(life, control, supervisor)
+        answer: Forked | NotForked
+        try:
+            answer = Forked(name, _fork_twice(life, control, supervisor))
+        except OSError as error:
+            answer = NotForked(name, str(error))
         for fd in fds:
             os.close(fd)
-        control.send(encode(Forked(name, pid)))
+        control.send(encode(answer))
 
 
 def _next_life(
@@ -138,23 +144,39 @@ def _load(load: Load, inheritance: _Inheritance, phase: Any) -> Loaded:
 
 
 def _fork_twice(life: Callable[[], None], control: socket.socket, supervisor: int) -> int:
-    """Forks a child of the supervisor that lives `life`; returns its pid."""
+    """Forks a child of the supervisor that lives `life`; returns its pid.
+
+    Raises OSError where the system has no room for one more process.
+    """
     read_end, write_end = os.pipe()
-    middle = os.fork()
-    if middle == 0:
-        child = os.fork()
-        if child != 0:
-            os.write(write_end, child.to_bytes(4, "little"))
-            os._exit(0)
-        os.close(read_end)
-        os.close(write_end)
-        control.close()
-        _live(life, supervisor)
-    os.close(write_end)
-    pid = int.from_bytes(os.read(read_end, 4), "little")
-    os.close(read_end)
+    with open(read_end, "rb") as reader, open(write_end, "wb", buffering=0) as writer:
+        middle = os.fork()
+        if middle == 0:
+            # Whatever happens: this copy of the fork server must not go on as another one.
+            try:
+                told = _fork_or_errno()
+                if told == 0:
+                    for each in (reader, writer, control):
+                        each.close()
+                    _live(life, supervisor)
+                writer.write(told.to_bytes(4, "little", signed=True))
+            finally:
+                os._exit(0)
+        writer.close()
+        told = int.from_bytes(reader.read(4), "little", signed=True)
     os.waitpid(middle, 0)
-    return pid
+    if told <= 0:
+        why = os.strerror(-told) if told else "the process that was to fork it has died"
+        raise OSError(-told, why)
+    return told
+
+
+def _fork_or_errno() -> int:
+    """As os.fork(); -errno where that fails."""
+    try:
+        return os.fork()
+    except OSError as error:
+        return -(error.errno or errno.EAGAIN)
 
 
 def _live(life: Callable[[], None], supervisor: int) -> None:
