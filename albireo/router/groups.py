@@ -172,11 +172,20 @@ class GroupTable:
         refusal = self.hopeless()
         if refusal is not None:
             raise refusal
+        seqs, queued = self._max_num_seqs, self._max_num_queued_reqs
+        most = len(self._groups) * (seqs + queued)
+        if answers > most:
+            raise Refusal(
+                "invalid_request",
+                f"this request asks for {answers} answers; the node takes {most} "
+                f"({len(self._groups)} groups x ({seqs} running + {queued} queued)): ask for "
+                "fewer, or start it with a larger --max-num-queued-reqs",
+                param="n",
+            )
         ready = len(self._by_peer)
-        queued = self._max_num_queued_reqs
         if ready:
-            capacity = ready * (self._max_num_seqs + queued)
-            how = f"{ready} groups x ({self._max_num_seqs} running + {queued} queued)"
+            capacity = ready * (seqs + queued)
+            how = f"{ready} groups x ({seqs} running + {queued} queued)"
         else:
             starting = sum(group.state not in _GONE for group in self._groups)
             capacity = starting * queued

@@ -43,6 +43,13 @@ class Tenants:
         """Raises Refusal when so many answers more are too many."""
         now = self._in_flight.get(tenant, 0)
         most = self._config.max_num_reqs
+        if most and answers > most:
+            raise Refusal(
+                "invalid_request",
+                f"this request asks for {answers} answers; {most} are the limit for one client "
+                "(--max-num-reqs-per-tenant): ask for fewer",
+                param="n",
+            )
         if most and now + answers > most:
             more = "" if answers == 1 else f", and this request asks for {answers}"
             raise Refusal(

@@ -146,6 +146,11 @@ def test_beside_another_client(slow: LLM) -> None:
         assert all(sum(len(delta.token_ids) for delta in each) == 100 for each in others)
 
 
+def test_more_answers_than_the_node_ever_takes(slow: LLM) -> None:
+    with pytest.raises(InvalidRequest, match="asks for 17 answers; the node takes 16"):
+        slow.generate("a", n=17)
+
+
 def test_threads_share_it(slow: LLM) -> None:
     lengths: list[int] = []
 

@@ -102,13 +102,19 @@ def test_a_group_that_dies_is_one_error(start: Start) -> None:
 
 
 def test_more_answers_than_the_node_takes_are_refused(start: Start) -> None:
-    near = start(max_num_seqs=2, max_num_queued_reqs=1)
+    """For now where they would fit once all groups are ready, and else for good."""
+    near = start(num_groups=2, max_num_seqs=2, max_num_queued_reqs=1)
     near.group()
     client = near.client()
-    wait_for_states(client, "ready")
+    wait_for_states(client, "ready", "starting")
     client.send(type="generate", id=1, prompt_ids=[5], params={"n": 4})
-    message = client.expect_error("queue_full", 1)["message"]
-    assert "asks for 4" in message and "takes 3" in message
+    error = client.expect_error("queue_full", 1)
+    assert error["retry"]
+    assert "asks for 4" in error["message"] and "takes 3" in error["message"]
+    client.send(type="generate", id=2, prompt_ids=[5], params={"n": 7})
+    error = client.expect_error("invalid_request", 2)
+    assert not error["retry"] and error["param"] == "n"
+    assert "asks for 7" in error["message"] and "takes 6 (2 groups x (2 " in error["message"]
 
 
 def test_bad_words_go_through_the_tokenizer(start: Start) -> None:

@@ -142,8 +142,11 @@ def test_a_tenant_has_a_limit_of_its_own(start: Start) -> None:
     ask(one, 3)
     error = one.expect_error("queue_full", 3)
     assert error["retry"] and "3 answers of this client" in error["message"]
+    ask(one, 3, 2)
+    assert "asks for 2" in one.expect_error("queue_full", 3)["message"]
     ask(other, 1, 4)
-    assert "asks for 4" in other.expect_error("queue_full", 1)["message"]
+    error = other.expect_error("invalid_request", 1)  # and never, however long it waits
+    assert not error["retry"] and error["param"] == "n" and "4 answers" in error["message"]
     ask(other, 2, tenant="alice")
     ask(one, 4, tenant="alice")
     assert {group.expect(Submit).tenant for _ in range(2)} == {"alice"}
