@@ -160,9 +160,10 @@ class SimulatedGroup:
         if first:
             chunks = chunk[chunk[:, _CHUNK_SAMPLES] == 1, _CHUNK_SLOT]
             slots = np.concatenate([chunks, decode])
-            new = requests[:first]
-            new = new[self._first[new] == 0.0]  # others have been preempted
-            self._first[new] = end
+            prefilled = requests[:first]
+            new = self._first[prefilled] == 0.0
+            self._first[prefilled[new]] = end
+            self.gaps.add_all(end - self._last[prefilled[~new]])  # they were preempted
         self.gaps.add_all(end - self._last[requests[first:]])
         self._last[requests] = end
         seq = self.scheduler.sequences

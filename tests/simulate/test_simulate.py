@@ -263,6 +263,8 @@ def test_prefixes_preemptions_and_goodput_are_counted() -> None:
     tight = simulate(*arguments, "--kv-tokens", "4096", "--slo", "ttft:1,tpot:1000")
     assert tight["preemptions"] > 0 and tight["requests"]["completed"] == 400
     assert tight["goodput"]["share"] == 0
+    # All answers are of one length: the gaps, pauses of the preempted too, are what lies between.
+    assert tight["itl_ms"]["mean"] == pytest.approx(tight["tpot_ms"]["mean"], abs=2e-3)
     assert simulate(*arguments, "--slo", "ttft:60000")["goodput"]["share"] == 1
 
 
