@@ -3,8 +3,8 @@
 A real node serves the shape with random weights.  A prompt's time is from its
 submission to its first token at the client.  The floor is the products of the
 linear layers at the rate of a large product on the same device: 2 operations
-for each of their weights and each token; attention is counted as nothing, so a
-long prompt is further from it.
+for each token and each of their weights that it meets; attention is counted as
+nothing, so a long prompt is further from it.
 
 A mixed step is what the streams that decode see while one prompt is computed
 between two of their tokens; beside it stand the two steps that it is made of.
@@ -87,9 +87,12 @@ def bench_prefill(
 
 
 def _linear_weights(config: ModelConfig) -> int:
-    """Weights that every token is multiplied by: all but those of embedding and LM head."""
-    tables = 1 if config.tie_embeddings else 2
-    return config.num_params() - tables * config.vocab_size * config.hidden_size
+    """Weights that a token is multiplied by: neither embedding nor LM head, nor experts that the
+    router does not pick for it."""
+    tables = (1 if config.tie_embeddings else 2) * config.vocab_size * config.hidden_size
+    sparse = sum(map(config.is_sparse, range(config.num_layers)))
+    idle = sparse * (config.num_experts - config.experts_per_token)
+    return config.num_params() - tables - idle * 3 * config.hidden_size * config.expert_size
 
 
 async def _measure(

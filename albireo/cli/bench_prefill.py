@@ -68,6 +68,6 @@ def prefill(
 
 def _pair(text: str) -> tuple[int, int]:
     count, _, length = text.partition("x")
-    if not (count.isdigit() and length.isdigit() and int(count) and int(length)):
+    if not (count.isdecimal() and length.isdecimal() and int(count) and int(length)):
         raise ValueError(f"{text!r} is not NxLEN, such as 4x2048")
     return int(count), int(length)

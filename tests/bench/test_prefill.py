@@ -39,7 +39,14 @@ def test_the_weights_of_the_products_are_those_of_the_layers(tmp_path: Path) -> 
     assert _linear_weights(read_config(tmp_path)) == pytest.approx(36 * layer, rel=1e-3)
 
 
-@pytest.mark.parametrize("prompts", ["4", "0x5", "2x", "axb"])
+def test_a_token_meets_only_the_experts_that_are_picked_for_it(tmp_path: Path) -> None:
+    """Qwen3-30B-A3B: 48 layers of qkv 2048 x 5120, o 4096 x 2048, router 2048 x 128, 8 experts."""
+    write_model("qwen3-30b-a3b", tmp_path)
+    layer = 2048 * (5120 + 4096 + 128 + 8 * 3 * 768)
+    assert _linear_weights(read_config(tmp_path)) == pytest.approx(48 * layer, rel=1e-3)
+
+
+@pytest.mark.parametrize("prompts", ["²x8", "4", "0x5", "2x", "axb"])
 def test_what_is_wrong_is_said(prompts: str) -> None:
     ended = CliRunner().invoke(bench, ["prefill", "--shape", "tiny", "--prompts", prompts])
     assert ended.exit_code == 1 and "is not NxLEN" in ended.output
