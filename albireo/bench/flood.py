@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import uvloop
 
-from albireo.client import AsyncClient
+from albireo.client import AlbireoError, AsyncClient
 from albireo.node.options import NodeOptions
 
 from .machine import machine
@@ -32,9 +32,11 @@ def bench_flood(
 ) -> dict[str, Any]:
     """requests: of the flood, each of 64 tokens that asks for output_len.  samples: of the other.
 
-    Raises BenchError when the node does not start, or the flood ends before the samples do.
+    Raises BenchError when the node does not start, does not take the whole flood, or is done with
+    it before the samples end.
     """
-    options = msgspec.structs.replace(options, device="sim")
+    queued = max(options.max_num_queued_reqs, requests + 1)
+    options = msgspec.structs.replace(options, device="sim", max_num_queued_reqs=queued)
     with running_node(options) as node:
         measured = uvloop.run(_measure(node, requests, output_len, samples, interval_s))
     return {
@@ -66,17 +68,22 @@ async def _measure(
             )
             for _ in range(requests)
         ]
-        await asyncio.sleep(interval_s / 2)
-        beside = await _ttfts(client, rng, samples, interval_s)
-        left = sum(not task.done() for task in flooding)
-        if not left:
-            raise BenchError(
-                f"the {requests} requests of the flood were done before the {samples} samples "
-                "were: send more of them, or let them be longer"
-            )
-        for task in flooding:
-            task.cancel()
-        await asyncio.gather(*flooding, return_exceptions=True)
+        try:
+            await asyncio.sleep(interval_s / 2)
+            beside = await _ttfts(client, rng, samples, interval_s)
+            left = sum(not task.done() for task in flooding)
+        finally:
+            for task in flooding:
+                task.cancel()
+            ended = await asyncio.gather(*flooding, return_exceptions=True)
+    for each in ended:
+        if isinstance(each, AlbireoError):
+            raise BenchError(f"a request of the flood failed: {each}")
+    if not left:
+        raise BenchError(
+            f"the {requests} requests of the flood were done before the {samples} samples "
+            "were: send more of them, or let them be longer"
+        )
     alone = statistics.median(quiet)
     return {
         "samples": samples,
