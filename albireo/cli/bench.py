@@ -8,6 +8,7 @@ import click
 
 from albireo.node.options import NodeOptions, parse_groups
 
+from .amounts import Amount
 from .bench_ablation import ablation
 from .bench_batches import latency, throughput
 from .bench_flood import flood
@@ -56,7 +57,7 @@ bench.add_command(ablation)
     show_default=True,
     help="Tokens of each stream.",
 )
-@click.option("--step-ms", type=click.FloatRange(min=0.01), default=5.0, show_default=True)
+@click.option("--step-ms", type=Amount(min=0.01), default=5.0, show_default=True)
 @click.option(
     "--journal",
     metavar="DIR",

@@ -10,6 +10,7 @@ from rich.console import Console
 from albireo.bench.shapes import SHAPES
 from albireo.node.options import DEVICES, DTYPES, NodeOptions, parse_groups
 
+from .amounts import Amount
 from .bench_parts import bench_errors, model_of
 
 
@@ -25,7 +26,7 @@ from .bench_parts import bench_errors, model_of
 @click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True)
 @click.option("--dtype", type=click.Choice(DTYPES), default="auto", show_default=True)
 @click.option("--threads", type=click.IntRange(1, 512), help="Threads of each worker.")
-@click.option("--sim-step-ms", type=click.FloatRange(min=0.01), default=5.0, show_default=True,
+@click.option("--sim-step-ms", type=Amount(min=0.01), default=5.0, show_default=True,
               help="Step time of the sim device.")  # fmt: skip
 @click.option(
     "--setting",

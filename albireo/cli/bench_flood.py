@@ -8,6 +8,7 @@ import click
 
 from albireo.node.options import NodeOptions, parse_groups
 
+from .amounts import Amount
 from .bench_parts import bench_errors
 
 
@@ -15,7 +16,7 @@ from .bench_parts import bench_errors
 @click.option("--model", default="demo", show_default=True, metavar="DIR|FILE.gguf|demo",
               help="For its tokenizer and shape alone.")  # fmt: skip
 @click.option("--groups", default="1x1", show_default=True, metavar="GxT")
-@click.option("--step-ms", type=click.FloatRange(min=0.01), default=20.0, show_default=True)
+@click.option("--step-ms", type=Amount(min=0.01), default=20.0, show_default=True)
 @click.option("--requests", type=click.IntRange(min=1), default=1000, show_default=True,
               help="Of the flood, sent at once by one client.")  # fmt: skip
 @click.option("--output-len", type=click.IntRange(min=1), default=200, show_default=True)

@@ -8,6 +8,7 @@ import click
 
 from albireo.node.options import NodeOptions, parse_groups
 
+from .amounts import Amount
 from .bench_parts import bench_errors
 
 
@@ -29,7 +30,7 @@ from .bench_parts import bench_errors
     show_default=True,
     help="Tokens of each stream.",
 )
-@click.option("--step-ms", type=click.FloatRange(min=0.01), default=20.0, show_default=True)
+@click.option("--step-ms", type=Amount(min=0.01), default=20.0, show_default=True)
 @click.option("--chat/--completions", default=True, show_default=True, help="The endpoint.")
 @click.option("--uds", is_flag=True, help="Over a Unix socket instead of TCP.")
 @click.option("--json", "as_json", is_flag=True, help="The result as JSON.")

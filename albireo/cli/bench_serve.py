@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .amounts import Amount
 from .bench_parts import dataset_of, dataset_options
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ _BUSY = 0.8
 """Share of a core above which what the client sees waits for the client."""
 
 _count = click.IntRange(min=1)
-_above_0 = click.FloatRange(min=0, min_open=True)
+_rate = click.FloatRange(min=0, min_open=True)  # inf = all at once
+_above_0 = Amount(min=0, min_open=True)
 _file = click.Path(dir_okay=False, path_type=Path)
 
 
@@ -40,7 +42,12 @@ _file = click.Path(dir_okay=False, path_type=Path)
 @click.option("--api-key", metavar="KEY", envvar="OPENAI_API_KEY", show_envvar=True)
 @click.option("--num-prompts", type=_count, default=1000)
 @click.option("--num-warmups", type=click.IntRange(min=0), default=1, help="Sent before, singly.")
-@click.option("--request-rate", type=_above_0, default="inf", help="Arrivals a second.")
+@click.option(
+    "--request-rate",
+    type=click.FloatRange(min=0, min_open=True),
+    default="inf",
+    help="Arrivals a second.",
+)
 @click.option(
     "--burstiness", type=_above_0, default=1.0, help="1 = Poisson arrivals; below in bursts."
 )
@@ -55,7 +62,7 @@ _file = click.Path(dir_okay=False, path_type=Path)
 )
 @click.option("--random-ids", default="1000:30000", metavar="FIRST:BEHIND", help="Of such prompts.")
 @click.option("--ignore-eos", is_flag=True, help="Answers have their full length.")
-@click.option("--temperature", type=click.FloatRange(min=0), default=0.0)
+@click.option("--temperature", type=Amount(min=0), default=0.0)
 @click.option("--extra-body", default="{}", metavar="JSON", help="Fields of every request.")
 @click.option("--stream-usage/--no-stream-usage", default=True, help="Ask for counts of tokens.")
 @click.option("--percentile-metrics", default="ttft,tpot,itl", metavar="ttft,tpot,itl,e2el")

@@ -7,6 +7,7 @@ import click
 from albireo.ipc.paths import PathError
 from albireo.node.options import OptionError
 
+from .amounts import Amount
 from .lazy import LazyGroup
 
 
@@ -45,7 +46,7 @@ name_option = click.option(
 @click.option("--now", is_flag=True, help="Do not wait for requests in flight.")
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0),
+    type=Amount(min=0),
     default=60.0,
     show_default=True,
     help="Seconds to wait for the end of the node.",

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from .amounts import Amount
 from .node import name_option
 
 _ALL = -1
@@ -26,7 +27,7 @@ _group_argument = click.argument("group", metavar="GROUP|all", callback=_group)
 def _timeout_option(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--timeout",
-        type=click.FloatRange(min=0),
+        type=Amount(min=0),
         default=10.0,
         show_default=True,
         help="Seconds that requests in flight get; then they go on in another group.",

@@ -12,6 +12,8 @@ import click
 
 from albireo.node.options import OptionError, parse_groups, parse_weights
 
+from .amounts import Amount
+
 if TYPE_CHECKING:
     from albireo.scheduler.limits import Limits
     from albireo.simulate.group import GroupShape
@@ -48,11 +50,11 @@ _MANY_BYTES = 1 << 20
 )
 @click.option("--block-size", type=click.IntRange(min=1), default=16)
 @click.option("--swap-space-tokens", type=click.IntRange(min=0), default=0)
-@click.option("--itl-target-ms", type=click.FloatRange(min=0), default=0.0)
+@click.option("--itl-target-ms", type=Amount(min=0), default=0.0)
 @click.option("--async-scheduling/--no-async-scheduling", default=True)
 @click.option("--enable-prefix-caching/--no-enable-prefix-caching", "caching", default=True)
 @click.option("--slo", default="", metavar="ttft:MS,tpot:MS,e2e:MS", help="Of a good request.")
-@click.option("--seed", type=int, default=0)
+@click.option("--seed", type=click.IntRange(min=0), default=0)
 @click.option(
     "--processes",
     type=click.IntRange(min=1),

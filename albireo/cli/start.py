@@ -20,6 +20,7 @@ from albireo.node.options import (
     parse_weights,
 )
 
+from .amounts import Amount
 from .node import name_option
 
 _FILE = click.Path(exists=True, dir_okay=False, resolve_path=True)
@@ -131,14 +132,14 @@ def _chunks_are_always(context: click.Context, parameter: click.Parameter, value
 )
 @click.option(
     "--journal-fsync",
-    type=click.FloatRange(min=0),
+    type=Amount(min=0),
     default=0.0,
     show_default=True,
     help="Seconds after which the disk has the log; 0 = when the kernel likes.",
 )
 @click.option(
     "--resume-grace",
-    type=click.FloatRange(min=0),
+    type=Amount(min=0),
     help="Seconds that requests wait for a client that lost its connection. "
     "[default: 10 with --journal, else 0]",
 )
@@ -151,12 +152,12 @@ def _chunks_are_always(context: click.Context, parameter: click.Parameter, value
 )
 @click.option(
     "--kv-cache-gib",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Amount(min=0, min_open=True),
     help="KV cache of each group, in GiB.",
 )
 @click.option(
     "--gpu-memory-utilization",
-    type=click.FloatRange(min=0, max=1, min_open=True),
+    type=Amount(min=0, max=1, min_open=True),
     default=0.9,
     show_default=True,
     help="Share of a GPU's free memory that its worker may take.",
@@ -177,14 +178,14 @@ def _chunks_are_always(context: click.Context, parameter: click.Parameter, value
 )
 @click.option(
     "--swap-space",
-    type=click.FloatRange(min=0),
+    type=Amount(min=0),
     default=0.0,
     show_default=True,
     help="Host memory of each group for preempted sequences, in GiB.",
 )
 @click.option(
     "--itl-target-ms",
-    type=click.FloatRange(min=0),
+    type=Amount(min=0),
     default=0.0,
     show_default=True,
     help="Size prefill chunks so that a step stays below it; 0 = no target.",
@@ -224,14 +225,14 @@ def _chunks_are_always(context: click.Context, parameter: click.Parameter, value
 @click.option("--threads", type=click.IntRange(1, 512), help="Threads of each worker.")
 @click.option(
     "--step-timeout",
-    type=click.FloatRange(min=0.1),
+    type=Amount(min=0.1),
     default=30.0,
     show_default=True,
     help="Seconds after which a step, or a process that does not answer, counts as hung.",
 )
 @click.option(
     "--start-timeout",
-    type=click.FloatRange(min=1),
+    type=Amount(min=1),
     default=600.0,
     show_default=True,
     help="Seconds that a process may take to be ready.",
@@ -245,14 +246,14 @@ def _chunks_are_always(context: click.Context, parameter: click.Parameter, value
 )
 @click.option(
     "--shutdown-timeout",
-    type=click.FloatRange(min=0),
+    type=Amount(min=0),
     default=10.0,
     show_default=True,
     help="Seconds that requests in flight get when the node stops.",
 )
 @click.option(
     "--sim-step-ms",
-    type=click.FloatRange(min=0.01),
+    type=Amount(min=0.01),
     default=10.0,
     show_default=True,
     help="Step time of the sim device.",

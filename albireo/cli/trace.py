@@ -11,6 +11,7 @@ from rich.console import Console
 from albireo.ipc.paths import PathError, node_dir
 from albireo.node.runtime_dir import is_running
 
+from .amounts import Amount
 from .node import name_option
 
 
@@ -30,7 +31,7 @@ from .node import name_option
 )
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0),
+    type=Amount(min=0),
     default=60.0,
     show_default=True,
     help="Seconds to wait for the steps.",

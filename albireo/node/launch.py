@@ -108,7 +108,7 @@ def stop_node(name: str, *, now: bool = False, timeout_s: float = 60.0) -> None:
             time.sleep(0.05)
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(process, signal.SIGTERM)
-        ended, _, _ = select.select([process], [], [], timeout_s)
+        ended, _, _ = select.select([process], [], [], min(timeout_s, threading.TIMEOUT_MAX))
     if not ended:
         raise OptionError(
             f"node {name!r} (pid {pid}) has not stopped within {timeout_s:g} s; "
@@ -175,7 +175,6 @@ def _main() -> None:
     owned = len(sys.argv) > 1
     if owned:
         end_with(int(sys.argv[1]))
-    options = msgspec.json.decode(sys.stdin.buffer.read(), type=NodeOptions)
     listening = True
 
     def say(event: Event) -> None:
@@ -188,6 +187,11 @@ def _main() -> None:
         except OSError:
             listening = False
 
+    try:
+        options = msgspec.json.decode(sys.stdin.buffer.read(), type=NodeOptions)
+    except msgspec.ValidationError as error:
+        say(NodeFailed(str(error)))
+        sys.exit(1)
     status = run_foreground(options, say)
     if owned and status == 0:
         for suffix in (".log", ".log.1"):

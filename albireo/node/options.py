@@ -21,8 +21,9 @@ class OptionError(ValueError):
 
 _AtLeast1 = Annotated[int, msgspec.Meta(ge=1)]
 _AtLeast0 = Annotated[int, msgspec.Meta(ge=0)]
-_Amount = Annotated[float, msgspec.Meta(ge=0)]
-_Positive = Annotated[float, msgspec.Meta(gt=0)]
+_MOST = 1e9  # of seconds and GiB; inf would not come through JSON, by which a node is told
+_Amount = Annotated[float, msgspec.Meta(ge=0, le=_MOST)]
+_Positive = Annotated[float, msgspec.Meta(gt=0, le=_MOST)]
 WEIGHTS = (0.001, 1000.0)
 _Weight = Annotated[float, msgspec.Meta(ge=WEIGHTS[0], le=WEIGHTS[1])]
 

@@ -9,7 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from albireo.cli.main import main
 from albireo.node.runtime_dir import is_running
 
 ALBIREO = str(Path(sys.executable).with_name("albireo"))
@@ -58,6 +60,22 @@ def test_what_is_wrong_is_said(node_home: Path, words: tuple[str, ...], reason: 
     done = albireo(*words, status=1)
     assert reason in done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("value", ["inf", "nan"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("start", "--shutdown-timeout"),
+        ("stop", "--timeout"),
+        ("drain-group", "0", "--timeout"),
+    ],
+)  # fmt: skip
+def test_what_is_no_finite_number_is_said(
+    node_home: Path, words: tuple[str, ...], value: str
+) -> None:
+    ended = CliRunner().invoke(main, ["node", *words, value])
+    assert ended.exit_code == 2 and f"{value} is not a finite number" in ended.output
 
 
 @pytest.mark.node

@@ -195,3 +195,7 @@ def test_what_does_not_fit_is_refused(
 
 def test_a_model_that_is_not_there(node_home: Path) -> None:
     assert "no such file or directory" in failure(NodeOptions(model="/no/such/model"))
+
+
+def test_options_that_cannot_be_told_to_a_node(node_home: Path) -> None:
+    assert "`$.shutdown_timeout_s`" in failure(NodeOptions(shutdown_timeout_s=float("inf")))

@@ -119,6 +119,8 @@ def test_what_is_wrong_is_said(llm: LLM, tiny_model_dir: Path) -> None:
         LLM(tiny_model_dir, max_num_seq=3)
     with pytest.raises(OptionError, match=r"\$.max_num_seqs"):
         LLM(tiny_model_dir, max_num_seqs=0)
+    with pytest.raises(OptionError, match=r"<= 1000000000.0 - at `\$.step_timeout_s`"):
+        LLM(tiny_model_dir, step_timeout_s=float("inf"))
     with pytest.raises(OptionError, match=r"auto\|cpu\|cuda\|sim"):
         LLM(tiny_model_dir, device="tpu")
     with pytest.raises(OptionError, match="GROUPSxTP"):
