@@ -41,7 +41,7 @@ _file = click.Path(dir_okay=False, path_type=Path)
 @click.option("--model", metavar="NAME", help="[default: the first that the server names]")
 @click.option("--api-key", metavar="KEY", envvar="OPENAI_API_KEY", show_envvar=True)
 @click.option("--num-prompts", type=_count, default=1000)
-@click.option("--num-warmups", type=click.IntRange(min=0), default=1, help="Sent before, singly.")
+@click.option("--num-warmups", type=click.IntRange(min=0), default=1, help="Others, sent before.")
 @click.option(
     "--request-rate",
     type=click.FloatRange(min=0, min_open=True),
@@ -73,7 +73,7 @@ _file = click.Path(dir_okay=False, path_type=Path)
 @click.option("--save-detailed", is_flag=True, help="With every request's times.")
 @click.option("--result-dir", type=click.Path(file_okay=False, path_type=Path), default=".")
 @click.option("--result-filename", metavar="FILE", help="[default: by endpoint, rate and time]")
-@click.option("--plot", type=_file, metavar="FILE.png")
+@click.option("--plot", type=_file, metavar="FILE", help="A picture: .png, .svg or .pdf.")
 @click.option("--progress/--no-progress", default=True, help="A bar, on a terminal.")
 @click.option("--json", "as_json", is_flag=True, help="The result as JSON.")
 def serve(**given: Any) -> None:
@@ -84,31 +84,32 @@ def serve(**given: Any) -> None:
 
     try:
         run = _run(given)
-        saved = _save(run, given)
+        click.echo(json.dumps(run.result, indent=2) if given["as_json"] else _table(run.result))
+        _keep(run, given)
     except (BenchError, DatasetError, PlotError, OSError) as error:
         raise click.ClickException(str(error)) from None
-    click.echo(json.dumps(run.result, indent=2) if given["as_json"] else _table(run.result))
-    if saved is not None and not given["as_json"]:
-        click.echo(f"saved as {saved}")
     if not run.result["completed"]:
         raise click.ClickException("no request was answered")
 
 
 def _run(given: dict[str, Any]) -> Run:
-    from albireo.bench.serving import bench_serve, make_requests
+    from albireo.bench.serving import bench_serve, make_requests, make_warm_ups
     from albireo.offline.progress import counting
+    from albireo.simulate.plot import require_plot
 
-    options = _serve_options(given)
-    asked = make_requests(_dataset_options(given))
-    with counting(given["progress"], len(asked)) as show:
-        run = bench_serve(
-            options, asked, lambda answer: show(answer.prompt_tokens or 0, answer.new_tokens)
-        )
+    options, dataset = _serve_options(given), _dataset_options(given)
+    asked, warm_ups = make_requests(dataset), make_warm_ups(dataset, given["num_warmups"])
     if given["plot"] is not None:
-        from albireo.bench.serving.plot import draw_run
-
-        draw_run(run, given["plot"])
-    return run
+        require_plot(given["plot"])
+    if _is_saved(given):
+        given["result_dir"].mkdir(parents=True, exist_ok=True)
+    with counting(given["progress"], len(asked)) as show:
+        return bench_serve(
+            options,
+            warm_ups,
+            asked,
+            lambda answer: show(answer.prompt_tokens or 0, answer.new_tokens),
+        )
 
 
 def _serve_options(given: dict[str, Any]) -> ServeOptions:
@@ -123,7 +124,6 @@ def _serve_options(given: dict[str, Any]) -> ServeOptions:
         ignore_eos=given["ignore_eos"],
         stream_usage=given["stream_usage"],
         body={"temperature": given["temperature"], **_extra(given["extra_body"])},
-        num_warmups=given["num_warmups"],
         load=LoadOptions(
             request_rate=given["request_rate"],
             burstiness=given["burstiness"],
@@ -196,10 +196,24 @@ def _goodput(first: str | None, more: tuple[str, ...]) -> dict[str, float]:
     return found
 
 
-def _save(run: Run, given: dict[str, Any]) -> Path | None:
-    """Writes the result where that is asked for; the file's path."""
-    if not (given["save_result"] or given["save_detailed"] or given["result_filename"]):
-        return None
+def _keep(run: Run, given: dict[str, Any]) -> None:
+    """Writes the files that are asked for.  Raises PlotError and OSError."""
+    from albireo.bench.serving.plot import draw_run
+
+    if _is_saved(given):
+        path = _save(run, given)
+        if not given["as_json"]:
+            click.echo(f"saved as {path}")
+    if given["plot"] is not None:
+        draw_run(run, given["plot"])
+
+
+def _is_saved(given: dict[str, Any]) -> bool:
+    return bool(given["save_result"] or given["save_detailed"] or given["result_filename"])
+
+
+def _save(run: Run, given: dict[str, Any]) -> Path:
+    """Writes the result; the file's path."""
     now = datetime.now()
     endpoint = given["endpoint"].removeprefix("/v1/").strip("/").replace("/", "-")
     name = given["result_filename"] or (

@@ -17,6 +17,7 @@ from .amounts import Amount
 if TYPE_CHECKING:
     from albireo.scheduler.limits import Limits
     from albireo.simulate.group import GroupShape
+    from albireo.simulate.report import Figures
 
 _MANY_REQUESTS = 20_000
 _MANY_BYTES = 1 << 20
@@ -60,7 +61,7 @@ _MANY_BYTES = 1 << 20
     type=click.IntRange(min=1),
     help="Share the groups; the result is the same.  [default: cores, for long simulations]",
 )
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="A plot, .png or .svg.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="A plot: .png, .svg or .pdf.")
 @click.option("--json", "as_json", is_flag=True, help="The result as JSON.")
 def simulate(**options: Any) -> None:
     """The real scheduler and choice of groups on virtual time, with step times from a profile.
@@ -68,15 +69,20 @@ def simulate(**options: Any) -> None:
     A line of a trace: {"at": SECONDS, "input_len": 256, "output_len": 64}, and optionally
     prefix, prefix_len, prompt_ids, tenant, priority.
     """
-    from albireo.simulate.plot import PlotError
+    from albireo.simulate.plot import PlotError, draw, require_plot
     from albireo.simulate.profile import ProfileError
     from albireo.simulate.workload import WorkloadError
 
+    output, as_json = options.pop("output"), options.pop("as_json")
     try:
-        result = _run(**options)
+        if output is not None:
+            require_plot(output)
+        result, figures = _run(**options)
+        click.echo(json.dumps(result, indent=2) if as_json else _table(result))
+        if output is not None:
+            draw(figures, f"{options['groups']} groups, {result['simulate']}", output)
     except (OptionError, ProfileError, WorkloadError, PlotError) as error:
         raise click.ClickException(str(error)) from None
-    click.echo(json.dumps(result, indent=2) if options["as_json"] else _table(result))
 
 
 def _run(
@@ -86,12 +92,11 @@ def _run(
     max_num_batched_tokens: int | None, max_num_queued_reqs: int, max_num_reqs_per_tenant: int,
     tenant_weights: str, isolate_tenants: bool, kv_tokens: int | None,
     block_size: int, swap_space_tokens: int, itl_target_ms: float, async_scheduling: bool,
-    caching: bool, slo: str, seed: int, processes: int | None, output: Path | None, as_json: bool,
-) -> dict[str, Any]:  # fmt: skip
+    caching: bool, slo: str, seed: int, processes: int | None,
+) -> tuple[dict[str, Any], Figures]:  # fmt: skip
     from albireo.ipc.config import TenantConfig
     from albireo.ipc.cpu_quota import usable_cores
     from albireo.scheduler.limits import Limits
-    from albireo.simulate.plot import draw
     from albireo.simulate.profile import load_profile
     from albireo.simulate.report import Figures
     from albireo.simulate.simulation import Simulation
@@ -139,9 +144,7 @@ def _run(
     tree = figures.tree(virtual_s, time.perf_counter() - began)
     if figures.never is not None and not figures.completed:
         raise OptionError(figures.never)
-    if output is not None:
-        draw(figures, f"{groups} groups, {steps.name}", output)
-    return {"simulate": steps.name, "groups": len(ranks), **tree}
+    return {"simulate": steps.name, "groups": len(ranks), **tree}, figures
 
 
 def _is_long(trace: Path | None, requests: int) -> bool:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Protocol
 
 from .histogram import Histogram
+
+_KINDS = (".png", ".svg", ".pdf")
 
 
 class PlotError(RuntimeError):
@@ -21,12 +24,21 @@ class Drawable(Protocol):
     samples: list[tuple[float, int, int]]
 
 
+def require_plot(path: Path) -> None:
+    """Raises PlotError when draw() would: to be asked before what takes long."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise PlotError("plots need matplotlib: pip install 'albireo[plot]'")
+    if path.suffix not in _KINDS:
+        raise PlotError(f"the plot {path}: its name must end in {', '.join(_KINDS)}")
+    if not path.parent.is_dir():
+        raise PlotError(f"the plot {path}: there is no directory {path.parent}")
+
+
 def draw(figures: Drawable, title: str, path: Path) -> None:
-    """Writes a PNG (or whatever the name's end says).  Raises PlotError."""
-    try:
-        import matplotlib
-    except ImportError:
-        raise PlotError("plots need matplotlib: pip install 'albireo[plot]'") from None
+    """Writes a picture, of the kind that the name's end says.  Raises PlotError."""
+    require_plot(path)
+    import matplotlib
+
     matplotlib.use("Agg")
     from matplotlib.figure import Figure
 

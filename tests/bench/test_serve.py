@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from albireo.cli.bench_serve import _table
 from albireo.node.launch import stop_node
 
 from ..gateway.conftest import HttpNode, start_http_node
+from .played_server import DONE, chunked, playing, text
 
 KEY = "key-of-bench"
 STEP_MS = 20.0
@@ -107,6 +109,31 @@ def test_files(server: HttpNode, tmp_path: Path) -> None:
 
 
 @pytest.mark.node
+def test_a_file_that_cannot_be_written_costs_no_result(server: HttpNode, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    words = ["--num-prompts", "2", "--random-input-len", "8", "--random-output-len", "5"]
+    words += ["--result-dir", str(tmp_path), "--result-filename", "there"]
+    ended = serve(server, *words)
+    assert ended.exit_code == 1 and "Is a directory" in ended.output
+    assert "2 requests answered, 0 failed" in ended.output
+
+
+@pytest.mark.parametrize("name", ["random", "prefix_repetition"])
+def test_no_prompt_that_is_measured_has_been_asked_before(tmp_path: Path, name: str) -> None:
+    async def ask() -> list[bytes]:
+        answer = chunked(text("a", "length") + DONE)
+        words = ["--uds", str(tmp_path / "s"), "--model", "m", "--dataset-name", name]
+        words += ["--num-prompts", "5", "--num-warmups", "4"]
+        async with playing(tmp_path / "s", lambda _: [answer]) as (played, _):
+            ended = await asyncio.to_thread(CliRunner().invoke, bench, ["serve", *words])
+            assert ended.exit_code == 0, ended.output
+        return played.bodies
+
+    bodies = asyncio.run(ask())
+    assert len(bodies) == len(set(bodies)) == 9
+
+
+@pytest.mark.node
 def test_what_the_server_refuses(server: HttpNode) -> None:
     ended = serve(server, "--random-ids", "1000:2000", "--num-prompts", "2")
     assert ended.exit_code == 1
@@ -147,6 +174,9 @@ def test_a_busy_client_is_said() -> None:
             "conversations are text",
         ),
         (["--dataset-name", "custom"], "needs --dataset-path"),
+        (["--plot", "plot.xyz"], "must end in .png"),
+        (["--plot", "/no/such/plot.png"], "there is no directory /no/such"),
+        (["--save-result", "--result-dir", "/dev/null/x"], "Not a directory"),
     ],
 )
 def test_what_is_wrong_is_said(words: list[str], reason: str) -> None:

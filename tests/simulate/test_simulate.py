@@ -281,6 +281,14 @@ def test_a_plot(tmp_path: Path) -> None:
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_plot_that_cannot_be_written_costs_no_result(tmp_path: Path) -> None:
+    (tmp_path / "plot.png").mkdir()
+    words = ["--arrivals", "poisson:50", "--requests", "50", "-o", str(tmp_path / "plot.png")]
+    ended = CliRunner().invoke(main, ["simulate", *words])
+    assert ended.exit_code == 1 and "the plot cannot be written" in ended.output
+    assert "50 requests on 1 groups" in ended.output
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
@@ -292,6 +300,7 @@ def test_a_plot(tmp_path: Path) -> None:
         (["--arrivals", "poisson:1", "--slo", "ttft"], "is not ttft:MS"),
         (["--arrivals", "poisson:1", "--input-len", "9000"], "the limit is 8192"),
         (["--trace", "/nowhere"], "the trace cannot be read"),
+        (["--trace", "/nowhere", "-o", "plot"], "must end in .png, .svg, .pdf"),
     ],
 )
 def test_what_is_wrong_is_said(arguments: list[str], reason: str) -> None:

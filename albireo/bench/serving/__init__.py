@@ -7,7 +7,7 @@ datasets ── Asked ──▶ load (when, how many at once) ──▶ connecti
 """
 
 from .connection import Target
-from .datasets import DatasetError, DatasetOptions, make_requests
+from .datasets import DatasetError, DatasetOptions, make_requests, make_warm_ups
 from .load import LoadOptions
 from .run import Run, ServeOptions, bench_serve
 
@@ -20,4 +20,5 @@ __all__ = [
     "Target",
     "bench_serve",
     "make_requests",
+    "make_warm_ups",
 ]

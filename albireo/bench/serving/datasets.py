@@ -18,6 +18,8 @@ from typing import Any
 import msgspec
 
 DATASETS = ("random", "sharegpt", "custom", "prefix_repetition")
+_SEEDS_APART = 1 << 32
+"""Nobody gives seeds that are so far from one another."""
 _CHARS_PER_TOKEN = 4
 """Of English text, for the lengths of answers in ShareGPT's file."""
 _SHAREGPT_MIN, _SHAREGPT_MAX_PROMPT, _SHAREGPT_MAX_TOTAL = 4, 1024, 2048
@@ -90,6 +92,13 @@ def make_requests(options: DatasetOptions) -> list[Asked]:
     if options.name not in made:
         raise DatasetError(f"{options.name!r} is not one of {', '.join(DATASETS)}")
     return list(made[options.name](options, rng))
+
+
+def make_warm_ups(options: DatasetOptions, count: int) -> list[Asked]:
+    """As many to be asked before, from another seed: those to measure are to meet a cold cache."""
+    return make_requests(
+        msgspec.structs.replace(options, num_prompts=count, seed=options.seed + _SEEDS_APART)
+    )
 
 
 def _random(options: DatasetOptions, rng: random.Random) -> Iterator[Asked]:

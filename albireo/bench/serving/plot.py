@@ -28,7 +28,7 @@ class _Drawn:
 
 
 def draw_run(run: Run, path: Path) -> None:
-    """Writes a PNG (or whatever the name's end says).  Raises PlotError."""
+    """Writes a picture, of the kind that the name's end says.  Raises PlotError."""
     result = run.result
     title = (
         f"{result['model']}: {result['completed']} requests, "

@@ -30,7 +30,6 @@ class ServeOptions(msgspec.Struct, frozen=True, kw_only=True):
     ignore_eos: bool = False
     stream_usage: bool = True
     body: dict[str, Any] = {}
-    num_warmups: int = 1
     load: LoadOptions = LoadOptions()
     metrics: Sequence[str] = ("ttft", "tpot", "itl")
     percentiles: Sequence[float] = (99.0,)
@@ -61,22 +60,31 @@ class Run(msgspec.Struct, frozen=True):
 
 
 def bench_serve(
-    options: ServeOptions, asked: Sequence[Asked], on_end: Callable[[Answer], None]
+    options: ServeOptions,
+    warm_ups: Sequence[Asked],
+    asked: Sequence[Asked],
+    on_end: Callable[[Answer], None],
 ) -> Run:
-    """Asks all; raises BenchError when the server cannot be asked at all."""
-    return uvloop.run(_run(options, asked, on_end))
+    """Asks all, and singly before, without measuring, what is to warm the server up.
+
+    Raises BenchError when the server cannot be asked at all.
+    """
+    return uvloop.run(_run(options, warm_ups, asked, on_end))
 
 
 async def _run(
-    options: ServeOptions, asked: Sequence[Asked], on_end: Callable[[Answer], None]
+    options: ServeOptions,
+    warm_ups: Sequence[Asked],
+    asked: Sequence[Asked],
+    on_end: Callable[[Answer], None],
 ) -> Run:
     connections = Connections(options.target)
     model = options.model or await _first_model(connections, options)
     requests = [_request(options, model, each) for each in asked]
-    for request in requests[: options.num_warmups]:
-        answer = await connections.ask(request, options.load.timeout_s)
+    for each in warm_ups:
+        answer = await connections.ask(_request(options, model, each), options.load.timeout_s)
         if answer.error is not None:
-            raise BenchError(f"the first request failed: {answer.error}{_hint(asked[0])}")
+            raise BenchError(f"the first request failed: {answer.error}{_hint(each)}")
     spare_the_collector()
     cpu = time.process_time()
     began = time.perf_counter()
