@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import click
 
 from albireo.client import AlbireoError, Client, SamplingParams
 
+from .files import text_of
 from .node import name_option
 
 
@@ -52,8 +52,9 @@ def generate(prompt: str | None, **given: Any) -> None:
     if prompt is None:
         prompt = sys.stdin.read()
     with _connected(given) as client:
+        answer = client.stream(prompt, SamplingParams(**given))
         click.echo(prompt, nl=False)
-        _show(client.stream(prompt, SamplingParams(**given)))
+        _show(answer)
 
 
 @click.command()
@@ -81,8 +82,8 @@ def _connected(given: dict[str, Any]) -> Iterator[Client]:
     """A client, of what `given` says, and says no more then; its errors become the command's."""
     name, where, ca = given.pop("name"), given.pop("connect"), given.pop("ca")
     key_file = given.pop("api_key_file")
+    key = text_of(key_file, "--api-key-file").strip() if key_file else ""
     try:
-        key = Path(key_file).read_text().strip() if key_file else ""
         with Client.connect(where, node=name, api_key=key, ca=ca) as client:
             yield client
     except (AlbireoError, OSError) as error:

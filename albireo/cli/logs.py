@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import os
 import time
 from pathlib import Path
 
@@ -36,7 +37,10 @@ def logs(name: str, lines: int, follow: bool) -> None:
             text = file.read()
             if text:
                 click.echo(text, nl=False)
-            else:
-                if path.stat().st_size < file.tell():
-                    file.seek(0)  # it was emptied, see node/log_file.py
-                time.sleep(0.1)
+                continue
+            now = os.fstat(file.fileno())
+            if not now.st_nlink:
+                return  # it went with its node, see node/launch.py
+            if now.st_size < file.tell():
+                file.seek(0)  # it was emptied, see node/log_file.py
+            time.sleep(0.1)

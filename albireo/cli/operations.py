@@ -16,7 +16,7 @@ _ALL = -1
 def _group(context: click.Context, parameter: click.Parameter, value: str) -> int:
     if value == "all":
         return _ALL
-    if not value.isdigit():
+    if not value.isdecimal():
         raise click.BadParameter(f"{value!r} is neither a group's number nor `all`")
     return int(value)
 

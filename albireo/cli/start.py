@@ -21,6 +21,7 @@ from albireo.node.options import (
 )
 
 from .amounts import Amount
+from .files import text_of
 from .node import name_option
 
 _FILE = click.Path(exists=True, dir_okay=False, resolve_path=True)
@@ -355,8 +356,7 @@ def _options(given: dict[str, Any]) -> NodeOptions:
     node_dir(given["name"])
     template = given.pop("chat_template")
     if template is not None:
-        with open(template, encoding="utf-8") as file:
-            template = file.read()
+        template = text_of(template, "--chat-template")
     origins = [each.strip() for each in given.pop("allowed_origins").split(",")]
     return NodeOptions(
         http=_http_address(given.pop("http"), given.pop("host"), given.pop("port")),

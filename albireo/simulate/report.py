@@ -87,6 +87,7 @@ class Figures:
         queried = sum(each.prefix_queried_tokens for each in counters)
         hit = sum(each.prefix_hit_tokens for each in counters)
         steps = sum(each.steps for each in counters)
+        asked = self.completed + self.refused
         return {
             "requests": {"completed": self.completed, "refused": self.refused},
             "virtual_s": round(virtual_s, 3),
@@ -98,7 +99,7 @@ class Figures:
             "e2e_ms": self.e2e.tree(),
             "goodput": {
                 "slo_ms": {name: most * 1e3 for name, most in self._slo_s.items()},
-                "share": round(self.good / self.completed, 4) if self.completed else 0.0,
+                "share": round(self.good / asked, 4) if asked else 0.0,
                 "requests_per_s": round(self.good / virtual_s, 3) if virtual_s else 0.0,
             },
             "tenants": {name: each.tree() for name, each in sorted(self._tenants.items())},

@@ -16,6 +16,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 import numpy as np
@@ -23,6 +24,9 @@ import numpy as np
 from .profile import Profile, StepTimes
 
 VOCAB = 32_000
+
+_Id = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
+_AtLeast0 = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class WorkloadError(ValueError):
@@ -35,9 +39,9 @@ class Arrival(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     at: float
     output_len: int
     input_len: int = 0
-    prompt_ids: list[int] | None = None
+    prompt_ids: list[_Id] | None = None
     prefix: str = ""
-    prefix_len: int = 0
+    prefix_len: _AtLeast0 = 0
     tenant: str = ""
     priority: int = 0
 

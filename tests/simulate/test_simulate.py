@@ -273,6 +273,7 @@ def test_what_finds_no_room_is_refused(tmp_path: Path) -> None:
     trace = write(tmp_path / "trace", *lines)
     tree = simulate("--trace", trace, "--max-num-seqs", "2", "--max-num-queued-reqs", "3")
     assert tree["requests"] == {"completed": 5, "refused": 5}
+    assert tree["goodput"]["share"] == 0.5, "what was refused was not good"
 
 
 def test_a_plot(tmp_path: Path) -> None:
@@ -308,6 +309,11 @@ def test_what_is_wrong_is_said(arguments: list[str], reason: str) -> None:
     assert ended.exit_code == 1 and reason in ended.output, ended.output
 
 
+def test_a_seed_below_0_is_refused() -> None:
+    ended = CliRunner().invoke(main, ["simulate", "--arrivals", "poisson:1", "--seed", "-1"])
+    assert ended.exit_code == 2 and "-1 is not in the range x>=0" in ended.output
+
+
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
@@ -317,6 +323,9 @@ def test_what_is_wrong_is_said(arguments: list[str], reason: str) -> None:
             {"at": 1.0, "input_len": 3, "output_len": 3, "top_k": 1},
             "line 2: Object contains unknown",
         ),
+        ({"at": 1.0, "input_len": 3, "output_len": 3, "prefix_len": -5}, "`$.prefix_len`"),
+        ({"at": 1.0, "output_len": 3, "prompt_ids": [1 << 31]}, "`$.prompt_ids[0]`"),
+        ({"at": 1.0, "output_len": 3, "prompt_ids": [-1]}, "`$.prompt_ids[0]`"),
     ],
 )
 def test_a_damaged_trace_is_refused_with_its_line(
