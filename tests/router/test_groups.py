@@ -316,7 +316,7 @@ def lose(group: FakeGroup, client: RawClient) -> int:
 
 
 def first_submit(group: FakeGroup) -> Submit:
-    """Behind any number of Resets, and Credits for outputs, which come in no order with all else."""
+    """Behind any number of Resets, and of Credits for outputs, whose order to these is open."""
     while isinstance(message := group.next(), Reset | Credit):
         pass
     assert isinstance(message, Submit)
