@@ -35,6 +35,7 @@ class Story:
         self.times: list[list[float]] = [[] for _ in range(STREAMS)]
         self.errors: list[AlbireoError] = []
         self._lock = threading.Lock()
+        self._connected = threading.Barrier(STREAMS)
         self._victim = victim
         self._node, self._params = node, params
         self._threads = [
@@ -48,6 +49,7 @@ class Story:
         ends = 0
         try:
             with Client.connect(node=self._node) as client:
+                self._connected.wait(20)  # none may be done before another has begun
                 for delta in client.stream([5, 6, 7 + number], seed=number, **self._params):
                     self._take(number, delta)
                     ends += delta.end is not None
