@@ -31,7 +31,15 @@ from collections.abc import Sequence
 import msgspec
 
 from .liveness import describe_process, is_alive
-from .shared_memory import CACHE_LINE, WORDS_PER_LINE, Mapping, create, map_memory, round_up
+from .shared_memory import (
+    CACHE_LINE,
+    WORDS_PER_LINE,
+    Mapping,
+    Spin,
+    create,
+    map_memory,
+    round_up,
+)
 
 _MAGIC = 0x31474E4952424C41  # "ALBRING1"
 _WRITER = WORDS_PER_LINE
@@ -178,7 +186,7 @@ class RingReader:
 
     event: its eventfd, for readers that poll other descriptors too.  After
     readiness: clear_event(), then poll() until it returns None.
-    at_once: frames it may have taken and not yet released.
+    at_once: frames it may have taken and not yet released.  spin: see Mapping.wait_until.
     """
 
     def __init__(
@@ -189,6 +197,7 @@ class RingReader:
         event: int | None = None,
         spin_us: int = 0,
         at_once: int = 1,
+        spin: Spin | None = None,
     ) -> None:
         if reader not in spec.readers:
             raise RingError(
@@ -209,6 +218,7 @@ class RingReader:
         self._headers = layout.headers
         self._frames = [frame.toreadonly() for frame in layout.payloads(memory)]
         self._at_once = at_once
+        self._spin = spin
         self._released = self._taken = memory.words[self._line]
         self._words[self._line + _TAKEN] = self._taken
 
@@ -228,14 +238,19 @@ class RingReader:
             return None
         return self._take()
 
-    def wait(self, timeout_s: float) -> memoryview:
-        """The next frame, as poll(), waiting for it.  Raises RingTimeout."""
+    def wait(self, timeout_s: float, spins: bool = True) -> memoryview:
+        """The next frame, as poll(), waiting for it.  Raises RingTimeout.
+
+        spins: for spin_us, before it sleeps.
+        """
         frame = self.poll()
         if frame is not None:
             return frame
         start = time.monotonic()
         wanted = self._taken + 1
-        if not self._memory.wait_until(_PUBLISHED, wanted, start + self._spin_s, start + timeout_s):
+        if not self._memory.wait_until(
+            _PUBLISHED, wanted, start + self._spin_s * spins, start + timeout_s, self._spin
+        ):
             published, _, pid = self._words[_WRITER : _WRITER + 3]
             raise RingTimeout(
                 f"{self._who()} (pid {os.getpid()}) waited {time.monotonic() - start:.3f} s for "

@@ -21,11 +21,16 @@ import mmap
 import os
 import platform
 import time
+from collections.abc import Callable
 
 from .futex import futex_wait, futex_wake
 
 CACHE_LINE = 64
 WORDS_PER_LINE = CACHE_LINE // 8
+
+
+Spin = Callable[[int, int, float], None]
+"""(address, target, end_s): returns once the counter there has reached target, or at end_s."""
 
 
 class UnsupportedMachine(RuntimeError):
@@ -63,14 +68,24 @@ class Mapping:
         self._exported = ctypes.c_char.from_buffer(memory)
         self.address = ctypes.addressof(self._exported)
 
-    def wait_until(self, word: int, target: int, spin_end_s: float, deadline_s: float) -> bool:
+    def wait_until(
+        self,
+        word: int,
+        target: int,
+        spin_end_s: float,
+        deadline_s: float,
+        spin: Spin | None = None,
+    ) -> bool:
         """Waits until the counter words[word] has reached `target`; False when it is too late.
 
         Spins until `spin_end_s`, then sleeps until `deadline_s`, both by time.monotonic().
+        spin: how, where another thread of the process must not wait for the interpreter meanwhile.
         Relies on a wake(word) after every change of the counter.
         """
         words = self.words
         spin_end_s = min(spin_end_s, deadline_s)
+        if spin is not None and words[word] < target:
+            spin(self.address + word * 8, target, spin_end_s)
         while words[word] < target and time.monotonic() < spin_end_s:
             os.sched_yield()
         while (seen := words[word]) < target:

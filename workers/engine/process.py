@@ -19,6 +19,7 @@ from ...ipc.config import ActorSpec
 from ...ipc.plan import FLAG_STOP, PlanView
 from ...ipc.ring import RingReader, RingTimeout
 from ...ipc.rings import plan_ring
+from ...ipc.shared_memory import Spin
 from .recorder import StepRecorder
 from .results import ResultWriter
 from .sim import SimEngine
@@ -52,6 +53,7 @@ def main(
         f"worker{spec.rank}",
         spin_us=round(spec.engine.awake_s * 1e6),
         at_once=ring.frames,
+        spin=_spin(spec.engine.device),
     )
     results = ResultWriter(spec, fds)
     engine = _create_engine(actor, fds, model, vocabulary, results, plans.memory)
@@ -73,13 +75,13 @@ def _serve(
     while not flags & FLAG_STOP:
         free_ns = time.monotonic_ns()
         frame = plans.poll()
-        idle = frame is None
+        idle = spins = frame is None
         while frame is None:
             if actor.stopping.is_set():
                 return
             actor.answer_ping(step)
             _release(plans, engine)
-            frame = _wait_for_plan(plans)
+            frame, spins = _wait_for_plan(plans, spins), False
         start_ns = time.monotonic_ns()
         if idle:
             recorder.waited(free_ns, start_ns)
@@ -104,10 +106,19 @@ def _release(plans: RingReader, engine: StepEngine) -> None:
             plans.release()
 
 
-def _wait_for_plan(plans: RingReader) -> memoryview | None:
+def _spin(device: str) -> Spin | None:
+    """Where another thread waits for the device, and hands out what it has computed."""
+    if device != "cuda":
+        return None
+    from ..kernels.cpu.spin import spin_until
+
+    return spin_until
+
+
+def _wait_for_plan(plans: RingReader, spins: bool) -> memoryview | None:
     """The next plan, or None when there is none for a slice of time."""
     try:
-        return plans.wait(_IDLE_SLICE_S)
+        return plans.wait(_IDLE_SLICE_S, spins)
     except RingTimeout:
         return None
 
