@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -70,6 +72,26 @@ def test_a_special_token_does_not_part_a_character() -> None:
 def test_padding_rows_of_the_embedding_have_no_text() -> None:
     stream = byte_level_stream(True, BYTE_LEVEL.vocab_size + 64)
     assert pieces_of(stream, [BYTE_LEVEL.vocab_size + 63, BYTE_LEVEL.vocab_size]) == ["", "", ""]
+
+
+def test_padding_rows_do_not_part_a_character_of_a_window() -> None:
+    first, second = (FIRST_BYTE + byte for byte in "é".encode())
+    ids = [A_WORD, SENTENCEPIECE.vocab_size, first, SENTENCEPIECE.vocab_size + 63, second]
+    for skip in (False, True):
+        assert pieces_of(WindowStream(SENTENCEPIECE, skip), ids) == ["a", "", "", "", "é", ""]
+
+
+def test_padding_rows_do_not_lengthen_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    decode, lengths = SENTENCEPIECE.decode_window, []
+
+    def decode_window(ids: Sequence[int], skip: bool) -> str:
+        lengths.append(len(ids))
+        return decode(ids, skip)
+
+    monkeypatch.setattr(SENTENCEPIECE, "decode_window", decode_window)
+    ids = [A_WORD, *[SENTENCEPIECE.vocab_size] * 50, A_WORD]
+    assert "".join(pieces_of(WindowStream(SENTENCEPIECE, True), ids)) == "aa"
+    assert max(lengths) == 2
 
 
 def pieces_and_runs() -> st.SearchStrategy[list[int]]:

@@ -103,19 +103,22 @@ class WindowStream:
     What decoding the window yields beyond the context's own text is new.  It is
     held back while it ends in U+FFFD, which a further byte may complete, but
     for no more tokens than a character has bytes: then it is not UTF-8.
+
+    Ids that the decoder passes over never enter the window.
     """
 
-    __slots__ = ("_decode", "_hidden", "_ids", "_shown", "_skip")
+    __slots__ = ("_decode", "_has_token", "_hidden", "_ids", "_shown", "_skip")
 
     def __init__(self, text: TextModel, skip_special_tokens: bool) -> None:
         self._decode = text.decode_window
+        self._has_token = text.has_token
         self._skip = skip_special_tokens
         self._hidden = text.special_ids if skip_special_tokens else frozenset()
         self._ids: list[int] = []
         self._shown = 0
 
     def add(self, token: int) -> str:
-        if token in self._hidden:
+        if token in self._hidden or not self._has_token(token):
             return ""
         self._ids.append(token)
         new = self._new_text()

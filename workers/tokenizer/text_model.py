@@ -55,6 +55,10 @@ class TextModel:
         self._knows_tools = "tools" in (template or "")
         self.tool_style = tool_style(template or "")
 
+    def has_token(self, token: int) -> bool:
+        """Whether an id is a token's; padding rows of an embedding are none's."""
+        return self._tokenizer.id_to_token(token) is not None
+
     def bytes_of(self, token: int) -> bytes:
         """A token's own bytes, which may be part of a character.
 
