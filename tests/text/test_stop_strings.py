@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from albireo.workers.detokenizer.stop_strings import StopMatcher
+from albireo.workers.detokenizer.stop_strings import StopMatcher, automaton
 
 # Few letters: stop strings then overlap, repeat and contain each other.
 LETTERS = "abé"
@@ -105,3 +107,14 @@ def test_examples(
 def test_one_that_does_not_count_yet_is_text_and_may_be_part_of_a_later_one() -> None:
     assert run(["ab", "ab", "c"], ["ab", "babc"], False, 3) == ("ababc", None)
     assert run(["ab", "ab", "c"], ["ab", "babc"], False, 2) == ("a", "babc")
+
+
+def test_an_automaton_is_shared_and_lives_as_long_as_its_requests() -> None:
+    stops = ("one", "two")
+    first, second = StopMatcher(stops, False), StopMatcher(stops, True)
+    shared = weakref.ref(automaton(stops))
+    assert first._automaton is second._automaton is shared()
+    del first
+    assert shared() is not None
+    del second
+    assert shared() is None

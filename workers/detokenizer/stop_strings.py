@@ -13,7 +13,7 @@ automaton is that of Aho and Corasick, a state for every such beginning.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from weakref import WeakValueDictionary
 
 
 class StopAutomaton:
@@ -23,7 +23,7 @@ class StopAutomaton:
     that ends in it, if any.
     """
 
-    __slots__ = ("_fallback", "_next", "depth", "found")
+    __slots__ = ("__weakref__", "_fallback", "_next", "depth", "found")
 
     def __init__(self, stops: tuple[str, ...]) -> None:
         self._next: list[dict[str, int]] = [{}]
@@ -68,8 +68,18 @@ class StopAutomaton:
                     self.found[following] = self.found[self._fallback[following]]
 
 
-automaton = lru_cache(maxsize=256)(StopAutomaton)
-"""StopAutomaton, shared by requests with the same stop strings."""
+_automata: WeakValueDictionary[tuple[str, ...], StopAutomaton] = WeakValueDictionary()
+
+
+def automaton(stops: tuple[str, ...]) -> StopAutomaton:
+    """That of these stop strings, shared by the requests that have them.
+
+    It goes with the last of these: one of the largest sets allowed takes more than a megabyte.
+    """
+    found = _automata.get(stops)
+    if found is None:
+        found = _automata[stops] = StopAutomaton(stops)
+    return found
 
 
 class StopMatcher:
