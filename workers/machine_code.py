@@ -3,7 +3,8 @@
 numba's own cache looks at the file of the cached function alone, and would run
 old code after a change in a file that it calls into.  Here code is valid for
 one state of all source files of the function's folder, across which the
-kernels of this project are written.  Used by kernels/cpu and sampling.
+kernels of this project are written, and of the constants that they take from
+elsewhere.  Used by kernels/cpu and sampling.
 """
 
 from __future__ import annotations
@@ -18,11 +19,17 @@ from numba import njit, types
 from numba.core import caching as _caching
 from numba.core.ccallback import CFunc
 
+from ..ipc import plan
+from .parallel import slabs
+
 caching: Any = _caching
+
+FROZEN_IN = (plan, slabs)
+"""Modules whose int and float constants kernels in other folders are compiled with."""
 
 
 class FolderCache(caching.FunctionCache):  # type: ignore[misc]
-    """numba's cache of a function; the digest of its folder stands for its file's date."""
+    """numba's cache of a function; a digest stands for its file's date."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)
@@ -74,8 +81,11 @@ class ItemFunction:
 
 @cache
 def _digest(folder: Path) -> str:
-    """Of the source files in a folder."""
+    """Of the source files in a folder, and of the constants that are frozen in their code."""
     digest = hashlib.sha256()
+    for module in FROZEN_IN:
+        constants = [item for item in vars(module).items() if isinstance(item[1], int | float)]
+        digest.update(repr(constants).encode())
     for path in sorted(folder.glob("*.py")):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()
