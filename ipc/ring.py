@@ -153,32 +153,16 @@ class RingWriter:
             line = _FIRST_READER + index * WORDS_PER_LINE
             if not self._memory.wait_until(line, needed, start + self._spin_s, start + timeout_s):
                 # Empty when the last of them has released between the deadline and now.
-                laggards = self._describe_laggards(needed)
-                if laggards:
+                full = _why_full(self._spec, self._words, needed)
+                if full:
                     raise RingTimeout(
                         f"ring {self._spec.name}: writer waited {time.monotonic() - start:.3f} s "
-                        f"to write frame {self._sequence + 1}; all {frames} frames are in use "
-                        f"until frame {needed} is released by {', '.join(laggards)}"
+                        f"to write frame {self._sequence + 1}; {full}"
                     )
         self._free_until = frames + min(
             self._words[_FIRST_READER + index * WORDS_PER_LINE]
             for index in range(len(self._spec.readers))
         )
-
-    def _describe_laggards(self, needed: int) -> list[str]:
-        laggards = []
-        for index, name in enumerate(self._spec.readers):
-            line = _FIRST_READER + index * WORDS_PER_LINE
-            released, taken, pid = self._words[line : line + 3]
-            if released >= needed:
-                continue
-            state = f"{describe_process(pid)}; released {released}"
-            if taken > released:
-                held = "holds" if is_alive(pid) else "died while holding"
-                first = f"s {released + 1} to" if taken > released + 1 else ""
-                state += f", {held} frame{first} {taken}"
-            laggards.append(f"{name} ({state})")
-        return laggards
 
 
 class RingReader:
@@ -266,6 +250,11 @@ class RingReader:
         self._words[self._line] = self._released
         self._memory.wake(self._line)
 
+    def why_full(self) -> str:
+        """Who keeps the writer from its next frame, for errors; "" = nobody does."""
+        needed = self._words[_PUBLISHED] + 1 - self._spec.frames
+        return _why_full(self._spec, self._words, needed)
+
     def fileno(self) -> int:
         """Its eventfd, readable when frames were published since clear_event()."""
         if self._event is None:
@@ -291,6 +280,28 @@ class RingReader:
 
     def _who(self) -> str:
         return f"ring {self._spec.name}: reader {self._reader}"
+
+
+def _why_full(spec: RingSpec, words: memoryview, needed: int) -> str:
+    """Who has not released frame `needed`, whose place the next one takes; "" = nobody."""
+    laggards = []
+    for index, name in enumerate(spec.readers):
+        line = _FIRST_READER + index * WORDS_PER_LINE
+        released, taken, pid = words[line : line + 3]
+        if released >= needed:
+            continue
+        state = f"{describe_process(pid)}; released {released}"
+        if taken > released:
+            held = "holds" if is_alive(pid) else "died while holding"
+            first = f"s {released + 1} to" if taken > released + 1 else ""
+            state += f", {held} frame{first} {taken}"
+        laggards.append(f"{name} ({state})")
+    if not laggards:
+        return ""
+    return (
+        f"all {spec.frames} frames are in use until frame {needed} is released by "
+        f"{', '.join(laggards)}"
+    )
 
 
 class _Layout:

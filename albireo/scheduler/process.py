@@ -172,9 +172,11 @@ class _Loop:
     def _check_deadline(self, now: float) -> None:
         step = self._scheduler.oldest_step
         if step is not None and now - self._step_began > self._step_timeout_s:
+            full = self._results.why_full()
             self._actor.fatal(
                 f"step {step} has no result after {now - self._step_began:.1f} s "
-                f"(the limit is {self._step_timeout_s:g} s): a worker hangs",
+                f"(the limit is {self._step_timeout_s:g} s): "
+                + (f"a reader of results hangs: {full}" if full else "a worker hangs"),
                 hung=True,
             )
         if step is None and self._awaits_output() and now - self._step_began > self._step_timeout_s:

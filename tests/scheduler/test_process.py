@@ -234,8 +234,30 @@ def test_a_step_without_a_result_is_fatal_and_named(harness: Harness) -> None:
     assert not harness.thread.is_alive()
     assert 0.2 < time.monotonic() - began < 5
     assert harness.actor.fatal_message is not None
-    assert re.match(
-        r"step 3 has no result after [\d.]+ s \(the limit is 0\.3 s\)", harness.actor.fatal_message
+    assert re.fullmatch(
+        r"step 3 has no result after [\d.]+ s \(the limit is 0\.3 s\): a worker hangs",
+        harness.actor.fatal_message,
+    )
+
+
+@pytest.mark.parametrize("step_timeout_s", [0.5])
+def test_a_detokenizer_that_takes_no_results_is_named(harness: Harness) -> None:
+    harness.send(submission(1, max_tokens=20))
+    for step in range(1, result_ring(0, ENGINE).frames + 1):
+        plan = PlanView(harness.plans.wait(WAIT_S))
+        frame = harness.results.reserve(WAIT_S)
+        harness.results.publish(write_result(frame, step, harness.worker.step(plan), 2000, 1500))
+        harness.plans.release()
+    with pytest.raises(RingTimeout):
+        harness.results.reserve(0.0)
+    harness.thread.join(WAIT_S)
+    assert not harness.thread.is_alive()
+    assert harness.actor.fatal_message is not None
+    assert re.fullmatch(
+        r"step 5 has no result after [\d.]+ s \(the limit is 0\.5 s\): a reader of results hangs: "
+        rf"all 4 frames are in use until frame 1 is released by detokenizer \(pid {os.getpid()}; "
+        r"released 0\)",
+        harness.actor.fatal_message,
     )
 
 
