@@ -21,7 +21,6 @@ import numpy as np
 
 from albireo.ipc.messages import Output, Submit
 from albireo.workers.detokenizer.detokenizer import Detokenizer
-from albireo.workers.detokenizer.logprobs import TokenTexts
 from albireo.workers.detokenizer.stream import TextStream, WindowStream, stream_factory
 from albireo.workers.tokenizer.text_model import TextModel, load_text_model
 
@@ -59,7 +58,7 @@ def measure(
     stop: bool,
 ) -> dict[str, float]:
     """Milliseconds of a step with `batch` running sequences, each at its own place in the text."""
-    detokenizer = Detokenizer(new_stream, TokenTexts(text), ())
+    detokenizer = Detokenizer(new_stream, text.bytes_of, ())
     stops = ("\n\n\n", "<END>") if stop else ()
     for request in range(1, batch + 1):
         detokenizer.submit(submission(request, steps + 1, stops))
