@@ -20,8 +20,11 @@ import msgspec
 from .framing import FrameEncoder
 from .messages import Joined, Output
 
-MAX_OUTPUT_BYTES = 1024**3
-"""What collects while a router does not read: it is killed for that before there is as much."""
+OUTPUT_BYTES = 1024 * 1024
+"""An Output that has so much, as rough_size.py counts, has no room for more: what collects while
+a router does not read holds neither process up for long when it does again."""
+MAX_OUTPUT_BYTES = 64 * OUTPUT_BYTES
+"""No Output comes near it, however rough the count."""
 
 
 class OutputSender:

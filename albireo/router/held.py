@@ -11,10 +11,10 @@ from collections import deque
 import msgspec
 
 from albireo.ipc.protocol import Delta, End, Error, Logprobs
+from albireo.ipc.rough_size import rough_bytes
 
 MERGED_TEXTS = 64
 MAX_PART_BYTES = 1024 * 1024
-_LOGPROB_BYTES = 24
 
 
 class Part:
@@ -74,15 +74,6 @@ class Held:
         if not parts:
             del self.answers[choice]
         return item
-
-
-def rough_bytes(item: Delta) -> int:
-    """Of a Delta in a frame."""
-    size = 32 + 4 * len(item.token_ids) + len(item.text)
-    for scored in (item.logprobs, item.prompt_logprobs):
-        if scored:
-            size += len(scored) * _LOGPROB_BYTES * (1 + len(scored[0].top))
-    return size
 
 
 def halved(item: Delta) -> list[Delta]:

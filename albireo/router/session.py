@@ -31,10 +31,11 @@ from albireo.ipc.protocol import (
     Hello,
     Welcome,
 )
+from albireo.ipc.rough_size import rough_bytes
 from albireo.ipc.stalls import StallTimer
 
 from .decode import UNDECODABLE, decode_message, explained, owner_of, read_hello, request_id_of
-from .held import Held, halved, rough_bytes
+from .held import Held, halved
 from .requests import Refusal, TextRequest, TokenRequest
 
 MAX_IN_FLIGHT = 4096

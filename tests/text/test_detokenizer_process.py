@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -26,8 +27,9 @@ from albireo.ipc.messages import (
     ToRouter,
     ToScheduler,
 )
+from albireo.ipc.output_lane import OUTPUT_BYTES
 from albireo.ipc.paths import OUTPUT_SOCKET
-from albireo.ipc.plan import write_result
+from albireo.ipc.plan import NOTHING, Int32Array, write_result
 from albireo.ipc.protocol import End
 from albireo.ipc.ring import RingReader, RingSpec, RingWriter, create_ring
 from albireo.ipc.rings import result_ring
@@ -42,6 +44,7 @@ from .running_process import (
     arrived,
     receive,
 )
+from .test_logprobs import record
 from .test_request import byte_tokens, submission
 
 
@@ -81,12 +84,12 @@ class Group:
         assert receive(self.scheduler) == [message]
         return message
 
-    def result(self, *rows: tuple[int, int, int]) -> None:
+    def result(self, *rows: tuple[int, int, int], logprobs: Int32Array = NOTHING) -> None:
         """One step's result from the worker."""
         self.step += 1
         frame = self.worker.reserve(DEADLINE_S)
         array = np.array(rows, dtype=np.int32).reshape(-1, 3)
-        self.worker.publish(write_result(frame, self.step, array, 1, 1))
+        self.worker.publish(write_result(frame, self.step, array, 1, 1, logprobs))
         self.read_as_scheduler()
 
     def close(self) -> None:
@@ -203,6 +206,27 @@ def test_without_credit_pieces_are_merged_until_there_is_some(group: Group) -> N
     assert group.outputs.next() == Output(
         [Piece(1, len(tokens) - len(rest), rest, "ijklmnop", None)]
     )
+
+
+def test_what_has_collected_goes_in_outputs_of_a_bounded_size(group: Group) -> None:
+    group.join()
+    group.submit(7, max_tokens=9000, logprobs=20)
+    scored = np.array([record(3, -0.5, 1, *[(40, -0.5)] * 20)])
+    steps = 5000
+    for _ in range(steps):
+        group.result((7, 1, 40), logprobs=scored)
+    first = [group.outputs.next() for _ in range(detokenizer.OUTPUT_CREDITS)]
+    group.tell(Credit(1))
+    second = group.outputs.next()
+    assert group.outputs.silent()
+    group.tell(Credit(detokenizer.OUTPUT_CREDITS))
+    rest = []
+    outputs = [*first, second]
+    while sum(len(output.pieces[0].token_ids) for output in outputs + rest) < steps:
+        rest.append(group.outputs.next())
+    assert len(rest) >= 1
+    sizes = [len(msgspec.msgpack.encode(output)) for output in outputs + rest]
+    assert OUTPUT_BYTES / 2 < max(sizes) < 1.5 * OUTPUT_BYTES
 
 
 def test_a_new_router_resets_the_group(group: Group) -> None:

@@ -7,16 +7,19 @@ before a reset) are surplus tokens of plans made ahead, and are ignored.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from albireo.ipc.messages import Piece, Refused, Submit
+from albireo.ipc.output_lane import OUTPUT_BYTES
 from albireo.ipc.plan import (
+    MAX_TOP_LOGPROBS,
     ROW_GRAMMAR_END,
     ROW_GRAMMAR_FAILED,
     ROW_NOT_FINITE,
     ROW_NOTHING_ALLOWED,
     Int32Array,
 )
+from albireo.ipc.rough_size import LOGPROB_BYTES, PIECE_BYTES, rough_bytes
 
 from .logprobs import BytesOf
 from .request import RequestText
@@ -41,6 +44,10 @@ _FAILURES = {
 }
 """Code and message by what a row says in place of a token."""
 
+_ROW_BYTES = PIECE_BYTES + 96
+"""A token with its text, and some more."""
+_RECORD_BYTES = LOGPROB_BYTES * (1 + MAX_TOP_LOGPROBS)
+
 
 class Detokenizer:
     """All requests of one group.
@@ -61,6 +68,7 @@ class Detokenizer:
         self._eos_token_ids = frozenset(eos_token_ids)
         self._running: dict[int, RequestText] = {}
         self._changed: dict[int, RequestText] = {}
+        self._new_bytes = 0  # of what is new, more or less; a step's rows cost no closer look
 
     def submit(self, request: Submit) -> None:
         """Expects the tokens of a new request from now on."""
@@ -78,6 +86,7 @@ class Detokenizer:
 
     def add_logprobs(self, records: Int32Array, rows: Iterable[tuple[int, int, int]]) -> None:
         """Takes the logprobs of one step (ipc/plan.py) and its rows; add_rows takes these next."""
+        self._new_bytes += len(records) * _RECORD_BYTES
         tokens = {request: token for request, count, token in rows if count}
         for record in records:
             request = int(record[0])
@@ -86,12 +95,13 @@ class Detokenizer:
                 state.score(record, tokens.get(request), self._bytes_of)
                 self._changed[request] = state
 
-    def add_rows(self, rows: Iterable[tuple[int, int, int]]) -> tuple[list[int], list[Refused]]:
+    def add_rows(self, rows: Sequence[tuple[int, int, int]]) -> tuple[list[int], list[Refused]]:
         """Takes the rows of one step: (request, count, token), as in ipc/plan.py.
 
         Returns the requests that a stop string has ended, which the scheduler
         cannot know, and the requests that have failed.
         """
+        self._new_bytes += len(rows) * _ROW_BYTES
         running, changed = self._running, self._changed
         stopped: list[int] = []
         refused: list[Refused] = []
@@ -114,8 +124,26 @@ class Detokenizer:
                     stopped.append(request)
         return stopped, refused
 
-    def take_pieces(self) -> list[Piece]:
-        """Everything new since the last call, a piece for each request."""
-        pieces = [state.take_piece() for state in self._changed.values()]
-        self._changed.clear()
+    def take_pieces(self, room: int = OUTPUT_BYTES) -> list[Piece]:
+        """What is new since the last call, a piece for each request, until `room` bytes are
+        filled, roughly.  The rest is left for the next call, and comes first there.
+        """
+        if self._new_bytes < room:
+            pieces = [state.take_piece() for state in self._changed.values()]
+            self._changed.clear()
+        else:
+            pieces = self._take_parts(room)
+        if not self._changed:
+            self._new_bytes = 0
+        return pieces
+
+    def _take_parts(self, room: int) -> list[Piece]:
+        changed = self._changed
+        pieces = []
+        for state in changed.values():
+            pieces.append(state.take_part(room))
+            room -= rough_bytes(pieces[-1])
+            if room <= 0 or state.has_news:
+                break
+        self._changed = {request: state for request, state in changed.items() if state.has_news}
         return pieces

@@ -15,8 +15,9 @@ router that is new, or could not reach the group for a while, says Reset; every
 request is dropped, and it gets a Joined as its answer: what comes before that
 is of the past.
 
-At most OUTPUT_CREDITS Outputs are unanswered; without credit what is new
-collects in the requests, so memory is bounded by their text.
+At most OUTPUT_CREDITS Outputs are unanswered, each of a bounded size; without
+credit what is new collects in the requests, so memory is bounded by their text
+and logprobs.
 """
 
 from __future__ import annotations
@@ -174,9 +175,12 @@ class _Group:
             )
 
     def send_output(self) -> None:
-        start_ns = time.monotonic_ns()
-        room = self.outputs.flush() and self._credits
-        if room and (pieces := self._detokenizer.take_pieces()):
+        """All that is new, as far as credits go and the socket takes it."""
+        while self.outputs.flush() and self._credits:
+            start_ns = time.monotonic_ns()
+            pieces = self._detokenizer.take_pieces()
+            if not pieces:
+                return
             self.outputs.send(Output(pieces))
             self._credits -= 1
             self._timeline.record(

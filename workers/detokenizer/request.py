@@ -3,8 +3,9 @@
 Each token goes through the same steps: does it end the answer (ipc/stopping,
 as in the scheduler), which text has become certain, is a stop string in it.
 What is new collects here until the process sends it on: after every step, or
-later, merged, when the router has given no credit.  Nothing is ever added
-after the end.
+later, merged, when the router has given no credit.  What is more than one
+Output has room for goes in parts, each of whole tokens with their text: who
+has a token can go on behind it.  Nothing is ever added after the end.
 
 The token that ends an answer is in its ids and in completion_tokens; a stop
 token's text is not shown.  The token that completes a stop string counts as
@@ -13,11 +14,14 @@ well, and so does its text up to the stop string.  "stop" beats "length".
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable
+from itertools import accumulate
 
 from albireo.ipc.messages import Piece, Submit
 from albireo.ipc.plan import Int32Array
 from albireo.ipc.protocol import End, Logprobs
+from albireo.ipc.rough_size import LOGPROB_BYTES, TOKEN_BYTES
 from albireo.ipc.stopping import end_of_tokens
 
 from .logprobs import BytesOf, read_logprobs
@@ -147,6 +151,11 @@ class RequestText:
         """Whether a stop string has ended the answer, so that the scheduler has to be told."""
         return self.end is not None and isinstance(self.end.stop_reason, str)
 
+    @property
+    def has_news(self) -> bool:
+        """Whether there is something to take."""
+        return bool(self._texts or self._prompt_logprobs)
+
     def take_piece(self) -> Piece:
         """What is new since the last call."""
         ids = self._ids
@@ -161,3 +170,31 @@ class RequestText:
             self._logprobs = []
         self._prompt_logprobs = None
         return piece
+
+    def take_part(self, room: int) -> Piece:
+        """What is new since the last call; of more than `room` bytes, roughly, the beginning."""
+        count = self._fitting(room)
+        if count is None:
+            return self.take_piece()
+        scored, logprobs = self._prompt_logprobs or [], self._logprobs
+        tokens = max(0, count - len(scored))
+        piece = Piece(
+            self.request, self._sent, self._ids[:tokens], "".join(self._texts[:tokens]), None,
+            None if logprobs is None else logprobs[:tokens], scored[:count] or None,
+        )  # fmt: skip
+        self._sent += tokens
+        del self._ids[:tokens], self._texts[:tokens]
+        if logprobs is not None:
+            del logprobs[:tokens]
+        self._prompt_logprobs = scored[count:] or None
+        return piece
+
+    def _fitting(self, room: int) -> int | None:
+        """How many of the new positions, those of the prompt first, fill the room with the last
+        one of them; None for all there are."""
+        scored = len(self._prompt_logprobs or ())
+        own = TOKEN_BYTES + (LOGPROB_BYTES * (1 + self._best) if self._logprobs is not None else 0)
+        sizes = [LOGPROB_BYTES * (1 + self._prompt_best)] * scored
+        sizes += [own + len(text) for text in self._texts]
+        count = bisect_left(list(accumulate(sizes)), room) + 1
+        return count if count < len(sizes) else None
