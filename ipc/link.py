@@ -3,7 +3,8 @@
 The Hub is a ROUTER with ROUTER_MANDATORY: a send to a peer that is gone, or
 that does not read, raises instead of vanishing.  Nothing relies on ZeroMQ's
 queues for flow control: every stream of messages is bounded by credits or by
-admission, and the high-water mark is far above what these allow.
+admission, and the high-water mark is far above what these allow.  A message that
+the other end would not take raises, too.
 
 Sockets live in the node's runtime directory (0700).  A Spoke's identity names
 the actor and its incarnation, so a restarted actor is a new peer.
@@ -19,7 +20,7 @@ import msgspec
 import zmq
 
 _HIGH_WATER = 100_000
-_MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 
 _log = logging.getLogger(__name__)
 
@@ -34,13 +35,17 @@ class PeerStuck(ConnectionError):
     """The peer does not read: the high-water mark is reached, so credits were broken."""
 
 
+class MessageTooLarge(ValueError):
+    """ZeroMQ would end the connection at its other end, and the message be lost in silence."""
+
+
 class _Link(Generic[Received]):
     def __init__(self, kind: int, receives: Any) -> None:
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(kind)
         self._socket.setsockopt(zmq.LINGER, 200)
         self._socket.setsockopt(zmq.SNDHWM, _HIGH_WATER)
         self._socket.setsockopt(zmq.RCVHWM, _HIGH_WATER)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, _MAX_MESSAGE_BYTES)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder: msgspec.msgpack.Decoder[Received] = msgspec.msgpack.Decoder(receives)
 
@@ -59,6 +64,15 @@ class _Link(Generic[Received]):
     def close(self) -> None:
         self._socket.close()
 
+    def _encoded(self, message: msgspec.Struct) -> bytes:
+        payload = self._encoder.encode(message)
+        if len(payload) > MAX_MESSAGE_BYTES:
+            raise MessageTooLarge(
+                f"{type(message).__name__} of {len(payload)} bytes cannot be sent: "
+                f"the limit is {MAX_MESSAGE_BYTES}"
+            )
+        return payload
+
 
 class Hub(_Link[Received]):
     """The side that binds; `receives` is the union of messages its peers send."""
@@ -70,9 +84,9 @@ class Hub(_Link[Received]):
         self._socket.bind(f"ipc://{path}")
 
     def send(self, peer: bytes, message: msgspec.Struct) -> None:
-        """Queues a message.  Raises PeerGone or PeerStuck; never blocks."""
+        """Queues a message.  Raises PeerGone, PeerStuck or MessageTooLarge; never blocks."""
         try:
-            self._socket.send_multipart((peer, self._encoder.encode(message)), zmq.NOBLOCK)
+            self._socket.send_multipart((peer, self._encoded(message)), zmq.NOBLOCK)
         except zmq.Again:
             raise PeerStuck(
                 f"{peer.decode(errors='replace')} has {_HIGH_WATER} messages unread"
@@ -117,9 +131,12 @@ class Spoke(_Link[Received]):
         self._socket.connect(f"ipc://{path}")
 
     def send(self, message: msgspec.Struct) -> None:
-        """Queues a message, also before the Hub is there.  Raises PeerStuck; never blocks."""
+        """Queues a message, also before the Hub is there; never blocks.
+
+        Raises PeerStuck or MessageTooLarge.
+        """
         try:
-            self._socket.send(self._encoder.encode(message), zmq.NOBLOCK)
+            self._socket.send(self._encoded(message), zmq.NOBLOCK)
         except zmq.Again:
             raise PeerStuck(f"the hub has {_HIGH_WATER} messages unread") from None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ import zmq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from albireo.ipc import link
 from albireo.ipc.framing import FrameEncoder, FrameSplitter, FrameTooLarge
-from albireo.ipc.link import Hub, PeerGone, Spoke
+from albireo.ipc.link import Hub, MessageTooLarge, PeerGone, Spoke
 from albireo.ipc.messages import Abort, Credit, Joined
 from albireo.ipc.protocol import ClientMessage, Detokenize, Generate, Hello, Tokenize
 
@@ -119,6 +121,24 @@ def test_an_identity_that_comes_back_takes_the_place_over(node: Node) -> None:
 def test_drain_does_not_wait(node: Node) -> None:
     assert list(node.hub.drain()) == []
     assert list(node.join("tokenizer.1", 1).drain()) == []
+
+
+@pytest.mark.parametrize("sender", ["hub", "spoke"])
+def test_a_message_that_would_not_arrive_is_an_error_not_a_silence(
+    node: Node, sender: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ZeroMQ would end the connection of whoever is sent more than MAXMSGSIZE."""
+    monkeypatch.setattr(link, "MAX_MESSAGE_BYTES", 10_000)
+    node = Node(f"{node.path}.small")
+    spoke = node.join("tokenizer.1", 1)
+    send = spoke.send if sender == "spoke" else partial(node.hub.send, b"tokenizer.1")
+    with pytest.raises(MessageTooLarge, match=r"Joined of 10\d\d\d bytes .* the limit is 10000"):
+        send(Joined("x" * 10_000, -1, 1, 1))
+    spoke.send(Abort(1))
+    node.hub.send(b"tokenizer.1", Credit(2))
+    assert arrivals(node.hub, 1) == [(b"tokenizer.1", Abort(1))]
+    assert arrivals(spoke, 1) == [Credit(2)]
+    node.close()
 
 
 # ------------------------------------------------------------ frames on a byte stream

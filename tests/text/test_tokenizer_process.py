@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from albireo.ipc import link
 from albireo.ipc.link import Hub
 from albireo.ipc.messages import (
     Decoded,
@@ -65,6 +66,17 @@ def test_a_bad_request_harms_nobody(router_of_tokenizer: Hub[Any]) -> None:
     assert unknown == TextFailed(3, "invalid_request", unknown.message)
     assert "token id 1000000 is outside" in unknown.message
     assert ask(hub, EncodeText(4, "a", False)) == Encoded(4, byte_tokens("a"))
+
+
+def test_an_answer_that_is_too_large_for_a_message_is_refused(
+    router_of_tokenizer: Hub[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = router_of_tokenizer
+    monkeypatch.setattr(link, "MAX_MESSAGE_BYTES", 2000)
+    failed = ask(hub, DecodeIds(3, [0] * 500, False))
+    assert (failed.key, failed.code) == (3, "invalid_request")
+    assert failed.message.endswith("the limit is 2000: split the request")
+    assert ask(hub, DecodeIds(4, byte_tokens("a"), True)) == Decoded(4, "a")
 
 
 def test_a_panic_in_the_library_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ import zmq
 
 from albireo.ipc.actor import Actor
 from albireo.ipc.grammars import Grammar
-from albireo.ipc.link import Spoke
+from albireo.ipc.link import MessageTooLarge, Spoke
 from albireo.ipc.messages import (
     Decoded,
     DecodeIds,
@@ -65,12 +65,20 @@ def main(
         actor.answer_ping()
         for request in router.drain():
             start_ns = time.monotonic_ns()
-            router.send(answer(text, request, grammars))
+            _send(router, answer(text, request, grammars), request.key)
             timeline.record(Stage.ENCODE, NO_STEP, start_ns, time.monotonic_ns(), 1)
             actor.answer_ping()
             if actor.stopping.is_set():
                 break
     router.close()
+
+
+def _send(router: Spoke[ToTokenizer], reply: msgspec.Struct, key: int) -> None:
+    """Sends it; where it is too large for a message, that is said in its place."""
+    try:
+        router.send(reply)
+    except MessageTooLarge as error:
+        router.send(TextFailed(key, "invalid_request", f"{error}: split the request"))
 
 
 def answer(
