@@ -42,12 +42,7 @@ _file = click.Path(dir_okay=False, path_type=Path)
 @click.option("--api-key", metavar="KEY", envvar="OPENAI_API_KEY", show_envvar=True)
 @click.option("--num-prompts", type=_count, default=1000)
 @click.option("--num-warmups", type=click.IntRange(min=0), default=1, help="Others, sent before.")
-@click.option(
-    "--request-rate",
-    type=click.FloatRange(min=0, min_open=True),
-    default="inf",
-    help="Arrivals a second.",
-)
+@click.option("--request-rate", type=_rate, default="inf", help="Arrivals a second.")
 @click.option(
     "--burstiness", type=_above_0, default=1.0, help="1 = Poisson arrivals; below in bursts."
 )
