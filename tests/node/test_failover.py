@@ -25,8 +25,9 @@ WELL_UNDER_WAY = 5
 class Story:
     """Streams of one client each, and when their tokens came.
 
-    victim: killed by the thread that takes the token with which all streams have WELL_UNDER_WAY,
-    so that no model is too fast for it.
+    victim: stopped by the thread that takes the token with which the first stream has
+    WELL_UNDER_WAY, so that no model is too fast for it, and killed when all streams are with
+    their groups.
     """
 
     def __init__(self, node: str, params: dict[str, Any], victim: int | None = None) -> None:
@@ -63,8 +64,9 @@ class Story:
         self.texts[number] += delta.text
         self.times[number].append(time.monotonic())
         with self._lock:
-            if self._victim is not None and min(map(len, self.tokens)) >= WELL_UNDER_WAY:
-                os.kill(self._victim, signal.SIGKILL)
+            if self._victim is not None and len(self.tokens[number]) >= WELL_UNDER_WAY:
+                os.kill(self._victim, signal.SIGSTOP)
+                threading.Timer(0.2, os.kill, (self._victim, signal.SIGKILL)).start()
                 self._victim = None
 
     def wait_for_tokens(self, count: int) -> None:
