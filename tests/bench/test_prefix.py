@@ -19,8 +19,8 @@ def test_a_common_prefix_is_computed_once(node_home: Path, tiny_model_dir: Path)
     assert result["hit_tokens_per_prompt"] == 32
     assert result["ttft_ms_apart"] > 0
     assert result["times_lower"] == pytest.approx(
-        result["ttft_ms_apart"] / result["ttft_ms_shared"], rel=0.01
-    )
+        result["ttft_ms_apart"] / result["ttft_ms_shared"], rel=0.01, abs=0.006
+    )  # It has two digits behind the point, and may be below 1 for so small a model.
 
 
 def test_without_a_cache_there_is_nothing_to_measure() -> None:

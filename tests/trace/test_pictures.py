@@ -135,10 +135,11 @@ def test_a_real_node(
 ) -> None:
     """Every actor is there, every step once, and each step is planned before the one before ends.
 
-    A single plan may come late on a busy machine; the next are early again.
+    A single plan may come late on a busy machine; the next are early again.  Steps are longer
+    than the turns that processes take on a core.
     """
     node = start_node(
-        name="t", model=str(tiny_model_dir), device="sim", sim_step_ms=8.0, groups=(1, 3)
+        name="t", model=str(tiny_model_dir), device="sim", sim_step_ms=20.0, groups=(1, 3)
     )
     ended = threading.Event()
 
@@ -165,7 +166,7 @@ def test_a_real_node(
         worker.join(30)
     for group in groups:
         assert group["stages"]["steps"] > 10
-        assert 7900 < group["stages"]["step_us_median"] < 8100
+        assert 19_900 < group["stages"]["step_us_median"] < 20_100
     assert Page((tmp_path / "trace.html").read_text()).open == []
     trace = json.loads((tmp_path / "trace.json").read_text())
     spans = check_chrome(trace)
