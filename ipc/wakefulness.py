@@ -50,6 +50,10 @@ class Wakefulness:
             self._awake = True
             self._loop.call_soon(self._again)
 
+    def rest(self) -> None:
+        """Nothing will come for a while: the loop may sleep at once."""
+        self._until = 0.0
+
     def _again(self) -> None:
         """A callback that is due at once keeps the loop from waiting."""
         self._awake = self._loop.time() < self._until

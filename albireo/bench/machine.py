@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import math
 import os
 import platform
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 from albireo.ipc.cpu_quota import usable_cores
+from albireo.ipc.wakefulness import Wakefulness
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
@@ -56,15 +58,9 @@ async def polling(polls: bool = True) -> AsyncIterator[None]:
     What it takes a sleeping client to wake up, 30 to 100 us and now and then several times that,
     is the client's and its machine's, and would be measured as the node's.
     """
-    task = asyncio.get_running_loop().create_task(_poll()) if polls else None
+    awake = Wakefulness(asyncio.get_running_loop(), math.inf if polls else 0.0)
+    awake.stay()
     try:
         yield
     finally:
-        if task is not None:
-            task.cancel()
-
-
-async def _poll() -> None:
-    while True:
-        os.sched_yield()
-        await asyncio.sleep(0)
+        awake.rest()

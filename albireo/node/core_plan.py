@@ -15,8 +15,9 @@ from albireo.ipc.cpu_quota import usable_cores
 class CorePlan(msgspec.Struct, frozen=True, kw_only=True):
     """cores: of this machine that the node may use; worker_threads: of each worker.
 
-    spin_us: how long a worker spins on a ring before it sleeps; 0 where the
-    peers need the core.  Where it is not, who waits for a GPU spins all the time.
+    spin_us: how long a worker spins for its peers before it sleeps; 0 where the
+    peers need the core.  Where it is not, who waits for a GPU spins all the time, and
+    who waits for a step stays awake behind the last one (EngineConfig.awake_s).
     """
 
     cores: int
@@ -27,7 +28,7 @@ class CorePlan(msgspec.Struct, frozen=True, kw_only=True):
     def describe(self) -> str:
         """One line for the start-up display."""
         plural = "s" if self.worker_threads > 1 else ""
-        waiting = f"spin {self.spin_us} us, then sleep" if self.spin_us else "sleep while waiting"
+        waiting = "awake behind a step" if self.spin_us else "sleep while waiting"
         return (
             f"{self.cores} cores: {self.workers} worker(s) of {self.worker_threads} "
             f"thread{plural}, {waiting}; the other actors 1 thread each"

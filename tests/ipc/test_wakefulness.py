@@ -61,3 +61,19 @@ def test_each_word_of_it_counts_from_its_own_time() -> None:
     assert turns == 16  # five, of which the last heard it, and eleven
     awake.stay()
     assert loop.due == 1
+
+
+def test_it_may_be_told_to_rest() -> None:
+    loop = _Loop()
+    awake = Wakefulness(loop, float("inf"))  # type: ignore[arg-type]
+    awake.stay()
+    for _ in range(3):
+        loop.due -= 1
+        awake._again()
+        assert loop.due == 1
+    awake.rest()
+    loop.due -= 1
+    awake._again()
+    assert loop.due == 0
+    awake.stay()
+    assert loop.due == 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -13,10 +12,7 @@ from typing import Any
 import msgspec
 
 from albireo.ipc.config import ActorSpec
-from albireo.ipc.framing import FrameSplitter
 from albireo.ipc.link import Hub, Spoke
-from albireo.ipc.messages import Output
-from albireo.ipc.output_lane import decode_joined, decode_output
 
 from .. import specs
 from .test_chat_template import MISTRAL
@@ -87,58 +83,6 @@ def receive(link: Hub[Any] | Spoke[Any], count: int = 1) -> list[Any]:
         received += arrived(link)
     assert len(received) == count, f"got more: {received}"
     return received
-
-
-class OutputReceiver:
-    """A router's end of the way of tokens, for one detokenizer after the other."""
-
-    def __init__(self, path: str) -> None:
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._listener.settimeout(DEADLINE_S)
-        self._listener.bind(path)
-        self._listener.listen()
-        self._connection: socket.socket | None = None
-
-    def accept(self) -> None:
-        """Waits for a detokenizer; its Joined has to come before all else."""
-        self._connection, _ = self._listener.accept()
-        self._connection.settimeout(DEADLINE_S)
-        self._splitter = FrameSplitter()
-        self._payloads: list[bytes] = []
-        self.joined = decode_joined(self._payload())
-
-    def next(self) -> Output:
-        if self._connection is None:
-            self.accept()
-        return decode_output(self._payload())
-
-    def silent(self, for_s: float = 0.1) -> bool:
-        """Whether nothing comes for that long."""
-        if self._connection is None:
-            self.accept()
-        assert self._connection is not None
-        self._connection.settimeout(for_s)
-        try:
-            self._payloads.insert(0, self._payload())
-        except TimeoutError:
-            return True
-        finally:
-            self._connection.settimeout(DEADLINE_S)
-        return False
-
-    def close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-        os.unlink(self._listener.getsockname())
-        self._listener.close()
-
-    def _payload(self) -> bytes:
-        assert self._connection is not None
-        while not self._payloads:
-            data = self._connection.recv(1 << 16)
-            assert data, "the detokenizer has closed its end"
-            self._payloads += self._splitter.feed(data)
-        return self._payloads.pop(0)
 
 
 class Running:

@@ -35,10 +35,10 @@ from albireo.ipc.ring import RingReader, RingSpec, RingWriter, create_ring
 from albireo.ipc.rings import result_ring
 from albireo.workers.detokenizer import process as detokenizer
 
+from ..output_receiver import OutputReceiver
 from .running_process import (
     DEADLINE_S,
     FakeActor,
-    OutputReceiver,
     Running,
     actor_spec,
     arrived,
