@@ -3,8 +3,8 @@
 A real node serves the shape with random weights.  A prompt's time is from its
 submission to its first token at the client.  The floor is the products of the
 linear layers at the rate of a large product on the same device: 2 operations
-for each token and each of their weights that it meets; attention is counted as
-nothing, so a long prompt is further from it.
+for each token and each of their weights that it has to meet, which are few in the last
+layer; attention is counted as nothing, so a long prompt is further from it.
 
 A mixed step is what the streams that decode see while one prompt is computed
 between two of their tokens; beside it stand the two steps that it is made of.
@@ -67,10 +67,9 @@ def bench_prefill(
             measured = uvloop.run(_measure(node, prompts, mixed))
         device, dtype = measured.pop("device"), measured.pop("dtype")
         rate = measure_products(device, dtype)
-    weights = _linear_weights(config)
     for row in measured["prompts"]:
         tokens = row["prompts"] * row["tokens"]
-        floor_s = 2 * weights * tokens / (rate * options.groups[0])
+        floor_s = 2 * _products(config, row["prompts"], tokens) / (rate * options.groups[0])
         row["floor_tokens_per_s"] = round(tokens / floor_s)
         row["ratio"] = round(row["ms"] / 1e3 / floor_s, 3)
     return {
@@ -86,13 +85,22 @@ def bench_prefill(
     }
 
 
-def _linear_weights(config: ModelConfig) -> int:
-    """Weights that a token is multiplied by: neither embedding nor LM head, nor experts that the
-    router does not pick for it."""
-    tables = (1 if config.tie_embeddings else 2) * config.vocab_size * config.hidden_size
-    sparse = sum(map(config.is_sparse, range(config.num_layers)))
-    idle = sparse * (config.num_experts - config.experts_per_token)
-    return config.num_params() - tables - idle * 3 * config.hidden_size * config.expert_size
+def _products(config: ModelConfig, prompts: int, tokens: int) -> float:
+    """Multiplications of the layers for so many tokens of so many prompts.
+
+    Neither embedding nor LM head, nor experts that the router does not pick for a token; of the
+    last layer, behind its keys and values, one token of each prompt.
+    """
+    last, cached = f"model.layers.{config.num_layers - 1}.", ("q_proj", "k_proj", "v_proj")
+    total = 0.0
+    for name, shape in config.tensor_shapes().items():
+        module = name.split(".")[-2]
+        if not name.startswith("model.layers.") or len(shape) != 2:
+            continue
+        share = config.experts_per_token / config.num_experts if ".experts." in name else 1.0
+        rows = prompts if name.startswith(last) and module not in cached else tokens
+        total += share * rows * shape[0] * shape[1]
+    return total
 
 
 async def _measure(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from albireo.bench.prefill import _linear_weights
+from albireo.bench.prefill import _products
 from albireo.bench.shapes import write_model
 from albireo.cli.bench import bench
 from albireo.workers.models.load import read_config
@@ -32,18 +32,20 @@ def test_through_a_real_node(node_home: Path) -> None:
     assert mixed["samples"] > 0 and mixed["mixed_step_ms"] > mixed["decode_step_ms"]
 
 
-def test_the_weights_of_the_products_are_those_of_the_layers(tmp_path: Path) -> None:
-    """Qwen3-8B: 36 layers of qkv 4096 x 6144, o 4096 x 4096, and 3 x 4096 x 12288, and norms."""
+def test_the_products_are_those_of_the_layers(tmp_path: Path) -> None:
+    """Qwen3-8B: 36 layers of qkv 4096 x 6144, o 4096 x 4096, and 3 x 4096 x 12288."""
     write_model("qwen3-8b", tmp_path)
-    layer = 4096 * (6144 + 4096 + 3 * 12288)
-    assert _linear_weights(read_config(tmp_path)) == pytest.approx(36 * layer, rel=1e-3)
+    qkv, rest = 4096 * 6144, 4096 * (4096 + 3 * 12288)
+    found = _products(read_config(tmp_path), 2, 1000)
+    assert found == 1000 * (36 * qkv + 35 * rest) + 2 * rest
 
 
 def test_a_token_meets_only_the_experts_that_are_picked_for_it(tmp_path: Path) -> None:
     """Qwen3-30B-A3B: 48 layers of qkv 2048 x 5120, o 4096 x 2048, router 2048 x 128, 8 experts."""
     write_model("qwen3-30b-a3b", tmp_path)
-    layer = 2048 * (5120 + 4096 + 128 + 8 * 3 * 768)
-    assert _linear_weights(read_config(tmp_path)) == pytest.approx(48 * layer, rel=1e-3)
+    qkv, rest = 2048 * 5120, 2048 * (4096 + 128 + 8 * 3 * 768)
+    found = _products(read_config(tmp_path), 3, 100)
+    assert found == 100 * (48 * qkv + 47 * rest) + 3 * rest
 
 
 @pytest.mark.parametrize("prompts", ["²x8", "4", "0x5", "2x", "axb"])

@@ -60,16 +60,27 @@ def test_sharded_safetensors(tmp_path: Path, kernels: Kernels) -> None:
     assert all(torch.equal(a, b) for a, b in zip(whole, shards, strict=True))
 
 
-def test_only_sampled_rows_have_logits(tmp_path: Path, kernels: Kernels) -> None:
-    save("llama", tmp_path)
+@pytest.mark.parametrize("name", ["llama", "gemma3", "mixtral"])
+def test_only_sampled_rows_have_logits(name: str, tmp_path: Path, kernels: Kernels) -> None:
+    """And they alone go through the MLP of the last layer."""
+    save(name, tmp_path)
     models = load(tmp_path, kernels)
-    every, some = run(models, kernels), run(models, kernels, sampled=0.2)
+    every = run(models, kernels)
+    last, through = models[0]._layers[-1], []
+    mlp = last._mlp
+
+    def counting(x: torch.Tensor) -> torch.Tensor:
+        through.append(len(x))
+        return mlp(x)
+
+    last._mlp = counting
+    some = run(models, kernels, sampled=0.2)
     sampled = 0
     for all_rows, few_rows in zip(every, some, strict=True):
         rows = ~few_rows.isnan().any(1)
         sampled += int(rows.sum())
         torch.testing.assert_close(few_rows[rows], all_rows[rows], rtol=0, atol=_TOLERANCE)
-    assert 0 < sampled < sum(len(rows) for rows in every) / 2
+    assert 0 < sampled == sum(through) < sum(len(rows) for rows in every) / 2
 
 
 @pytest.mark.parametrize(

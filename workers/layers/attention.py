@@ -61,9 +61,19 @@ class Attention:
             self._q_norm = norm_weight(weights, "q_norm.weight", rank)
             self._k_norm = norm_weight(weights, "k_norm.weight", rank)
 
-    def __call__(self, x: torch.Tensor, batch: StepBatch, kv: KVLayer) -> torch.Tensor:
+    def __call__(
+        self, x: torch.Tensor, batch: StepBatch, kv: KVLayer, rows: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """rows: those whose results are wanted, in this order; None: all."""
+        attended = self._kernels.attention(
+            self.cache(x, batch, kv), kv, batch, self._shape.scale, self._shape.window
+        )
+        return self._out(attended if rows is None else attended.index_select(0, rows))
+
+    def cache(self, x: torch.Tensor, batch: StepBatch, kv: KVLayer) -> torch.Tensor:
+        """Writes keys and values to the cache; returns the queries, [T, heads, head_dim]."""
         shape = self._shape
-        q = self._kernels.rope_and_cache(
+        return self._kernels.rope_and_cache(
             self._qkv(x),
             self._heads,
             self._kv_heads,
@@ -75,4 +85,3 @@ class Attention:
             batch,
             kv,
         )
-        return self._out(self._kernels.attention(q, kv, batch, shape.scale, shape.window))

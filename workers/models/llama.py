@@ -86,15 +86,27 @@ class DecoderLayer:
             self.output_norm = RMSNorm(weights.at("mlp_output_norm"), eps, rank)
 
     def __call__(
-        self, x: torch.Tensor, residual: torch.Tensor, batch: StepBatch, kv: KVLayer
-    ) -> torch.Tensor:
-        """Adds x, then the attention's output, to `residual`; returns the MLP's output.
+        self,
+        x: torch.Tensor,
+        residual: torch.Tensor,
+        batch: StepBatch,
+        kv: KVLayer,
+        rows: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Adds x, then the attention's output, to `residual`; returns the MLP's output, and it.
 
         What is added is normalised where there is a norm for it; whoever adds the MLP's
-        output does that with `output_norm`.
+        output does that with `output_norm`.  rows: those that are wanted, see Attention.
         """
-        x = self._attention(self._attention_norm.add(x, residual, self._before), batch, kv)
-        return self._mlp(self._mlp_norm.add(x, residual, self._of_attention))
+        x = self._attention_norm.add(x, residual, self._before)
+        x = self._attention(x, batch, kv, rows)
+        if rows is not None:
+            residual = residual.index_select(0, rows)
+        return self._mlp(self._mlp_norm.add(x, residual, self._of_attention)), residual
+
+    def cache(self, x: torch.Tensor, residual: torch.Tensor, batch: StepBatch, kv: KVLayer) -> None:
+        """Only writes the keys and values: all that is wanted of a last layer without logits."""
+        self._attention.cache(self._attention_norm.add(x, residual, self._before), batch, kv)
 
 
 class Model:
@@ -147,13 +159,17 @@ class Model:
         """
         x = self._embed(batch.tokens)
         residual = torch.zeros_like(x)
-        for layer, cache in zip(self._layers, kv, strict=True):
-            x = layer(x, residual, batch, cache)
+        *layers, last = zip(self._layers, kv, strict=True)
+        for layer, cache in layers:
+            x, residual = layer(x, residual, batch, cache)
+        layer, cache = last
         rows = batch.sample_rows
         if not len(rows):
+            layer.cache(x, residual, batch, cache)
             return x.new_empty((0, self.config.vocab_size // self.tp), dtype=torch.float32)
-        if batch.num_chunks or len(rows) < len(x):  # Else all of them, in their order.
-            x, residual = x.index_select(0, rows), residual.index_select(0, rows)
+        # Behind the last layer's keys and values only they count: most of a prompt stops here.
+        all_of_them = not batch.num_chunks and len(rows) == len(x)  # And in their order.
+        x, residual = layer(x, residual, batch, cache, None if all_of_them else rows)
         return self._head(self._norm.add(x, residual, self._output_norm))
 
     @property
