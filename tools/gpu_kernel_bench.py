@@ -332,7 +332,7 @@ class ShapeBench:
             tile = -(-rows // 64) * 64
             tilings += [
                 hopper_gemm.HopperTiling(tile, groups, splits)
-                for groups, splits in itertools.product((2, 3, 4), (1, 2, 3))
+                for groups, splits in itertools.product((1, 2, 3, 4), (1, 2, 3))
                 if out is None and (groups < 4 or tile <= 128)
             ]
         elif rows == 1:

@@ -192,11 +192,15 @@ def test_gated_linear(dtype: torch.dtype) -> None:
         (24576, 4096, 193, HopperTiling(256, 3, 1)),
         (28672, 4096, 128, HopperTiling(128, 4, 1)),
         (28672, 4096, 129, None),  # More tiles than there is room for.
-        (4096, 12288, 128, HopperTiling(128, 2, 3)),
-        (4096, 12288, 129, None),
+        (4096, 12288, 128, HopperTiling(128, 1, 2)),
+        (4096, 12288, 129, HopperTiling(192, 1, 2)),
+        (5120, 13824, 128, HopperTiling(128, 2, 3)),
+        (5120, 13824, 129, None),  # Sums of three shares of k.
         (12288, 4096, 129, None),
         (24576, 4096, 257, None),
-        (4096, 4096, 128, None),
+        (4096, 4096, 128, HopperTiling(128, 1, 2)),
+        (4096, 4096, 96, None),  # A small layer, and a tile with few rows.
+        (4096, 4096, 129, None),
         (151936, 4096, 128, None),
         (24576, 4100, 128, None),
     ],
@@ -206,9 +210,9 @@ def test_tiling_of_a_decode_batch(n: int, k: int, rows: int, tiling: HopperTilin
 
 
 def test_stages_leave_room_for_all_that_a_program_has() -> None:
-    for rows, groups in ((64, 2), (128, 4), (256, 2), (256, 3)):
+    for rows, groups in ((64, 2), (128, 4), (256, 1), (256, 2), (256, 3)):
         tiling = HopperTiling(rows, groups, 1)
-        assert tiling.stages >= 3
+        assert tiling.input_stages >= 3 and tiling.weight_stages >= 4
         assert tiling.shared_bytes <= 227 << 10
 
 

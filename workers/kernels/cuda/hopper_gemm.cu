@@ -1,24 +1,26 @@
 // y = x W^T of a decode batch on Hopper: hopper_gemm.py says what it is for and how it is cut up.
 //
 // Compile-time: ROWS (of a tile) in PARTS of one instruction each, GROUPS (warpgroups that multiply, 64 outputs
-// each), STAGES, SPLITS (programs that share k: a cluster), GATE (0 none, 1 SiLU, 2 GELU), MULTIPLYING_REGISTERS,
-// COPYING_REGISTERS; and, before this text,
+// each), WEIGHT_STAGES, INPUT_STAGES, SPLITS (programs that share k: a cluster), GATE (0 none, 1 SiLU, 2 GELU),
+// MULTIPLYING_REGISTERS, COPYING_REGISTERS (0: as at the start); and, before this text,
 //
 //   multiply(float* sum, u64 weights, u64 inputs): one wgmma of 64 outputs x ROWS / PARTS rows x 16 of k.
 //
-// The last warpgroup copies tiles of weights and of x into a ring of stages, the others multiply them.
+// Two warps of the last warpgroup copy tiles of weights and tiles of x, each into a ring of stages of its own; the
+// other warpgroups multiply them.
 
 struct alignas(64) TensorMap { u64 opaque[16]; };
 
 constexpr int OUTPUTS = 64 * GROUPS;
 constexpr int COLUMNS = 64;  // Of k in a stage: the 128 bytes that the swizzle knows.
-constexpr int WEIGHT_BYTES = OUTPUTS * 128, INPUT_BYTES = ROWS * 128, STAGE_BYTES = WEIGHT_BYTES + INPUT_BYTES;
+constexpr int WEIGHT_BYTES = OUTPUTS * 128, INPUT_BYTES = ROWS * 128;  // Of a stage.
+constexpr int STAGES_BYTES = WEIGHT_STAGES * WEIGHT_BYTES + INPUT_STAGES * INPUT_BYTES;
 constexpr int THREADS = 128 * GROUPS;  // That multiply.
 constexpr int WIDTH = GATE ? OUTPUTS / 2 : OUTPUTS;  // What of a row a program writes.
 // Between two rows of results (bfloat16), or of sums (float): no two lanes of a store in one bank.
 constexpr int LINE_BYTES = SPLITS == 1 ? (WIDTH + 8) * 2 : (OUTPUTS + 4) * 4;
 
-static_assert(ROWS * LINE_BYTES <= STAGES * STAGE_BYTES, "results lie where the stages were");
+static_assert(ROWS * LINE_BYTES <= STAGES_BYTES, "results lie where the stages were");
 
 __device__ __forceinline__ void wait_for_kernels_before() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 
@@ -31,8 +33,9 @@ __device__ __forceinline__ void expect(u32 barrier, u32 bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
 
-__device__ __forceinline__ void arrive(u32 barrier) {
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+// A warp is done with a stage.
+__device__ __forceinline__ void release(u32 barrier) {
+    if (threadIdx.x % 32 == 0) asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
 __device__ __forceinline__ void await(u32 barrier, u32 parity) {
@@ -73,6 +76,26 @@ __device__ __forceinline__ u64 descriptor(u32 address) {
     return (static_cast<u64>(address & 0x3FFFF) >> 4) | (1ull << 16) | (64ull << 32) | (1ull << 62);
 }
 
+// Where in a ring of stages a round is, and which of its visits to that place.
+template <int STAGES>
+struct Place {
+    u32 stage = 0, parity = 0;
+    __device__ __forceinline__ void next() {
+        if (++stage == STAGES) stage = 0, parity ^= 1;
+    }
+};
+
+// One thread has all of `count` rounds copied, each as soon as there is a stage for it.
+template <int STAGES, typename Copy>
+__device__ __forceinline__ void keep_full(u32 full, u32 empty, u32 bytes, int count, const Copy& copy) {
+    Place<STAGES> at;
+    for (int round = 0; round < count; ++round, at.next()) {
+        if (round >= STAGES) await(empty + at.stage * 8, at.parity ^ 1);
+        expect(full + at.stage * 8, bytes);
+        copy(at.stage, full + at.stage * 8, round);
+    }
+}
+
 // ---------------------------------------------------------------- results
 __device__ __forceinline__ float bf16(u16 value) { return __uint_as_float(static_cast<u32>(value) << 16); }
 
@@ -94,6 +117,24 @@ __device__ __forceinline__ float gated(float gate, float up) {
 // then the same of output lane / 4 + 8.  With a gate these are the gate and what it lets through.
 constexpr int PART = ROWS / PARTS;
 typedef float Sums[PARTS][PART / 2];
+
+// To the compiler, what wgmma is still writing is a register like any other.  A zero that it knows of, or a reader that
+// it moves up, would make ptxas let each instruction wait for the one before it (its warning C7515).
+__device__ __forceinline__ void clear(Sums& sums) {
+#pragma unroll
+    for (int part = 0; part < PARTS; ++part) {
+#pragma unroll
+        for (int i = 0; i < PART / 2; ++i) asm volatile("mov.f32 %0, 0f00000000;" : "=f"(sums[part][i]));
+    }
+}
+
+__device__ __forceinline__ void settle(Sums& sums) {
+#pragma unroll
+    for (int part = 0; part < PARTS; ++part) {
+#pragma unroll
+        for (int i = 0; i < PART / 2; ++i) asm volatile("" : "+f"(sums[part][i])::"memory");
+    }
+}
 
 __device__ __forceinline__ const float* of_eight_rows(const Sums& sums, int i) {
     return sums[i / (PART / 8)] + i % (PART / 8) * 4;
@@ -195,12 +236,19 @@ __device__ __forceinline__ void write_sums(u32 from, u16* y, const u16* bias, in
     }
 }
 
-// All programs that share k; what they wrote to shared memory is to be seen.
+// What the programs that share k wrote to shared memory is to be seen.
 __device__ __forceinline__ void meet() {
     if (SPLITS > 1) {
         asm volatile("barrier.cluster.arrive.release.aligned;\n barrier.cluster.wait.acquire.aligned;" ::: "memory");
     } else {
         __syncthreads();
+    }
+}
+
+// No program ends while others read its sums.
+__device__ __forceinline__ void end_together() {
+    if (SPLITS > 1) {
+        asm volatile("barrier.cluster.arrive.relaxed.aligned;\n barrier.cluster.wait.aligned;" ::: "memory");
     }
 }
 
@@ -212,49 +260,50 @@ extern "C" __global__ void __launch_bounds__(THREADS + 128, 1)
                 const u16* bias, int rows, int width, int columns) {
     extern __shared__ unsigned char memory[];
     const u32 stages = (static_cast<u32>(__cvta_generic_to_shared(memory)) + 1023) & ~1023u;
-    const u32 full = stages + STAGES * STAGE_BYTES, empty = full + STAGES * 8;
+    const u32 input_stages = stages + WEIGHT_STAGES * WEIGHT_BYTES;
+    const u32 weights_full = stages + STAGES_BYTES, weights_empty = weights_full + WEIGHT_STAGES * 8;
+    const u32 inputs_full = weights_empty + WEIGHT_STAGES * 8, inputs_empty = inputs_full + INPUT_STAGES * 8;
     const int first_output = blockIdx.x * WIDTH, rounds = columns / COLUMNS;
     const int begin = rounds * blockIdx.z / SPLITS, count = rounds * (blockIdx.z + 1) / SPLITS - begin;
 
     asm volatile("griddepcontrol.launch_dependents;");
     if (threadIdx.x == 0) {
-        for (int stage = 0; stage < STAGES; ++stage) init(full + stage * 8, 1), init(empty + stage * 8, 4 * GROUPS);
+        for (int i = 0; i < WEIGHT_STAGES; ++i) init(weights_full + i * 8, 1), init(weights_empty + i * 8, 4 * GROUPS);
+        for (int i = 0; i < INPUT_STAGES; ++i) init(inputs_full + i * 8, 1), init(inputs_empty + i * 8, 4 * GROUPS);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
     __syncthreads();
 
     if (threadIdx.x >= THREADS) {
+#if COPYING_REGISTERS
         asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COPYING_REGISTERS));
+#endif
         if (threadIdx.x == THREADS) {
-            const auto ask_for_weights = [&](int round) {
-                const u32 stage = round % STAGES, barrier = full + stage * 8;
-                expect(barrier, STAGE_BYTES);
-                copy_weights(stages + stage * STAGE_BYTES, weights, barrier, (begin + round) * COLUMNS);
-            };
-            const auto ask_for_inputs = [&](int round) {
-                const u32 stage = round % STAGES;
-                const u32 to = stages + stage * STAGE_BYTES + WEIGHT_BYTES;
-                copy_inputs(to, inputs, full + stage * 8, (begin + round) * COLUMNS);
-            };
             // No kernel writes weights: they can be under way before those before have ended.
-            for (int round = 0; round < STAGES && round < count; ++round) ask_for_weights(round);
+            keep_full<WEIGHT_STAGES>(weights_full, weights_empty, WEIGHT_BYTES, count, [&](u32 stage, u32 barrier, int round) {
+                copy_weights(stages + stage * WEIGHT_BYTES, weights, barrier, (begin + round) * COLUMNS);
+            });
+        } else if (threadIdx.x == THREADS + 32) {
             wait_for_kernels_before();
-            for (int round = 0; round < STAGES && round < count; ++round) ask_for_inputs(round);
-            for (int round = STAGES; round < count; ++round) {
-                await(empty + round % STAGES * 8, round / STAGES - 1 & 1);
-                ask_for_weights(round);
-                ask_for_inputs(round);
-            }
+            keep_full<INPUT_STAGES>(inputs_full, inputs_empty, INPUT_BYTES, count, [&](u32 stage, u32 barrier, int round) {
+                copy_inputs(input_stages + stage * INPUT_BYTES, inputs, barrier, (begin + round) * COLUMNS);
+            });
         }
         __syncwarp();  // Barriers below are of whole warps.
     } else {
+#if MULTIPLYING_REGISTERS
         asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(MULTIPLYING_REGISTERS));
-        Sums sums = {};
-        u32 stage = 0, parity = 0, before = 0;
+#endif
+        Sums sums;
+        clear(sums);
+        Place<WEIGHT_STAGES> weights_at;
+        Place<INPUT_STAGES> inputs_at;
+        u32 weights_before = 0, inputs_before = 0;
         for (int round = 0; round < count; ++round) {
-            await(full + stage * 8, parity);
-            const u32 tile = stages + stage * STAGE_BYTES;
-            const u64 a = descriptor(tile + threadIdx.x / 128 * 64 * 128), b = descriptor(tile + WEIGHT_BYTES);
+            const u64 a = descriptor(stages + weights_at.stage * WEIGHT_BYTES + threadIdx.x / 128 * 64 * 128);
+            const u64 b = descriptor(input_stages + inputs_at.stage * INPUT_BYTES);
+            await(inputs_full + inputs_at.stage * 8, inputs_at.parity);
+            await(weights_full + weights_at.stage * 8, weights_at.parity);
             asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #pragma unroll
             for (int i = 0; i < COLUMNS / 16; ++i) {
@@ -266,12 +315,13 @@ extern "C" __global__ void __launch_bounds__(THREADS + 128, 1)
             asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
             if (round) {
                 asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
-                if (threadIdx.x % 32 == 0) arrive(empty + before * 8);
+                release(weights_empty + weights_before * 8), release(inputs_empty + inputs_before * 8);
             }
-            before = stage;
-            if (++stage == STAGES) stage = 0, parity ^= 1;
+            weights_before = weights_at.stage, inputs_before = inputs_at.stage;
+            weights_at.next(), inputs_at.next();
         }
         asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+        settle(sums);
 
         // All warps are done with the stages before others use their place.
         asm volatile("bar.sync 1, %0;" ::"n"(THREADS) : "memory");
@@ -291,5 +341,5 @@ extern "C" __global__ void __launch_bounds__(THREADS + 128, 1)
             write_sums(stages, y, bias, rows, first_output, width);
         }
     }
-    if (SPLITS > 1) meet();  // Others have read my sums.
+    end_together();
 }

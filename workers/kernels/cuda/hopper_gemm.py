@@ -2,10 +2,11 @@
 
     grid  (n / outputs, 1, splits); a program has some outputs of all rows, and a share of k
 
-All rows are one tile, so that the weights are read once.  A program's copying warp asks
-for the first of them before the kernel before it has ended (overlap.py), which
-cuBLAS's kernels cannot; the others multiply what is there (wgmma; PTX ISA, "Asynchronous
-Warpgroup Level Matrix Instructions").  Where there are fewer tiles than multiprocessors, k is
+All rows are one tile, so that the weights are read once.  One warp of a program copies
+weights, the first before the kernel before it has ended (overlap.py), which cuBLAS's kernels
+cannot, and one x, which every program reads from the L2 cache: each as far ahead as what it
+copies needs.  The others multiply what is there (wgmma; PTX ISA, "Asynchronous Warpgroup
+Level Matrix Instructions").  Where there are fewer tiles than multiprocessors, k is
 shared out in a cluster, whose programs add up each other's sums from shared memory, in
 the order of k.
 
@@ -40,19 +41,24 @@ _PROGRAMS = {1: 132, 2: 132, 3: 126}
 _SHARED_BYTES = 227 << 10
 """Of a program."""
 _BARRIERS_BYTES, _ALIGNMENT = 16, 1024
-_MOST_STAGES = 8
+_INPUT_BYTES = {1: 128 << 10, 2: 96 << 10, 3: 96 << 10, 4: 96 << 10}
+"""Of x that can be on their way, by warpgroups: the fewer, the more of x comes for each weight."""
+_MOST_STAGES = 16
 _WIDEST_INSTRUCTION = 192
 """Rows of one instruction for which the registers at a program's start are enough."""
-_REGISTERS = {2: (232, 40), 3: (160, 32), 4: (112, 32)}
-"""Of a thread that multiplies and of one that copies, by warpgroups that multiply."""
-_MOST_ROWS = {2: 256, 3: 256, 4: 128}
+_REGISTERS = {1: (0, 0), 2: (232, 40), 3: (160, 32), 4: (112, 32)}
+"""Of a thread that multiplies and of one that copies, by warpgroups that multiply; 0: as it has."""
+_MOST_ROWS = {1: 256, 2: 256, 3: 256, 4: 128}
 """Of a tile, for sums that fit into these registers."""
 _FEWER_ROWS = 128
-"""Of more, arithmetic costs as much as the weights, and sums of a k that is shared out too much."""
+"""Of more, arithmetic costs as much as the weights, and too many sums of a k that is shared out
+too much."""
 _LEAST_FILLED, _LEAST_FILLED_MANY = 0.7, 0.8
 """Share of the GPU that must have work for this to be faster than cuBLAS ..."""
-_LEAST_WEIGHTS = 40 << 20
-"""... and how many weights there must be: the start and the end of a program cost more here."""
+_LEAST_WEIGHTS, _LEAST_WEIGHTS_FULL = 40 << 20, 16 << 20
+"""... and how many weights there must be: the start and the end of a program cost more here.
+The second where a tile of _FEWER_ROWS has many of them."""
+_MANY_OF_FEWER_ROWS = 97
 
 _TRIAL_ERROR = 0.02
 """Several times what bfloat16 rounds."""
@@ -73,17 +79,28 @@ class HopperTiling(NamedTuple):
         return 64 * self.groups
 
     @property
-    def _stage_bytes(self) -> int:
-        return (self.outputs + self.rows) * _COLUMNS * 2 + _BARRIERS_BYTES
+    def _weight_bytes(self) -> int:
+        """Of a stage, with its barriers."""
+        return self.outputs * _COLUMNS * 2 + _BARRIERS_BYTES
 
     @property
-    def stages(self) -> int:
-        """That a program's shared memory has room for."""
-        return min(_MOST_STAGES, (_SHARED_BYTES - _ALIGNMENT) // self._stage_bytes)
+    def _input_bytes(self) -> int:
+        return self.rows * _COLUMNS * 2 + _BARRIERS_BYTES
+
+    @property
+    def input_stages(self) -> int:
+        return _INPUT_BYTES[self.groups] // (self.rows * _COLUMNS * 2)
+
+    @property
+    def weight_stages(self) -> int:
+        """That a program's shared memory has room for beside those of x."""
+        room = _SHARED_BYTES - _ALIGNMENT - self.input_stages * self._input_bytes
+        return min(_MOST_STAGES, room // self._weight_bytes)
 
     @property
     def shared_bytes(self) -> int:
-        return self.stages * self._stage_bytes + _ALIGNMENT
+        stages = self.weight_stages * self._weight_bytes + self.input_stages * self._input_bytes
+        return stages + _ALIGNMENT
 
 
 @functools.cache
@@ -130,7 +147,9 @@ def hopper_tiling(n: int, k: int, rows: int) -> HopperTiling | None:
     Measured on an H100 (tools/gpu_kernel_bench.py --tune-linear, and whole layers) for
     Qwen3-8B, half of it, Llama-3.1-8B and Qwen3-0.6B, at 72 to 256 rows.
     """
-    if rows > MAX_ROWS or n % 16 or k % _COLUMNS or n * k < _LEAST_WEIGHTS:
+    full_tile = _MANY_OF_FEWER_ROWS <= rows <= _FEWER_ROWS
+    least_weights = _LEAST_WEIGHTS_FULL if full_tile else _LEAST_WEIGHTS
+    if rows > MAX_ROWS or n % 16 or k % _COLUMNS or n * k < least_weights:
         return None
     tilings = _tilings(n, k, -(-rows // _TILE_ROWS) * _TILE_ROWS)
     fullest = max(tilings, key=lambda tiling: _filled(n, tiling), default=None)
@@ -144,7 +163,8 @@ def _tilings(n: int, k: int, rows: int) -> Iterator[HopperTiling]:
         for groups, most_rows in _MOST_ROWS.items():
             tiling = HopperTiling(rows, groups, splits)
             fits = -(-n // tiling.outputs) * splits <= programs and k // _COLUMNS >= splits
-            if fits and rows <= (most_rows if splits == 1 else _FEWER_ROWS):
+            few_sums = splits == 1 or groups == 1 or rows <= _FEWER_ROWS
+            if fits and few_sums and rows <= most_rows:
                 yield tiling
 
 
@@ -198,7 +218,7 @@ def _map(
 @functools.cache
 def _kernel(device: torch.device, tiling: HopperTiling, gate: int) -> CompiledKernel:
     """On the device, which is the current one."""
-    parts = 1 if tiling.rows <= _WIDEST_INSTRUCTION else 2
+    parts = 1 if tiling.rows <= _WIDEST_INSTRUCTION or tiling.groups == 1 else 2
     multiplying, copying = _REGISTERS[tiling.groups]
     return CompiledKernel(
         _multiply(tiling.rows // parts) + _SOURCE.read_text(),
@@ -206,7 +226,8 @@ def _kernel(device: torch.device, tiling: HopperTiling, gate: int) -> CompiledKe
             f"ROWS={tiling.rows}",
             f"PARTS={parts}",
             f"GROUPS={tiling.groups}",
-            f"STAGES={tiling.stages}",
+            f"WEIGHT_STAGES={tiling.weight_stages}",
+            f"INPUT_STAGES={tiling.input_stages}",
             f"SPLITS={tiling.splits}",
             f"GATE={gate}",
             f"MULTIPLYING_REGISTERS={multiplying}",
