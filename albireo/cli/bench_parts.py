@@ -68,7 +68,8 @@ dataset_options = with_options(
     click.option("--sharegpt-output-len", type=_COUNT, help="[default: as the file's answers]"),
     click.option("--custom-output-len", type=_COUNT, default=256, show_default=True,
                  help="Of lines that do not say."),
-    click.option("--seed", type=int, default=0, show_default=True),
+    click.option("--seed", type=int, default=0, show_default=True,
+                 help="A prefix cache may know the prompts of a seed that was used before."),
 )  # fmt: skip
 
 
