@@ -142,8 +142,8 @@ def make_engine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Results]:
     for name, value in fake.items():
         monkeypatch.setattr(torch.cuda, name, value)
     monkeypatch.setattr(f"{CudaEngine.__module__}.StreamCopies", FakeCopies)
-    places = ((flights, "_pinned"), (block_copies, "pinned_words"), (grammar_rows, "pinned_words"))
-    for module, name in places:
+    staging = ((flights, "staging_words"), (grammar_rows, "staging_words"))
+    for module, name in (*staging, (block_copies, "pinned_words")):
         monkeypatch.setattr(module, name, lambda words: torch.zeros(words, dtype=torch.int32))
     # The interpreter takes half a second for the 20 best of a row.
     for name in ("MAX_PLAN_SCORES", "MAX_TOP_LOGPROBS"):

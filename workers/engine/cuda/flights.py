@@ -21,6 +21,7 @@ from ....ipc.plan import LOGPROB_WORDS, MAX_PLAN_SCORES, Int32Array
 from ...grammar.matchers import GrammarRows
 from ..step import StepResult
 from .gpu_clock import FlightRecorder
+from .pinned import staging_words
 
 Deliver = Callable[[int, StepResult, int], None]
 """(step, result, step_us) of each step, in order, from the collector's thread."""
@@ -48,10 +49,10 @@ class Flight:
 
     def __init__(self, plan_words: int, max_num_seqs: int, spins: bool) -> None:
         self.grammars: GrammarRows | None = None
-        self.words = _pinned(plan_words)
-        self.ids = _pinned(max_num_seqs)
-        self.records = _pinned(max_num_seqs * LOGPROB_WORDS).view(-1, LOGPROB_WORDS)
-        self.score_records = _pinned(MAX_PLAN_SCORES * LOGPROB_WORDS).view(-1, LOGPROB_WORDS)
+        self.words = staging_words(plan_words)
+        self.ids = staging_words(max_num_seqs)
+        self.records = staging_words(max_num_seqs * LOGPROB_WORDS).view(-1, LOGPROB_WORDS)
+        self.score_records = staging_words(MAX_PLAN_SCORES * LOGPROB_WORDS).view(-1, LOGPROB_WORDS)
         self.ids_address = self.ids.data_ptr()
         self._words_array: Int32Array = self.words.numpy()
         self.ids_array: Int32Array = self.ids.numpy()
@@ -108,11 +109,6 @@ class Flight:
         found[:, 0] = np.concatenate([rows[asking, 0], self._scored])
         found[:, 1] = np.concatenate([self._asked_at[there], self._scored_at])
         return found
-
-
-def _pinned(words: int) -> torch.Tensor:
-    """int32 memory that the GPU copies from and to while the CPU goes on."""
-    return torch.zeros(words, dtype=torch.int32, pin_memory=True)
 
 
 class Collector:

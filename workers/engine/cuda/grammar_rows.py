@@ -19,7 +19,7 @@ from ....ipc.plan import Int32Array, PlanView
 from ...grammar.matchers import GrammarRows, SlotGrammars
 from ...sampling.cuda.masks import MaskTables
 from .flights import Flight
-from .pinned import pinned_words
+from .pinned import staging_words
 
 if TYPE_CHECKING:
     from ...grammar.vocabulary import Vocabulary
@@ -36,8 +36,8 @@ class StepMasks:
         self._grammars = SlotGrammars(vocabulary, slots, _THREADS, timeout_s)
         self._tables = tables
         rows, words = tables.masks.shape
-        self._masks = pinned_words((1 if vocabulary is None else rows) * words).view(-1, words)
-        self._mask_of_row = pinned_words(rows)
+        self._masks = staging_words((1 if vocabulary is None else rows) * words).view(-1, words)
+        self._mask_of_row = staging_words(rows)
         self._masks_array: Int32Array = self._masks.numpy()
         self._mask_of_row_array: Int32Array = self._mask_of_row.numpy()
         self._before: tuple[GrammarRows, Flight] | None = None

@@ -32,7 +32,9 @@ class MemoryAccount:
         before = self._free()
         try:
             yield
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not _memory_ended(error):
+                raise
             raise GpuMemoryError(
                 f"the memory of {torch.cuda.get_device_name(self._device)} ended while making "
                 f"room for {part}: {self.describe()}. Lower --gpu-memory-utilization, "
@@ -52,3 +54,10 @@ class MemoryAccount:
     def _free(self) -> int:
         """Of the device, memory that PyTorch keeps for later use not included."""
         return torch.cuda.mem_get_info(self._device)[0]
+
+
+def _memory_ended(error: RuntimeError) -> bool:
+    """The allocator has a type of its own for it; the driver, cuBLAS and Triton have words."""
+    return isinstance(error, torch.OutOfMemoryError) or any(
+        words in str(error) for words in ("out of memory", "ALLOC_FAILED", "OUT_OF_MEMORY")
+    )

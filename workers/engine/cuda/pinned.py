@@ -1,7 +1,4 @@
-"""Host memory that kernels use, of exactly the size that is asked for.
-
-PyTorch's own pinned memory comes in powers of two.
-"""
+"""Host memory that the GPU copies from and to, or that its kernels use."""
 
 from __future__ import annotations
 
@@ -13,10 +10,15 @@ _PINNED: list[mmap.mmap] = []
 """Until the process ends.  CUDA pins whole pages, each once: nothing else may ever lie in them."""
 
 
+def staging_words(words: int) -> torch.Tensor:
+    """int32 [words], zeros: PyTorch's own, in powers of two; no limit of locked memory ends it."""
+    return torch.zeros(words, dtype=torch.int32, pin_memory=True)
+
+
 def pinned_words(words: int) -> torch.Tensor:
     """int32 [words], zeros, on pages of their own, for kernels of the current GPU.
 
-    Raises RuntimeError where the system refuses.
+    Of exactly that size.  Raises RuntimeError where the system refuses.
     """
     pages = mmap.mmap(-1, words * 4, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     memory = torch.frombuffer(pages, dtype=torch.int32)

@@ -116,7 +116,7 @@ def supported(device: torch.device) -> bool:
         return False
     try:
         return _tried(device)
-    except (ImportError, RuntimeError) as error:
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
         logging.warning(
             "cuBLAS does the linear layers of 65 to %d rows: %s (cuda-bindings has to be of the "
             "major version of PyTorch's CUDA, %s)", MAX_ROWS, error, torch.version.cuda,
@@ -131,6 +131,7 @@ def _tried(device: torch.device) -> bool:
         torch.randn(rows, 2 * _COLUMNS, generator=generator, device=device).bfloat16()
         for rows in (70, 384)
     )
+    torch.cuda.synchronize(device)  # The weights are there before it comes up early.
     got = hopper_gemm(x, weight, None, HopperTiling(128, 3, 1), "silu").float()
     gate, up = F.linear(x, weight).float().chunk(2, 1)
     wanted = F.silu(gate) * up

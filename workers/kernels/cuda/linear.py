@@ -43,9 +43,10 @@ def pack_linear(
     """A copy on the device."""
     if weight.stride() != (weight.shape[1], 1):
         raise ValueError(f"a weight of shape {tuple(weight.shape)} that is not contiguous")
-    counters(device)
+    weight = weight.to(device, copy=True)
+    counters(weight.device)
     return PackedLinear(
-        weight.to(device, copy=True),
+        weight,
         None if bias is None else bias.to(device, copy=True),
         out_dtype or weight.dtype,
     )

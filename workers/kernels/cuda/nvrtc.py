@@ -42,11 +42,15 @@ def available(device: torch.device) -> bool:
     """Whether it is a Hopper GPU, and there is what compiles for it.  It may still not load."""
     if device.type != "cuda" or torch.cuda.get_device_capability(device) != _CAPABILITY:
         return False
-    return importlib.util.find_spec("cuda.bindings") is not None
+    # Of a package in one that is not there, find_spec() raises.
+    return all(importlib.util.find_spec(name) is not None for name in ("cuda", "cuda.bindings"))
 
 
-def compiled(source: str, defines: Sequence[str]) -> Code:
-    """The machine code of a source text.  Raises RuntimeError with the compiler's messages."""
+def compiled(source: str, defines: Sequence[str], anew: bool = False) -> Code:
+    """The machine code of a source text.  Raises RuntimeError with the compiler's messages.
+
+    anew: what is kept of it is not used.
+    """
     from cuda.bindings import nvrtc
 
     version = _checked(nvrtc.nvrtcVersion())[1:]
@@ -54,7 +58,8 @@ def compiled(source: str, defines: Sequence[str]) -> Code:
     digest = hashlib.sha256("\0".join([source, *map(str, version), *options]).encode())
     path = cache_dir() / "nvrtc" / f"{digest.hexdigest()[:32]}.cubin"
     with contextlib.suppress(OSError):
-        return Code(path.read_bytes(), path)
+        if not anew:
+            return Code(path.read_bytes(), path)
     program = _checked(nvrtc.nvrtcCreateProgram(source.encode(), b"albireo.cu", 0, [], []))[1]
     result, *_ = nvrtc.nvrtcCompileProgram(program, len(options), [o.encode() for o in options])
     if result != nvrtc.nvrtcResult.NVRTC_SUCCESS:
@@ -134,8 +139,7 @@ def _loaded(source: str, defines: Sequence[str]) -> Any:
     code = compiled(source, defines)
     result, module = driver.cuModuleLoadData(code.machine)
     if int(result) and code.kept is not None:
-        code.kept.unlink(missing_ok=True)
-        result, module = driver.cuModuleLoadData(compiled(source, defines).machine)
+        result, module = driver.cuModuleLoadData(compiled(source, defines, anew=True).machine)
     return _checked((result, module))[1]
 
 

@@ -1,0 +1,65 @@
+"""Which way a sum over GPUs goes, without a GPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .interpreted import use_interpreter
+
+use_interpreter()
+
+from albireo.workers.parallel.cuda import (  # noqa: E402
+    APART,
+    FUSIONS,
+    NCCL,
+    ONE_SHOT,
+    SLAB_BYTES,
+    TOGETHER,
+    TWO_SHOT,
+    CudaCommunicator,
+)
+
+
+class Summed:
+    """In place of the symmetric memory: the sizes that our kernel was asked for."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
+    def launch(self, x: torch.Tensor, out: torch.Tensor, reduce: bool) -> None:
+        assert reduce and out is x
+        x.mul_(2)
+        self.sizes.append(x.nbytes)
+
+    def fits(self, rows: int, nbytes: int) -> bool:
+        return True
+
+
+def communicator(batch_invariant: bool) -> tuple[CudaCommunicator, Summed]:
+    """With tables in which every way is somewhere the fastest."""
+    made: Any = object.__new__(CudaCommunicator)
+    made._batch_invariant = batch_invariant
+    made._method_by_bits = (ONE_SHOT,) * 5 + (TWO_SHOT,) * 6
+    made._fusion_by_bits = FUSIONS * 5
+    made._symmetric = summed = Summed()
+    return made, summed
+
+
+def test_the_fastest_way_depends_on_the_size() -> None:
+    made, _ = communicator(batch_invariant=False)
+    sizes = (1 << 13, SLAB_BYTES, SLAB_BYTES + 1)
+    assert [made.method_for(nbytes) for nbytes in sizes] == [ONE_SHOT, TWO_SHOT, NCCL]
+    assert {made.fusion_for(rows, 64) for rows in (1, 2)} == {APART, TOGETHER}
+
+
+def test_batch_invariant_sums_all_go_one_way() -> None:
+    made, summed = communicator(batch_invariant=True)
+    for rows in (0, 1, 512, 2500):
+        x = torch.ones(rows, 4096, dtype=torch.bfloat16)
+        summed.sizes.clear()
+        made.all_reduce(x)
+        assert (x == 2).all()
+        assert sum(summed.sizes) == x.nbytes and max(summed.sizes, default=0) <= SLAB_BYTES
+        assert made.fusion_for(rows, x.nbytes) == APART
