@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from albireo.bench import disturbance
 from albireo.bench.disturbance import Moment, Watcher, slow_moments
 from albireo.bench.streams import TimedStream, step_times
 
@@ -25,13 +26,22 @@ def test_slow_samples_in_a_row_are_one_moment() -> None:
     assert slow_moments([]) == []
 
 
-def test_the_watch_covers_its_block() -> None:
+def test_the_watch_covers_its_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def all_of_them(samples: list[tuple[int, int]]) -> list[Moment]:
+        seen.extend(samples)
+        return [Moment(at * 1e-9, (at + took) * 1e-9) for at, took in samples]
+
+    monkeypatch.setattr(disturbance, "slow_moments", all_of_them)
     with Watcher() as watcher:
         began = time.perf_counter()
-        time.sleep(0.05)
+        time.sleep(0.25)
         ended = time.perf_counter()
         moments = watcher.slow_moments()
-    assert all(began - 1 < each.begin <= each.end < ended + 1 for each in moments)
+    inside = [each for each in moments if began < each.begin < each.end < ended]
+    assert len(inside) > 5 and all(took > 0 for _, took in seen)
+    assert inside[0].begin < began + 0.1 and inside[-1].end > ended - 0.1
     with Watcher():
         pass  # whoever does not ask ends it, too
 

@@ -144,6 +144,16 @@ def test_an_end_token_ends_it_too() -> None:
     assert step(made, [1]).outcome.tolist() == [ROW_GRAMMAR_END]
 
 
+def test_a_step_gives_its_tokens_once() -> None:
+    """Who launches the next step and who waits for this one's end both do it."""
+    made = grammars()
+    made.apply_plan(plan((1, "start: /ab/")))
+    rows, tokens = step(made, [1]), np.array(encode("a")[:1], np.int32)
+    rows.accept(tokens)
+    rows.accept(tokens)
+    assert tokens_of(step(made, [1]).masks[0]) == reference("start: /ab/", "a")
+
+
 def test_a_row_that_could_not_be_sampled_says_so() -> None:
     made = grammars()
     made.apply_plan(plan((1, "start: /a*/")))

@@ -35,21 +35,26 @@ def test_the_same_is_never_a_difference(ranks: list[Canary]) -> None:
             rank.check(step, rows(step, step // INTERVAL % (MOST + 1)))
 
 
-@pytest.mark.parametrize("column", [0, 1, 2])
+@pytest.mark.parametrize(("column", "interval"), [(0, 1), (1, 1), (2, 1), (2, 2), (1, 3), (2, 6)])
 def test_a_difference_is_found_an_interval_later(
-    ranks: list[Canary], column: int, caplog: pytest.LogCaptureFixture
+    ranks: list[Canary], column: int, interval: int, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """interval: with a difference; what was the same before it was compared, too."""
+    step = interval * INTERVAL
+    for before in range(INTERVAL, step, INTERVAL):
+        for rank in ranks:
+            rank.check(before, rows(before))
     for number, rank in enumerate(ranks):
-        wrong = rows(INTERVAL)
+        wrong = rows(step)
         wrong[3, column] += number == 1
-        rank.check(INTERVAL, wrong)
-    ranks[2].check(INTERVAL + 1, rows(1))
+        rank.check(step, wrong)
+    ranks[2].check(step + 1, rows(1))
     with (
         caplog.at_level(logging.ERROR),
-        pytest.raises(RanksDisagree, match=rf"ranks 2 and 1 disagree about step {INTERVAL}"),
+        pytest.raises(RanksDisagree, match=rf"ranks 2 and 1 disagree about step {step}:"),
     ):
-        ranks[2].check(2 * INTERVAL, rows(2 * INTERVAL))
-    token = int(rows(INTERVAL)[3, 2])
+        ranks[2].check(step + INTERVAL, rows(step + INTERVAL))
+    token = int(rows(step)[3, 2])
     assert f"rank 2 sampled (request, token): [(100, {token - 3})" in caplog.text
     assert "rank 1 sampled (request, token)" in caplog.text
     assert "(107, -1)" in caplog.text

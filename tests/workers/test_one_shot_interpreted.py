@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
+import importlib
+import itertools
 import multiprocessing
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -14,28 +17,35 @@ from .interpreted import use_interpreter
 
 use_interpreter()
 
+from triton.runtime.interpreter import InterpreterBuilder  # noqa: E402
+
 from albireo.workers.parallel.one_shot import one_shot  # noqa: E402
 from albireo.workers.parallel.sum_norm import NOTHING, sum_norm  # noqa: E402
 
 from .reference_kernels import ReferenceKernels  # noqa: E402
 
-PROGRAMS = 4
 SLAB_BYTES = 4096
 ROOM = 256
 TURNS = 4
 EPS = 1e-6
+_LATE_S = 0.05
+
+sum_norm_module = importlib.import_module("albireo.workers.parallel.sum_norm")
 
 
 class Ranks:
-    """What the ranks have mapped.  start: of the count of collectives."""
+    """What the ranks have mapped.
 
-    def __init__(self, size: int, start: int) -> None:
+    start: of the count of collectives.  programs: of a launch.
+    """
+
+    def __init__(self, size: int, start: int, programs: int) -> None:
         def shared(count: int, dtype: torch.dtype, value: int = 0) -> list[torch.Tensor]:
             return [torch.full((count,), value, dtype=dtype).share_memory_() for _ in range(size)]
 
-        self.size, self.start = size, start
+        self.size, self.start, self.programs = size, start, programs
         self.slabs = shared(2 * SLAB_BYTES, torch.uint8)
-        self.flags = shared(PROGRAMS * size, torch.int32, start)
+        self.flags = shared(programs * size, torch.int32, start)
         self.inboxes = shared(2 * size * ROOM, torch.int32, NOTHING)
 
 
@@ -43,17 +53,17 @@ class Rank:
     """One of them, in its process."""
 
     def __init__(self, ranks: Ranks, rank: int) -> None:
-        self.rank, self.size = rank, ranks.size
+        self.rank, self.size, self.programs = rank, ranks.size, ranks.programs
         self._slabs, self._flags, self._inboxes = (
             torch.tensor([part.data_ptr() for part in parts])
             for parts in (ranks.slabs, ranks.flags, ranks.inboxes)
         )
         self._epochs, self._norm_epochs = (
-            torch.full((PROGRAMS,), ranks.start, dtype=torch.int32) for _ in range(2)
+            torch.full((self.programs,), ranks.start, dtype=torch.int32) for _ in range(2)
         )
 
     def collect(self, x: torch.Tensor, out: torch.Tensor, reduce: bool) -> None:
-        one_shot[(PROGRAMS,)](
+        one_shot[(self.programs,)](
             x, out, self._slabs, self._flags, self._epochs, x.numel(), SLAB_BYTES, self.rank,
             SIZE=self.size, BLOCK=64, REDUCE=reduce, OVERLAP=False,
         )  # fmt: skip
@@ -64,7 +74,7 @@ class Rank:
     ) -> torch.Tensor:  # fmt: skip
         rows, width = x.shape
         out = torch.empty_like(x)
-        programs = min(rows, PROGRAMS)
+        programs = min(rows, self.programs)
         sum_norm[(programs,)](
             x, residual, weight if inner is None else inner, weight, out,
             self._inboxes, self._norm_epochs, rows, programs, ROOM, self.rank, EPS, x, 0, 0, 0,
@@ -129,28 +139,39 @@ def sums_and_norms(rank: Rank, dtype: torch.dtype) -> list[bool]:
     return right
 
 
-def _run_rank(work: Callable[[Rank], list[bool]], ranks: Ranks, rank: int, results: Any) -> None:
+def read_late() -> None:
+    """This process has met the others, and has their data, long before it reads it."""
+    barriers = itertools.count()
+    receive = vars(sum_norm_module)["_receive"]
+
+    def barrier(*_: object) -> None:
+        if next(barriers) % 2:  # the one at the end of a meeting
+            time.sleep(_LATE_S)
+
+    def received(*arguments: Any) -> Any:
+        time.sleep(_LATE_S)
+        return receive(*arguments)
+
+    InterpreterBuilder.create_barrier = barrier
+    vars(sum_norm_module)["_receive"] = received
+
+
+def _run_rank(
+    work: Callable[[Rank], list[bool]], ranks: Ranks, rank: int, late: bool, results: Any
+) -> None:
     torch.set_num_threads(1)
+    if late:
+        read_late()
     results.put((rank, work(Rank(ranks, rank))))
 
 
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(
-    "work",
-    [
-        sums_and_gathers,
-        functools.partial(sums_and_norms, dtype=torch.bfloat16),
-        functools.partial(sums_and_norms, dtype=torch.float32),
-    ],
-)
-@pytest.mark.parametrize(("size", "start"), [(2, 0), (3, 2**31 - 4)])
-def test_ranks(work: Callable[[Rank], list[bool]], size: int, start: int) -> None:
-    """start: of the count of collectives, which wraps round after 2**31."""
-    ranks = Ranks(size, start)
+def run_ranks(work: Callable[[Rank], list[bool]], ranks: Ranks, late: int | None = None) -> None:
+    """late: the rank that reads late."""
     context = multiprocessing.get_context("fork")
     results = context.Queue()
     processes = [
-        context.Process(target=_run_rank, args=(work, ranks, rank, results)) for rank in range(size)
+        context.Process(target=_run_rank, args=(work, ranks, rank, rank == late, results))
+        for rank in range(ranks.size)
     ]
     for process in processes:
         process.start()
@@ -162,3 +183,29 @@ def test_ranks(work: Callable[[Rank], list[bool]], size: int, start: int) -> Non
         for process in processes:
             process.kill()
             process.join()
+
+
+WORK = [
+    sums_and_gathers,
+    functools.partial(sums_and_norms, dtype=torch.bfloat16),
+    functools.partial(sums_and_norms, dtype=torch.float32),
+]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("work", WORK)
+@pytest.mark.parametrize(("size", "start"), [(2, 0), (3, 2**31 - 4)])
+def test_ranks(work: Callable[[Rank], list[bool]], size: int, start: int) -> None:
+    """start: of the count of collectives, which wraps round after 2**31."""
+    run_ranks(work, Ranks(size, start, programs=4))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("work", WORK)
+def test_who_reads_late_reads_what_was_brought(work: Callable[[Rank], list[bool]]) -> None:
+    """The others are in the next collective by then, whose slabs and inboxes are not the same.
+
+    One program, since the interpreter runs them in turns and the others' meetings would keep
+    the ranks together.
+    """
+    run_ranks(work, Ranks(2, 0, programs=1), late=0)
