@@ -36,6 +36,8 @@ from .streams import TimedStream, random_prompt, run_streams, time_prompts
 
 _ROUNDS = 5
 _MIXED_INPUT_LEN, _MIXED_OUTPUT_LEN = 256, 768
+_CACHED = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+"""What all of a prompt's tokens go through in the last layer, too: it is one product."""
 _QUIET_S = 0.15
 """Between two prompts of the mixed measurement."""
 
@@ -91,16 +93,11 @@ def _products(config: ModelConfig, prompts: int, tokens: int) -> float:
     Neither embedding nor LM head, nor experts that the router does not pick for a token; of the
     last layer, behind its keys and values, one token of each prompt.
     """
-    last, cached = f"model.layers.{config.num_layers - 1}.", ("q_proj", "k_proj", "v_proj")
-    total = 0.0
-    for name, shape in config.tensor_shapes().items():
-        module = name.split(".")[-2]
-        if not name.startswith("model.layers.") or len(shape) != 2:
-            continue
-        share = config.experts_per_token / config.num_experts if ".experts." in name else 1.0
-        rows = prompts if name.startswith(last) and module not in cached else tokens
-        total += share * rows * shape[0] * shape[1]
-    return total
+    last = config.num_layers - 1
+    return sum(
+        each * (prompts if layer == last and module not in _CACHED else tokens)
+        for layer, module, each in config.products()
+    )
 
 
 async def _measure(

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import Mock
 
+import pytest
 import torch
 
 from .interpreted import use_interpreter
 
 use_interpreter()
 
+from albireo.workers.parallel import cuda  # noqa: E402
 from albireo.workers.parallel.cuda import (  # noqa: E402
     APART,
     FUSIONS,
@@ -37,25 +40,24 @@ class Summed:
         return True
 
 
-def communicator(batch_invariant: bool) -> tuple[CudaCommunicator, Summed]:
-    """With tables in which every way is somewhere the fastest."""
+def communicator(tuned: bool) -> tuple[CudaCommunicator, Summed]:
+    """tuned: with tables in which every way is somewhere the fastest."""
     made: Any = object.__new__(CudaCommunicator)
-    made._batch_invariant = batch_invariant
-    made._method_by_bits = (ONE_SHOT,) * 5 + (TWO_SHOT,) * 6
-    made._fusion_by_bits = FUSIONS * 5
+    made._method_by_bits = (ONE_SHOT,) * 5 + (TWO_SHOT,) * 6 if tuned else ()
+    made._fusion_by_bits = FUSIONS * 5 if tuned else ()
     made._symmetric = summed = Summed()
     return made, summed
 
 
 def test_the_fastest_way_depends_on_the_size() -> None:
-    made, _ = communicator(batch_invariant=False)
+    made, _ = communicator(tuned=True)
     sizes = (1 << 13, SLAB_BYTES, SLAB_BYTES + 1)
     assert [made.method_for(nbytes) for nbytes in sizes] == [ONE_SHOT, TWO_SHOT, NCCL]
     assert {made.fusion_for(rows, 64) for rows in (1, 2)} == {APART, TOGETHER}
 
 
-def test_batch_invariant_sums_all_go_one_way() -> None:
-    made, summed = communicator(batch_invariant=True)
+def test_sums_that_are_not_tuned_all_go_one_way() -> None:
+    made, summed = communicator(tuned=False)
     for rows in (0, 1, 512, 2500):
         x = torch.ones(rows, 4096, dtype=torch.bfloat16)
         summed.sizes.clear()
@@ -63,3 +65,14 @@ def test_batch_invariant_sums_all_go_one_way() -> None:
         assert (x == 2).all()
         assert sum(summed.sizes) == x.nbytes and max(summed.sizes, default=0) <= SLAB_BYTES
         assert made.fusion_for(rows, x.nbytes) == APART
+
+
+@pytest.mark.parametrize("batch_invariant", [False, True])
+def test_a_batch_invariant_group_is_not_tuned(
+    batch_invariant: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Mock()
+    monkeypatch.setattr(cuda, "CudaCommunicator", Mock(return_value=made))
+    engine = Mock(tp=2, dtype="bfloat16", step_timeout_s=1.0, batch_invariant=batch_invariant)
+    found = cuda.create_communicator(Mock(engine=engine), {}, torch.device("cpu"), 64)
+    assert found is made and made.tune.called != batch_invariant

@@ -9,6 +9,7 @@ Nothing here imports torch, so that the `sim` device starts without it.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 
@@ -143,6 +144,19 @@ class ModelConfig:
         if not self.tie_embeddings:
             shapes["lm_head.weight"] = (self.vocab_size, hidden)
         return shapes
+
+    def products(self) -> Iterator[tuple[int, str, float]]:
+        """(layer, module, multiplications for a token) of the layers' linear layers.
+
+        module: such as "self_attn.q_proj".  Of experts, those that are picked for a token.
+        """
+        for layer in range(self.num_layers):
+            for name, shape in self._layer_shapes(layer).items():
+                if len(shape) == 2:
+                    picked = (
+                        self.experts_per_token / self.num_experts if ".experts." in name else 1.0
+                    )
+                    yield layer, name.removesuffix(".weight"), picked * math.prod(shape)
 
     def num_params(self) -> int:
         """Number of weights, tied embeddings counted once."""

@@ -14,8 +14,8 @@ multicast is never asked for.
 A sum that is added to the residual stream and normalised can be all of that in
 one kernel (sum_norm.py); that, too, is where it is measured to be faster.
 
-With `--batch-invariant` all sums are one_shot's, a large one's in pieces: the others
-round otherwise, and a row would see how many there are beside it.
+Before `tune`, and with `--batch-invariant` there is none, all sums are one_shot's, a large
+one's in pieces: the others round otherwise, and a row would see how many there are beside it.
 
 A rank that dies leaves its peers spinning in a kernel: the deadline of a step
 ends the group, not this file.  While the group forms, waits have deadlines and
@@ -83,12 +83,7 @@ def create_communicator(
     """
     path = f"{spec.runtime_dir}/g{spec.group}.{spec.incarnation}.store"
     communicator = CudaCommunicator(
-        path,
-        spec.rank,
-        spec.engine.tp,
-        device,
-        max(spec.engine.step_timeout_s, _FORMING_S),
-        spec.engine.batch_invariant,
+        path, spec.rank, spec.engine.tp, device, max(spec.engine.step_timeout_s, _FORMING_S)
     )
     if not spec.engine.batch_invariant:
         communicator.tune(width, getattr(torch, spec.engine.dtype))
@@ -100,25 +95,17 @@ class CudaCommunicator:
 
     store_path: a file that does not exist yet, the same for all ranks and for
     no other group.  timeout_s: how long to wait for the other ranks here.
-    batch_invariant: a row's sum does not depend on how many there are.
     Raises GroupNotFormed.
     """
 
     def __init__(
-        self,
-        store_path: str,
-        rank: int,
-        size: int,
-        device: torch.device,
-        timeout_s: float,
-        batch_invariant: bool = False,
+        self, store_path: str, rank: int, size: int, device: torch.device, timeout_s: float
     ) -> None:
         if size < 2:
             raise ValueError(f"{size} rank has nobody to talk to: use SingleRank")
         self.rank = rank
         self.size = size
         self._device = device
-        self._batch_invariant = batch_invariant
         store = _meet(store_path, rank, size, timeout_s)
         try:
             dist.init_process_group(
@@ -150,12 +137,7 @@ class CudaCommunicator:
                 f"all_reduce takes contiguous bfloat16 or float32, not {x.dtype} of strides "
                 f"{x.stride()} and shape {tuple(x.shape)}"
             )
-        if not x.numel():
-            return
-        if self._batch_invariant:
-            for piece in x.view(-1).split(SLAB_BYTES // x.element_size()):
-                self._sum(piece, ONE_SHOT)
-        else:
+        if x.numel():
             self._sum(x, self.method_for(x.numel() * x.element_size()))
 
     def all_gather(self, mine: torch.Tensor, out: torch.Tensor) -> None:
@@ -174,10 +156,10 @@ class CudaCommunicator:
 
     def method_for(self, nbytes: int) -> str:
         """How all_reduce sums nbytes; see the module."""
-        if nbytes > SLAB_BYTES:
-            return NCCL
         if not self._method_by_bits:
             return ONE_SHOT
+        if nbytes > SLAB_BYTES:
+            return NCCL
         bits = max((nbytes - 1).bit_length(), _FIRST_SIZE_BITS)
         return self._method_by_bits[bits - _FIRST_SIZE_BITS]
 
@@ -198,9 +180,7 @@ class CudaCommunicator:
 
     def fusion_for(self, rows: int, nbytes: int) -> str:
         """How sum_norm does rows of nbytes in all."""
-        if self._batch_invariant or not rows or not self._fusion_by_bits:
-            return APART
-        if not self._symmetric.fits(rows, nbytes):
+        if not rows or not self._fusion_by_bits or not self._symmetric.fits(rows, nbytes):
             return APART
         bits = min((rows - 1).bit_length(), len(self._fusion_by_bits) - 1)
         return self._fusion_by_bits[bits]
@@ -261,7 +241,9 @@ class CudaCommunicator:
 
     def _sum(self, x: torch.Tensor, method: str) -> None:
         if method == ONE_SHOT:
-            self._symmetric.launch(x, x, reduce=True)
+            whole = x.nbytes <= SLAB_BYTES
+            for piece in (x,) if whole else x.view(-1).split(SLAB_BYTES // x.element_size()):
+                self._symmetric.launch(piece, piece, reduce=True)
         elif method == TWO_SHOT:
             shared = self._symmetric.part(x.numel(), x.dtype)
             shared.copy_(x.view(-1))

@@ -13,7 +13,6 @@ and each one costs time at start-up and memory.
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 from ....ipc.plan import PlanView
@@ -59,19 +58,10 @@ def size_of(plan: PlanView, sampled: int) -> MixedSize:
 
 def most_rows(config: ModelConfig, tp: int, max_num_batched_tokens: int) -> int:
     """Rows of the largest size: beyond, a step takes the GPU longer than launching it the CPU."""
-    bound = _LAUNCH_S * config.num_layers * _FLOP_PER_S * tp / (2 * _multiplied(config))
+    products = sum(each for *_, each in config.products())
+    bound = _LAUNCH_S * config.num_layers * _FLOP_PER_S * tp / (2 * products)
     most = max((each for each in _ROWS if each <= bound), default=_ROWS[0])
     return min(most, max_num_batched_tokens)
-
-
-def _multiplied(config: ModelConfig) -> float:
-    """Weights of the layers that a token is multiplied by; of experts, the chosen ones."""
-    weights = 0.0
-    for name, shape in config.tensor_shapes().items():
-        if name.startswith("model.layers."):
-            share = config.experts_per_token / config.num_experts if ".experts." in name else 1.0
-            weights += share * math.prod(shape)
-    return weights
 
 
 def captured_mixed_sizes(rows: int, max_num_seqs: int) -> list[MixedSize]:

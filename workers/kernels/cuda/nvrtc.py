@@ -32,10 +32,10 @@ _BFLOAT16, _NO_INTERLEAVE, _SWIZZLE_128B, _PROMOTE_256B, _ZEROS_OUTSIDE = 9, 0, 
 
 
 class Code(NamedTuple):
-    """kept: the file it is from, where it is from one."""
+    """kept: it was compiled before, and may be damaged."""
 
     machine: bytes
-    kept: Path | None
+    kept: bool
 
 
 def available(device: torch.device) -> bool:
@@ -59,7 +59,7 @@ def compiled(source: str, defines: Sequence[str], anew: bool = False) -> Code:
     path = cache_dir() / "nvrtc" / f"{digest.hexdigest()[:32]}.cubin"
     with contextlib.suppress(OSError):
         if not anew:
-            return Code(path.read_bytes(), path)
+            return Code(path.read_bytes(), True)
     program = _checked(nvrtc.nvrtcCreateProgram(source.encode(), b"albireo.cu", 0, [], []))[1]
     result, *_ = nvrtc.nvrtcCompileProgram(program, len(options), [o.encode() for o in options])
     if result != nvrtc.nvrtcResult.NVRTC_SUCCESS:
@@ -70,7 +70,7 @@ def compiled(source: str, defines: Sequence[str], anew: bool = False) -> Code:
     _checked(nvrtc.nvrtcGetCUBIN(program, code))
     _checked(nvrtc.nvrtcDestroyProgram(program))
     _keep(path, code)
-    return Code(code, None)
+    return Code(code, False)
 
 
 def _keep(path: Path, code: bytes) -> None:
@@ -138,7 +138,7 @@ def _loaded(source: str, defines: Sequence[str]) -> Any:
 
     code = compiled(source, defines)
     result, module = driver.cuModuleLoadData(code.machine)
-    if int(result) and code.kept is not None:
+    if int(result) and code.kept:
         result, module = driver.cuModuleLoadData(compiled(source, defines, anew=True).machine)
     return _checked((result, module))[1]
 
