@@ -108,6 +108,29 @@ def test_layers(n: int, k: int, activation: str | None) -> None:
             check(random(rows, k), weight, random(n), tiling, activation)
 
 
+@pytest.mark.parametrize(
+    ("rows", "groups", "splits"),
+    [(64, 2, 1), (128, 4, 1), (128, 2, 2), (192, 3, 1), (256, 3, 1), (256, 2, 3)],
+)
+@pytest.mark.parametrize("activation", [None, "silu"])
+def test_several_tiles_of_rows(rows: int, groups: int, splits: int, activation: str | None) -> None:
+    torch.manual_seed(rows)
+    n, k = 16 * 67, 64 * 13
+    weight, bias = random(n, k) / k**0.5, random(n)
+    for count in (rows + 1, 2 * rows, 3 * rows - 5):
+        check(random(count, k), weight, bias, HopperTiling(rows, groups, splits), activation)
+
+
+@pytest.mark.parametrize("rows", [384, 510, 1024, 2048])
+def test_a_prompts_rows(rows: int) -> None:
+    torch.manual_seed(rows)
+    n, k = 24576, 4096
+    weight, x = random(n, k) / k**0.5, random(rows, k)
+    tiling = hopper_tiling(n, k, rows, gated=True)
+    assert tiling is not None and tiling.rows < rows
+    check(x, weight, None, tiling, "silu")
+
+
 def test_in_a_graph_behind_a_kernel_that_writes_its_input() -> None:
     weight, norm, x = random(2048, 1024) / 32, torch.ones(1024, device=DEVICE), random(200, 1024)
     tiling = HopperTiling(256, 3, 2)

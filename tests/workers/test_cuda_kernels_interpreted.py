@@ -209,6 +209,25 @@ def test_tiling_of_a_decode_batch(n: int, k: int, rows: int, tiling: HopperTilin
     assert hopper_tiling(n, k, rows) == tiling
 
 
+@pytest.mark.parametrize(
+    ("n", "rows", "tiling"),
+    [
+        (24576, 384, HopperTiling(192, 3, 1)),
+        (24576, 512, HopperTiling(256, 3, 1)),
+        (24576, 2048, HopperTiling(256, 3, 1)),
+        (24576, 2049, None),
+        (24576, 260, None),  # Rows that are not there.
+        (28672, 512, None),  # A third round with few programs.
+        (12288, 512, HopperTiling(256, 3, 1)),
+        (12288, 256, None),  # One tile of rows.
+    ],
+)
+def test_tiling_of_a_prompts_rows(n: int, rows: int, tiling: HopperTiling | None) -> None:
+    assert hopper_tiling(n, 4096, rows, gated=True) == tiling
+    if rows > 256:
+        assert hopper_tiling(n, 4096, rows) is None
+
+
 def test_stages_leave_room_for_all_that_a_program_has() -> None:
     for rows, groups in ((64, 2), (128, 4), (256, 1), (256, 2), (256, 3)):
         tiling = HopperTiling(rows, groups, 1)

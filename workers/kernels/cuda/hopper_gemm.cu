@@ -1,4 +1,4 @@
-// y = x W^T of a decode batch on Hopper: hopper_gemm.py says what it is for and how it is cut up.
+// y = x W^T on Hopper: hopper_gemm.py says what it is for and how it is cut up.
 //
 // Compile-time: ROWS (of a tile) in PARTS of one instruction each, GROUPS (warpgroups that multiply, 64 outputs
 // each), WEIGHT_STAGES, INPUT_STAGES, SPLITS (programs that share k: a cluster), GATE (0 none, 1 SiLU, 2 GELU),
@@ -51,23 +51,24 @@ __device__ __forceinline__ void await(u32 barrier, u32 parity) {
 __device__ __forceinline__ void copy_inputs(u32 to, const TensorMap& from, u32 barrier, int column) {
     asm volatile(
         "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];"
-        ::"r"(to), "l"(&from), "r"(barrier), "r"(column), "r"(0) : "memory");
+        ::"r"(to), "l"(&from), "r"(barrier), "r"(column), "r"(blockIdx.x * ROWS) : "memory");
 }
 
-// Weights are read once: they are the first to leave the L2 cache.
+// Weights that one program reads are the first to leave the L2 cache.
 __device__ __forceinline__ void copy_weights(u32 to, const TensorMap& from, u32 barrier, int column) {
-    constexpr u64 evict_first = 0x12F0000000000000ull;
-    const int tile = blockIdx.x;
+    constexpr u64 evict_first = 0x12F0000000000000ull, evict_normal = 0x1000000000000000ull;
+    const u64 policy = gridDim.x == 1 ? evict_first : evict_normal;
+    const int tile = blockIdx.y;
 #if GATE
     asm volatile(
         "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint"
         " [%0], [%1, {%3, %4, %4, %5}], [%2], %6;"
-        ::"r"(to), "l"(&from), "r"(barrier), "r"(column), "r"(0), "r"(tile * (OUTPUTS / 16)), "l"(evict_first) : "memory");
+        ::"r"(to), "l"(&from), "r"(barrier), "r"(column), "r"(0), "r"(tile * (OUTPUTS / 16)), "l"(policy) : "memory");
 #else
     asm volatile(
         "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint"
         " [%0], [%1, {%3, %4}], [%2], %5;"
-        ::"r"(to), "l"(&from), "r"(barrier), "r"(column), "r"(tile * OUTPUTS), "l"(evict_first) : "memory");
+        ::"r"(to), "l"(&from), "r"(barrier), "r"(column), "r"(tile * OUTPUTS), "l"(policy) : "memory");
 #endif
 }
 
@@ -263,8 +264,11 @@ extern "C" __global__ void __launch_bounds__(THREADS + 128, 1)
     const u32 input_stages = stages + WEIGHT_STAGES * WEIGHT_BYTES;
     const u32 weights_full = stages + STAGES_BYTES, weights_empty = weights_full + WEIGHT_STAGES * 8;
     const u32 inputs_full = weights_empty + WEIGHT_STAGES * 8, inputs_empty = inputs_full + INPUT_STAGES * 8;
-    const int first_output = blockIdx.x * WIDTH, rounds = columns / COLUMNS;
+    const int first_output = blockIdx.y * WIDTH, rounds = columns / COLUMNS;
     const int begin = rounds * blockIdx.z / SPLITS, count = rounds * (blockIdx.z + 1) / SPLITS - begin;
+
+    y += static_cast<long long>(blockIdx.x) * ROWS * width;
+    rows = min(rows - static_cast<int>(blockIdx.x) * ROWS, ROWS);
 
     asm volatile("griddepcontrol.launch_dependents;");
     if (threadIdx.x == 0) {

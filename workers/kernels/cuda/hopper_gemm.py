@@ -1,8 +1,11 @@
-"""A linear layer of 65 to 256 rows on Hopper, where weights and arithmetic cost about the same.
+"""A linear layer on Hopper: of 65 to 256 rows, where weights and arithmetic cost about the same,
+and of more with a gate, whose halves then need not be written.
 
-    grid  (n / outputs, 1, splits); a program has some outputs of all rows, and a share of k
+    grid  (rows / tile, n / outputs, splits); a program has some outputs of a tile's rows, and a
+          share of k
 
-All rows are one tile, so that the weights are read once.  One warp of a program copies
+Up to 256 rows are one tile, so that the weights are read once; programs of the same weights
+come one after the other.  One warp of a program copies
 weights, the first before the kernel before it has ended (overlap.py), which cuBLAS's kernels
 cannot, and one x, which every program reads from the L2 cache: each as far ahead as what it
 copies needs.  The others multiply what is there (wgmma; PTX ISA, "Asynchronous Warpgroup
@@ -29,6 +32,8 @@ import torch.nn.functional as F
 from .nvrtc import CompiledKernel, TensorMap, available
 
 MAX_ROWS = 256
+"""Of one tile."""
+MAX_GATED_ROWS = 2048
 
 _SOURCE = Path(__file__).with_suffix(".cu")
 _GATES = {None: 0, "silu": 1, "gelu": 2}
@@ -59,6 +64,11 @@ _LEAST_WEIGHTS, _LEAST_WEIGHTS_FULL = 40 << 20, 16 << 20
 """... and how many weights there must be: the start and the end of a program cost more here.
 The second where a tile of _FEWER_ROWS has many of them."""
 _MANY_OF_FEWER_ROWS = 97
+_TILES_OF_MANY = (256, 192)
+"""Rows of a tile of 192 outputs where there are several, ..."""
+_LEAST_BUSY = 0.93
+"""... and the share of what the GPU computes meanwhile that has to be wanted: with 0.97 it takes
+0.93 to 0.96 of cuBLAS's time and the activation's, with 0.91 as long, with 0.76 more."""
 
 _TRIAL_ERROR = 0.02
 """Several times what bfloat16 rounds."""
@@ -142,20 +152,36 @@ def _tried(device: torch.device) -> bool:
 
 
 @functools.cache
-def hopper_tiling(n: int, k: int, rows: int) -> HopperTiling | None:
+def hopper_tiling(n: int, k: int, rows: int, gated: bool = False) -> HopperTiling | None:
     """For a weight [n, k] of bfloat16; None where cuBLAS is faster, or has to do it.
 
-    Measured on an H100 (tools/gpu_kernel_bench.py --tune-linear, and whole layers) for
-    Qwen3-8B, half of it, Llama-3.1-8B and Qwen3-0.6B, at 72 to 256 rows.
+    gated: with an activation.  Measured on an H100 (tools/gpu_kernel_bench.py --tune-linear, and
+    whole layers) for Qwen3-8B, half of it, Llama-3.1-8B and Qwen3-0.6B, at 72 to 256 rows, and
+    at 384 to 2,048 gated ones.
     """
     full_tile = _MANY_OF_FEWER_ROWS <= rows <= _FEWER_ROWS
     least_weights = _LEAST_WEIGHTS_FULL if full_tile else _LEAST_WEIGHTS
-    if rows > MAX_ROWS or n % 16 or k % _COLUMNS or n * k < least_weights:
+    if n % 16 or k % _COLUMNS or n * k < least_weights:
         return None
+    if rows > MAX_ROWS:
+        return _several_tiles(n, rows) if gated and rows <= MAX_GATED_ROWS else None
     tilings = _tilings(n, k, -(-rows // _TILE_ROWS) * _TILE_ROWS)
     fullest = max(tilings, key=lambda tiling: _filled(n, tiling), default=None)
     least = _LEAST_FILLED if rows <= _FEWER_ROWS else _LEAST_FILLED_MANY
     return fullest if fullest and _filled(n, fullest) >= least else None
+
+
+def _several_tiles(n: int, rows: int) -> HopperTiling | None:
+    """The tiles that leave least of the GPU idle, or at work on rows that are not there."""
+
+    def busy(tiling: HopperTiling) -> float:
+        programs = -(-rows // tiling.rows) * -(-n // tiling.outputs)
+        at_once = _PROGRAMS[1]
+        rounds = -(-programs // at_once)
+        return n * rows / (rounds * at_once * tiling.outputs * tiling.rows)
+
+    best = max((HopperTiling(tile, 3, 1) for tile in _TILES_OF_MANY), key=busy)
+    return best if busy(best) >= _LEAST_BUSY else None
 
 
 def _tilings(n: int, k: int, rows: int) -> Iterator[HopperTiling]:
@@ -183,7 +209,7 @@ def hopper_gemm(
 ) -> torch.Tensor:
     """[T, k] -> [T, n] in bfloat16; with an activation [T, n / 2]: f(first half) * second half.
 
-    x and weight contiguous, and tiling.rows at least T.
+    x and weight contiguous.
     """
     rows, (n, k) = len(x), weight.shape
     width = n // 2 if activation else n
@@ -196,7 +222,7 @@ def hopper_gemm(
     else:
         weights = _map(weight.data_ptr(), (k, n), (line,), (_COLUMNS, tiling.outputs))
     kernel.launch(
-        (-(-n // tiling.outputs), 1, tiling.splits),
+        (-(-rows // tiling.rows), -(-n // tiling.outputs), tiling.splits),
         weights,
         _map(x.data_ptr(), (k, rows), (line,), (_COLUMNS, tiling.rows)),
         ctypes.c_void_p(y.data_ptr()),

@@ -6,7 +6,8 @@ of summation for all batches; it is what `--batch-invariant` pays for.
 
 Where the weights' bytes decide, cuBLAS reads them at three quarters of the memory's
 speed: a single row has a kernel of its own (gemv.py), and so have some (few_rows.py),
-and a large layer of a decode batch (hopper_gemm.py), its activation included.
+and a large layer of a decode batch (hopper_gemm.py), its activation included, which is what
+it does for a prompt's rows, too.
 """
 
 from __future__ import annotations
@@ -70,18 +71,20 @@ def linear(x: torch.Tensor, packed: PackedLinear) -> torch.Tensor:
 
 def gated_linear(x: torch.Tensor, packed: PackedLinear, activation: str) -> torch.Tensor:
     """[T, k] -> [T, n / 2]: f(first half of linear(x)) * second half, in one kernel if there is."""
-    tiling = _hopper_tiling(x, packed) if len(x) > MAX_ROWS else None
+    tiling = _hopper_tiling(x, packed, True) if len(x) > MAX_ROWS else None
     if tiling:
         return hopper_gemm(x, packed.weight, packed.bias, tiling, activation)
     return gated(linear(x, packed), activation)
 
 
-def _hopper_tiling(x: torch.Tensor, packed: PackedLinear) -> HopperTiling | None:
+def _hopper_tiling(
+    x: torch.Tensor, packed: PackedLinear, gated: bool = False
+) -> HopperTiling | None:
     """None where cuBLAS is faster, or has to do it."""
     if not x.dtype == packed.out_dtype == torch.bfloat16 or not supported(x.device):
         return None
     n, k = packed.weight.shape
-    return hopper_tiling(n, k, len(x))
+    return hopper_tiling(n, k, len(x), gated)
 
 
 def cublas(x: torch.Tensor, packed: PackedLinear) -> torch.Tensor:
