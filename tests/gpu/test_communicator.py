@@ -23,6 +23,7 @@ from albireo.workers.kernels.cuda.norm import rms_norm
 from albireo.workers.parallel.cuda import (
     FUSIONS,
     METHODS,
+    ONE_SHOT,
     SLAB_BYTES,
     TOGETHER,
     CudaCommunicator,
@@ -206,18 +207,31 @@ def chooses_a_mode(communicator: CudaCommunicator, device: torch.device) -> None
 
 def one_is_late(communicator: CudaCommunicator, device: torch.device) -> None:
     """A rank far ahead of the other must wait before it writes to the same slab again."""
-    x = torch.zeros(64 * 4096, dtype=torch.bfloat16, device=device)
-    for turn in range(50):
-        x.copy_(brought(communicator.rank, len(x), x.dtype, turn))
-        if turn % 2 == communicator.rank:
-            torch.cuda._sleep(2_000_000)
+    communicator.method_for = lambda _: ONE_SHOT  # type: ignore[method-assign]
+    length, dtype = 64 * 4096, torch.bfloat16
+    xs = [brought(communicator.rank, length, dtype, turn).to(device) for turn in range(60)]
+    torch.cuda.synchronize(device)
+    for turn, x in enumerate(xs):
+        # Of six sums three in a row come late on one rank, then three on the other.
+        if turn // 3 % SIZE == communicator.rank:
+            torch.cuda._sleep(400_000)
         communicator.all_reduce(x)
-        assert torch.equal(x.cpu(), summed(len(x), x.dtype, turn)), turn
+    for turn, x in enumerate(xs):
+        assert torch.equal(x.cpu(), summed(length, dtype, turn)), turn
+
+
+def sums_untuned(communicator: CudaCommunicator, device: torch.device) -> None:
+    """As with --batch-invariant: every size one way, what is larger than a slab in pieces."""
+    for length in (8, 4096, SLAB_BYTES // 2 + 8, 5 * SLAB_BYTES // 4):
+        x = brought(communicator.rank, length, torch.bfloat16, length).to(device)
+        assert communicator.method_for(x.nbytes) == ONE_SHOT
+        communicator.all_reduce(x)
+        assert torch.equal(x.cpu(), summed(length, x.dtype, length)), length
 
 
 ROUNDS = [
-    sums_of_all_methods, sums_in_graphs, sums_with_norms, tunes, samples_in_every_mode,
-    chooses_a_mode, one_is_late,
+    sums_untuned, sums_of_all_methods, sums_in_graphs, sums_with_norms, tunes,
+    samples_in_every_mode, chooses_a_mode, one_is_late,
 ]  # fmt: skip
 Outcome = tuple[int, str, str | None]
 """(rank, round, what failed)"""
