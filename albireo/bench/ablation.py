@@ -27,7 +27,7 @@ from albireo.trace.stages import StageStats, group_stages
 from .machine import machine, spare_the_collector
 from .nodes import BenchError, running_node
 from .step import with_model
-from .streams import SAMPLING, TimedStream, run_streams, steady, step_times
+from .streams import SAMPLING, Round, TimedStream, run_streams, steady, step_times
 
 _WARM_UP_TOKENS = 8
 _SETTLE_S = 0.1
@@ -112,7 +112,7 @@ async def _measure(
         streams = await run_streams(client, rng, batch, input_len, output_len, sampling)
         await asyncio.sleep(_SETTLE_S)
     stats = _stages(node, streams)
-    at_client = step_times(streams, output_len)
+    at_client = step_times([Round(streams)], output_len)
     return {
         "device": model["device"],
         "dtype": model["dtype"],

@@ -4,7 +4,8 @@ A real node serves the shape with random weights.  One client opens `batch`
 streams with prompts of their own at once; every token comes to it through
 scheduler, rings, detokenizer and router.  A step's time is the time between two
 tokens of a stream at that client, taken while all streams decode and none has
-ended, so the contexts grow and no prefill runs.  Where there are cores for it the client
+ended, so the contexts grow and no prefill runs; those of several rounds are taken together,
+because P99 of 120 steps is the second latest of them.  Where there are cores for it the client
 polls instead of sleeping between tokens.  Steps at which the machine itself was slow
 (disturbance.py) are counted, and P99 is also given without them.
 
@@ -39,7 +40,7 @@ from .disturbance import Watcher
 from .machine import machine, polling, spare_the_collector
 from .nodes import BenchError, running_node
 from .shapes import shape_directory
-from .streams import SAMPLING, run_streams, step_times
+from .streams import SAMPLING, Round, run_streams, step_times
 
 _LAST_REPORT_S = 0.3
 
@@ -52,11 +53,12 @@ def bench_step(
     output_len: int,
     sampling: str,
     client_polls: bool = True,
+    rounds: int = 1,
 ) -> dict[str, Any]:
     """One node for all batch sizes; `options` give groups, device and switches.
 
-    client_polls: where a core is left for it.  Raises BenchError when the node does not start
-    or tokens are missing.
+    rounds: of each size, whose steps are taken together.  client_polls: where a core is left for
+    it.  Raises BenchError when the node does not start or tokens are missing.
     """
     if sampling not in SAMPLING:
         raise BenchError(f"--sampling {sampling}: not one of {', '.join(SAMPLING)}")
@@ -69,12 +71,13 @@ def bench_step(
             ready_s = time.monotonic() - began
             measured = uvloop.run(
                 _measure(
-                    node, options.groups, batches, input_len, output_len, sampling, client_polls
+                    node, options.groups, batches, input_len, output_len, sampling, client_polls,
+                    rounds,
                 )
-            )
+            )  # fmt: skip
         bandwidth = measure_bandwidth(measured["device"])
     for row in measured["results"]:
-        context = input_len + row.pop("first_token") + row["steps"] / 2
+        context = input_len + row.pop("first_token") + row["steps"] / rounds / 2
         _add_floor(row, config, options.groups[0], measured["dtype"], context, bandwidth)
     return {
         "bench": "step",
@@ -85,6 +88,7 @@ def bench_step(
         "cuda_graphs": options.cuda_graphs,
         "input_len": input_len,
         "output_len": output_len,
+        "rounds": rounds,
         "sampling": {"name": sampling, **SAMPLING[sampling]},
         "ready_s": round(ready_s, 2),
         "copy_gb_per_s": round(bandwidth / 1e9, 1),
@@ -138,6 +142,7 @@ async def _measure(
     output_len: int,
     sampling: str,
     client_polls: bool,
+    rounds: int,
 ) -> dict[str, Any]:
     rng = random.Random(0)
     async with await AsyncClient.connect(node=node) as client:
@@ -147,12 +152,16 @@ async def _measure(
         for batch in batches:
             # The first round warms up what is made at a batch's first step.
             await run_streams(client, rng, batch, input_len, min(output_len, 8), sampling)
-            spare_the_collector()
-            async with polling(client_polls):
-                with Watcher() as watcher:
-                    streams = await run_streams(client, rng, batch, input_len, output_len, sampling)
-                    slow = watcher.slow_moments()
-            row = step_times(streams, output_len, slow)
+            measured: list[Round] = []
+            for _ in range(rounds):
+                spare_the_collector()
+                async with polling(client_polls):
+                    with Watcher() as watcher:
+                        streams = await run_streams(
+                            client, rng, batch, input_len, output_len, sampling
+                        )
+                        measured.append(Round(streams, watcher.slow_moments()))
+            row = step_times(measured, output_len)
             await asyncio.sleep(_LAST_REPORT_S)
             row["worker_mean_ms"] = await _worker_means(client)
             results.append({"batch": batch, **row})

@@ -9,7 +9,7 @@ import random
 import statistics
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from albireo.client import AlbireoError, AsyncClient, Client, Delta, SamplingParams
 
@@ -109,48 +109,77 @@ async def run_streams(
     return streams
 
 
-def steady(streams: list[TimedStream]) -> tuple[float, float]:
+def steady(streams: Sequence[TimedStream]) -> tuple[float, float]:
     """From when to when all streams decode: prefill is over, and none has ended."""
     first = max(stream.arrivals[0][0] for stream in streams)
     return first, min(stream.arrivals[-1][0] for stream in streams)
 
 
-def step_times(
-    streams: list[TimedStream], output_len: int, slow: Sequence[Moment] = ()
-) -> dict[str, Any]:
-    """Times between tokens while all streams decode; raises BenchError when that is too short.
+class Round(NamedTuple):
+    """Streams that decoded together, and when the machine itself was slow meanwhile."""
 
-    slow: when the machine was; the steps at those times are told, and P99 without them.
+    streams: Sequence[TimedStream]
+    slow: Sequence[Moment] = ()
+
+
+class _Gaps(NamedTuple):
+    """Times between the tokens of a round's streams while all of them decode.
+
+    quiet: those at no slow moment.  merged: tokens that came together with one before.  seen:
+    the most that a stream had by then.
     """
-    first, last = steady(streams)
-    gaps: list[float] = []
-    undisturbed: list[float] = []
+
+    every: list[float]
+    quiet: list[float]
+    merged: int
+    seen: int
+
+
+def step_times(rounds: Sequence[Round], output_len: int) -> dict[str, Any]:
+    """Times between tokens while all streams of a round decode, of all rounds together.
+
+    Raises BenchError when a round is too short.  The steps at slow moments are told, and P99
+    without them; p99_ms_of_rounds: of each alone.
+    """
+    found = [_gaps(each) for each in rounds]
+    counts = [
+        len(gaps.every) // len(streams) for gaps, (streams, _) in zip(found, rounds, strict=True)
+    ]
+    if min(counts) < _MIN_STEPS:
+        raise BenchError(
+            f"only {min(counts)} steps had all {len(rounds[0].streams)} streams decoding: raise "
+            f"--output-len above {output_len}"
+        )
+    every = [gap for gaps in found for gap in gaps.every]
+    quiet = [gap for gaps in found for gap in gaps.quiet]
+    return {
+        "steps": sum(counts),
+        "first_token": max(gaps.seen for gaps in found),
+        "step_ms_median": round(statistics.median(every) * 1e3, 3),
+        "step_ms_p99": _p99_ms(every),
+        "steps_disturbed": round(sum(counts) * (1 - len(quiet) / len(every)), 1),
+        "step_ms_p99_undisturbed": _p99_ms(quiet) if quiet else None,
+        "p99_ms_of_rounds": [_p99_ms(gaps.every) for gaps in found],
+        "step_ms_mean": round(statistics.fmean(every) * 1e3, 3),
+        "tokens_merged": sum(gaps.merged for gaps in found),
+    }
+
+
+def _gaps(round_: Round) -> _Gaps:
+    first, last = steady(round_.streams)
+    every: list[float] = []
+    quiet: list[float] = []
     merged = seen = 0
-    for stream in streams:
+    for stream in round_.streams:
         within = [each for each in stream.arrivals if first <= each[0] <= last]
         for (before, _), (at, tokens) in itertools.pairwise(within):
             gap = [(at - before) / tokens] * tokens
-            gaps += gap
-            if not any(moment.begin < at and before < moment.end for moment in slow):
-                undisturbed += gap
+            every += gap
+            if not any(moment.begin < at and before < moment.end for moment in round_.slow):
+                quiet += gap
             merged += tokens - 1
         seen = max(seen, sum(tokens for at, tokens in stream.arrivals if at < first))
-    steps = len(gaps) // len(streams)
-    if steps < _MIN_STEPS:
-        raise BenchError(
-            f"only {steps} steps had all {len(streams)} streams decoding: raise --output-len "
-            f"above {output_len}"
-        )
-    return {
-        "steps": steps,
-        "first_token": seen,
-        "step_ms_median": round(statistics.median(gaps) * 1e3, 3),
-        "step_ms_p99": _p99_ms(gaps),
-        "steps_disturbed": round(steps * (1 - len(undisturbed) / len(gaps)), 1),
-        "step_ms_p99_undisturbed": _p99_ms(undisturbed) if undisturbed else None,
-        "step_ms_mean": round(statistics.fmean(gaps) * 1e3, 3),
-        "tokens_merged": merged,
-    }
+    return _Gaps(every, quiet, merged, seen)
 
 
 def _p99_ms(gaps: list[float]) -> float:

@@ -45,11 +45,18 @@ _HIDDEN = ("tiny",)
     show_default=True,
     help="The client waits for tokens awake, where a core is left for it.",
 )
+@click.option(
+    "--rounds",
+    type=click.IntRange(min=1),
+    default=4,
+    show_default=True,
+    help="Of each batch; their steps are taken together.",
+)
 @click.option("--json", "as_json", is_flag=True, help="The result as JSON.")
 def step(
     shape: str, groups: str, batch: str, input_len: int, output_len: int, sampling: str,
     device: str, dtype: str, async_scheduling: bool, cuda_graphs: bool, client_polls: bool,
-    as_json: bool,
+    rounds: int, as_json: bool,
 ) -> None:  # fmt: skip
     """A decode step, every token delivered to a client, against the memory's floor."""
     from albireo.bench.step import bench_step
@@ -60,8 +67,9 @@ def step(
             async_scheduling=async_scheduling, cuda_graphs=cuda_graphs,
         )  # fmt: skip
         result = bench_step(
-            shape, options, sizes_of(batch), input_len, output_len, sampling, client_polls
-        )
+            shape, options, sizes_of(batch), input_len, output_len, sampling, client_polls,
+            rounds,
+        )  # fmt: skip
     if as_json:
         click.echo(json.dumps(result, indent=2))
         return

@@ -8,7 +8,7 @@ import pytest
 
 from albireo.bench import disturbance
 from albireo.bench.disturbance import Moment, Watcher, slow_moments
-from albireo.bench.streams import TimedStream, step_times
+from albireo.bench.streams import Round, TimedStream, step_times
 
 MS = 1_000_000
 
@@ -54,12 +54,26 @@ def test_disturbed_steps_are_counted_and_left_out_of_one_figure() -> None:
         stream.arrivals = [(0.01 * number, 1) for number in range(21)]
         stream.arrivals[10] = (0.108, 1)
         streams.append(stream)
-    row = step_times(streams, 21)
+    row = step_times([Round(streams)], 21)
     assert (row["step_ms_p99"], row["steps_disturbed"]) == (18.0, 0.0)
     assert row["step_ms_p99_undisturbed"] == 18.0
-    row = step_times(streams, 21, [Moment(0.1, 0.109)])
+    row = step_times([Round(streams, [Moment(0.1, 0.109)])], 21)
     assert (row["step_ms_p99"], row["steps_disturbed"]) == (18.0, 2.0)
     assert row["step_ms_p99_undisturbed"] == 10.0
     assert row["step_ms_median"] == 10.0
-    row = step_times(streams, 21, [Moment(-1.0, 1.0)])
+    row = step_times([Round(streams, [Moment(-1.0, 1.0)])], 21)
     assert (row["steps_disturbed"], row["step_ms_p99_undisturbed"]) == (20.0, None)
+
+
+def test_rounds_are_taken_together() -> None:
+    """Of 4 x 100 steps the four latest are P99's: here one late step of a round is not."""
+    rounds = []
+    for late in (0.005, 0.0, 0.0, 0.001):
+        stream = TimedStream()
+        stream.arrivals = [(0.01 * n + (late if n > 50 else 0.0), 1) for n in range(101)]
+        rounds.append(Round([stream]))
+    row = step_times(rounds, 101)
+    assert row["p99_ms_of_rounds"] == [10.0] * 4
+    assert (row["steps"], row["step_ms_p99"]) == (400, 10.0)
+    rounds[1] = Round([stream], [Moment(0.0, 0.5)])
+    assert step_times(rounds, 101)["steps_disturbed"] == 50.0
