@@ -1,4 +1,4 @@
-"""The parameter type of seconds, milliseconds and GiB."""
+"""The parameter type of seconds, milliseconds, GiB and shares."""
 
 from __future__ import annotations
 
@@ -9,12 +9,17 @@ import click
 
 
 class Amount(click.FloatRange):
-    """Numbers of a range, of which inf and nan, unlike for click, are none."""
+    """Numbers of a range, of which nan and, unless `endless`, inf, unlike for click, are none."""
+
+    def __init__(self, *bounds: float, endless: bool = False, **more: Any) -> None:
+        super().__init__(*bounds, **more)
+        self._endless = endless
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
         number: float = super().convert(value, param, ctx)
-        if not math.isfinite(number):
-            self.fail(f"{value} is not a finite number.", param, ctx)
+        if math.isnan(number) or (math.isinf(number) and not self._endless):
+            wanted = "a number" if self._endless else "a finite number"
+            self.fail(f"{value} is not {wanted}.", param, ctx)
         return number

@@ -8,6 +8,7 @@ import click
 
 from albireo.node.options import DTYPES, NodeOptions, parse_groups
 
+from .amounts import Amount
 from .bench_parts import bench_errors
 
 
@@ -17,7 +18,7 @@ from .bench_parts import bench_errors
 @click.option("--input-len", type=click.IntRange(min=64), default=1024, show_default=True)
 @click.option(
     "--shared",
-    type=click.FloatRange(0.0, 1.0),
+    type=Amount(0.0, 1.0),
     default=0.9,
     show_default=True,
     help="Share of a prompt that is common to all.",

@@ -27,7 +27,7 @@ _BUSY = 0.8
 """Share of a core above which what the client sees waits for the client."""
 
 _count = click.IntRange(min=1)
-_rate = click.FloatRange(min=0, min_open=True)  # inf = all at once
+_rate = Amount(min=0, min_open=True, endless=True)  # inf = all at once
 _above_0 = Amount(min=0, min_open=True)
 _file = click.Path(dir_okay=False, path_type=Path)
 

@@ -17,6 +17,7 @@ from albireo.client import AlbireoError
 from albireo.live.picture import Picture
 from albireo.live.watch import NodeWatch
 
+from .amounts import Amount
 from .keyboard import Keyboard
 from .node import name_option
 from .top_screen import Screen, absent, dashboard, help_page, key_line
@@ -30,7 +31,7 @@ _ONCE_S = 1.0
 @name_option
 @click.option(
     "--interval", "-d",
-    type=click.FloatRange(min=0.1, max=3600),
+    type=Amount(min=0.1, max=3600),
     default=1.0,
     show_default=True,
     metavar="SECONDS",

@@ -81,6 +81,20 @@ def test_what_is_no_finite_number_is_said(
 
 
 @pytest.mark.parametrize(
+    "words",
+    [
+        ("bench", "serve", "--request-rate"),
+        ("bench", "serve", "--random-range-ratio"),
+        ("bench", "prefix", "--shared"),
+        ("top", "--interval"),
+    ],
+)
+def test_nan_is_no_number(words: tuple[str, ...]) -> None:
+    ended = CliRunner().invoke(main, [*words, "nan"])
+    assert ended.exit_code == 2 and "nan is not a" in ended.output
+
+
+@pytest.mark.parametrize(
     "words", [("node", "start", "--chat-template"), ("generate", "x", "--api-key-file")]
 )
 def test_a_file_that_is_no_text_is_said(
