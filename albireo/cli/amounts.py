@@ -11,8 +11,8 @@ import click
 class Amount(click.FloatRange):
     """Numbers of a range, of which nan and, unless `endless`, inf, unlike for click, are none."""
 
-    def __init__(self, *bounds: float, endless: bool = False, **more: Any) -> None:
-        super().__init__(*bounds, **more)
+    def __init__(self, *, endless: bool = False, **bounds: Any) -> None:
+        super().__init__(**bounds)
         self._endless = endless
 
     def convert(

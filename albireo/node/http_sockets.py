@@ -12,11 +12,15 @@ import errno
 import os
 import socket
 import stat
+import time
 from pathlib import Path
 
 from albireo.ipc.paths import PathError, require_socket_path
 
 from .options import OptionError
+
+_PATIENCE_S = 2.0
+_LOOK_AGAIN_S = 0.02
 
 
 class HttpSockets:
@@ -149,6 +153,19 @@ def _bind_unix(path: str) -> socket.socket:
         listener.close()
         raise OptionError(f"--uds {path}: {error.strerror or error}") from None
     return listener
+
+
+def remove_dead(path: str) -> None:
+    """Removes a Unix socket that a node has left behind, once the last of its processes is gone.
+
+    A socket that somebody serves is left, and so is whatever else has that name by now.
+    """
+    deadline = time.monotonic() + _PATIENCE_S
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OptionError):
+            _clear(path)
+            return
+        time.sleep(_LOOK_AGAIN_S)
 
 
 def _clear(path: str) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import msgspec
 
-from albireo.ipc.paths import log_path
+from albireo.ipc.paths import PathError, log_path
 
 from .demo_model import DISPLAY_NAME, FetchError, fetch_demo_model
 from .events import Event, NodeFailed, NodeReady, NodeStopped, PhaseBegun
@@ -29,6 +29,8 @@ from .log_file import open_log
 from .options import NodeOptions, OptionError
 from .runtime_dir import is_running, read_facts
 
+_STOP_TIMEOUT_S = 30.0
+_BETWEEN_SIGNALS_S = 0.05
 _event_decoder = msgspec.json.Decoder(Event)
 
 Say = Callable[[Event], None]
@@ -42,11 +44,11 @@ def run_foreground(options: NodeOptions, say: Say) -> int:
     try:
         options.check()
         path, name = _resolve_model(options, say)
-    except (OptionError, FetchError) as error:
+        os.umask(0o077)
+        _log_to_file(options)
+    except (OptionError, PathError, FetchError) as error:
         say(NodeFailed(str(error)))
         return 1
-    os.umask(0o077)
-    _log_to_file(options)
     from .supervisor import Supervisor
 
     async def supervise() -> int:
@@ -56,18 +58,42 @@ def run_foreground(options: NodeOptions, say: Say) -> int:
 
 
 def run_detached(options: NodeOptions, say: Say) -> int:
-    """Starts a node that outlives this process; returns when it is ready, or has failed."""
+    """Starts a node that outlives this process; returns when it is ready, or has failed.
+
+    Whoever interrupts this ends the node.
+    """
     process = start_detached(options)
     assert process.stdout is not None
-    with process.stdout:
-        for line in process.stdout:
-            event = _event_decoder.decode(line)
-            say(event)
-            if isinstance(event, NodeReady):
-                return 0
-            if isinstance(event, (NodeFailed, NodeStopped)):
-                break
-    return process.wait() or 1
+    try:
+        with process.stdout:
+            for line in process.stdout:
+                event = _event_decoder.decode(line)
+                say(event)
+                if isinstance(event, NodeReady):
+                    return 0
+                if isinstance(event, (NodeFailed, NodeStopped)):
+                    break
+        return process.wait() or 1
+    except BaseException:
+        end_detached(process)
+        raise
+
+
+def end_detached(process: subprocess.Popen[bytes]) -> None:
+    """Ends a node without waiting for requests; returns when its supervisor is gone.
+
+    One that does not leave is killed; its processes, too, by the kernel, and the janitor clears
+    away.
+    """
+    with contextlib.suppress(ProcessLookupError):
+        process.send_signal(signal.SIGTERM)
+        time.sleep(_BETWEEN_SIGNALS_S)
+        process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(_STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def start_detached(options: NodeOptions, owner: int | None = None) -> subprocess.Popen[bytes]:
@@ -105,7 +131,7 @@ def stop_node(name: str, *, now: bool = False, timeout_s: float = 60.0) -> None:
     with open(process, "rb"):
         signal.pidfd_send_signal(process, signal.SIGTERM)
         if now:
-            time.sleep(0.05)
+            time.sleep(_BETWEEN_SIGNALS_S)
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(process, signal.SIGTERM)
         ended, _, _ = select.select([process], [], [], min(timeout_s, threading.TIMEOUT_MAX))
@@ -131,8 +157,17 @@ def _resolve_model(options: NodeOptions, say: Say) -> tuple[str, str]:
 
 
 def _log_to_file(options: NodeOptions) -> None:
-    """Sends logging, and the standard error of all processes, to the node's log."""
-    fd = open_log(options.name)
+    """Sends logging, and the standard error of all processes, to the node's log.
+
+    Raises OptionError.
+    """
+    try:
+        fd = open_log(options.name)
+    except OSError as error:
+        raise OptionError(
+            f"the node's log {log_path(options.name)} cannot be written: "
+            f"{error.strerror or error}; ALBIREO_STATE_DIR names another directory for it"
+        ) from None
     sys.stderr.flush()
     # The console keeps a descriptor of its own for the display; see cli/display.py.
     os.dup2(fd, 2)
@@ -162,7 +197,7 @@ def end_with(owner: int) -> None:
         select.select([process], [], [])
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(0.05)
+            time.sleep(_BETWEEN_SIGNALS_S)
 
     threading.Thread(target=watch, name="owner", daemon=True).start()
 

@@ -9,11 +9,7 @@ A node that ends as it should takes its log with it: nothing of it is left.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
-import subprocess
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -22,11 +18,9 @@ import msgspec
 from albireo.ipc.paths import node_dir
 
 from .events import Event, NodeFailed, NodeReady, NodeStopped
-from .launch import start_detached
+from .launch import end_detached, start_detached
 from .options import NodeOptions
 
-_STOP_TIMEOUT_S = 30.0
-_BETWEEN_SIGNALS_S = 0.05
 _event_decoder = msgspec.json.Decoder(Event)
 
 
@@ -56,7 +50,7 @@ class OwnedNode:
         try:
             self._await_ready(say)
         except BaseException:
-            self._end()
+            end_detached(self._process)
             raise
 
     def stop(self) -> None:
@@ -65,7 +59,7 @@ class OwnedNode:
         Does nothing in a process that was forked from the owner.
         """
         if os.getpid() == self._owner and self._process.returncode is None:
-            self._end()
+            end_detached(self._process)
 
     @property
     def alive(self) -> bool:
@@ -87,16 +81,3 @@ class OwnedNode:
                 elif isinstance(event, NodeStopped):
                     reason = "it was stopped"
         raise NodeStartError(f"the node did not start: {reason}")
-
-    def _end(self) -> None:
-        """A supervisor that does not leave is killed; its processes, too, by the kernel, and the
-        janitor clears away."""
-        with contextlib.suppress(ProcessLookupError):
-            self._process.send_signal(signal.SIGTERM)
-            time.sleep(_BETWEEN_SIGNALS_S)
-            self._process.send_signal(signal.SIGTERM)
-        try:
-            self._process.wait(_STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()

@@ -38,9 +38,19 @@ class RuntimeDir:
     def claim(cls, name: str) -> RuntimeDir:
         """Makes and locks the directory of a node.
 
-        Raises OptionError when a live node of that name has it.
+        Raises OptionError when a live node of that name has it, or it cannot be made.
         """
         path = Path(node_dir(name))
+        try:
+            return cls._claimed(path, name)
+        except OSError as error:
+            raise OptionError(
+                f"the node's runtime directory {path} cannot be used: {error.strerror or error}; "
+                "ALBIREO_RUNTIME_DIR names another place for it"
+            ) from None
+
+    @classmethod
+    def _claimed(cls, path: Path, name: str) -> RuntimeDir:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         deadline = time.monotonic() + _PATIENCE_S
         while True:
@@ -76,13 +86,16 @@ class RuntimeDir:
         os.close(self._lock_fd)
 
 
-def remove_if_abandoned(path: Path) -> None:
-    """Removes a runtime directory unless a live node holds its lock."""
+def remove_if_abandoned(path: Path) -> dict[str, Any]:
+    """Removes a runtime directory unless a live node holds its lock; what node.json said."""
     lock_fd = _lock(path)
+    facts: dict[str, Any] = {}
     if lock_fd is not None:
         if _still_there(path, lock_fd):
+            facts = _facts_in(path) or {}
             shutil.rmtree(path, ignore_errors=True)
         os.close(lock_fd)
+    return facts
 
 
 def is_running(name: str) -> bool:
@@ -97,8 +110,12 @@ def is_running(name: str) -> bool:
 
 def read_facts(name: str) -> dict[str, Any] | None:
     """node.json of a node, or None."""
+    return _facts_in(Path(node_dir(name)))
+
+
+def _facts_in(path: Path) -> dict[str, Any] | None:
     try:
-        facts = msgspec.json.decode((Path(node_dir(name)) / _FACTS).read_bytes(), type=dict)
+        facts = msgspec.json.decode((path / _FACTS).read_bytes(), type=dict)
     except (OSError, msgspec.DecodeError):
         return None
     return dict(facts)

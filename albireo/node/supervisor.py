@@ -99,26 +99,39 @@ class Supervisor:
         except OptionError as error:
             self._say(NodeFailed(str(error)))
             return 1
-        self._helpers = Helpers(self._runtime.path, self._note, self._count_restart)
+        try:
+            self._helpers = Helpers(self._runtime.path, self._note, self._count_restart)
+            await self._run_claimed()
+        except (StartError, OptionError, KeyFileError) as error:
+            self._failure = str(error)
+        except Exception as error:
+            log.exception("the node has failed")
+            self._failure = (
+                f"{type(error).__name__}: {error} (`albireo node logs --name {self._options.name}` "
+                "has the whole story)"
+            )
+        finally:
+            self._runtime.remove()
+            if hasattr(self, "_helpers"):
+                await self._helpers.release()
+        if self._failure is not None:
+            self._say(NodeFailed(self._failure))
+            return 1
+        self._say(NodeStopped())
+        return 0
+
+    async def _run_claimed(self) -> None:
+        """The node, with a runtime directory of its own and its janitor."""
         self._timelines = Timelines(self._runtime.path)
         try:
             self._open_sockets()
             await self._until_stopped(self._live())
-        except (StartError, OptionError, KeyFileError) as error:
-            self._failure = str(error)
         finally:
             await self._end_everything()
             if hasattr(self, "_http"):
                 self._http.close()
             if self._listener is not None:
                 self._listener.close()
-            self._runtime.remove()
-            await self._helpers.release()
-        if self._failure is not None:
-            self._say(NodeFailed(self._failure))
-            return 1
-        self._say(NodeStopped())
-        return 0
 
     async def _live(self) -> None:
         """Start-up, then watching; returns only by an error."""
@@ -359,12 +372,8 @@ class Supervisor:
             "model": self._load.model_name,
             "groups": list(self._options.groups),
             "socket": str(self._runtime.path / "api.sock"),
-        }
-        if state != "ready":
-            return facts
-        places = {
             "http": self._http.address,
             "uds": self._http.uds,
             "listen": self._listener.address if self._listener else None,
         }
-        return facts | self._blueprint.facts() | places
+        return facts if state != "ready" else facts | self._blueprint.facts()

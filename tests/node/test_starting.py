@@ -1,0 +1,117 @@
+"""Starts that fail or are interrupted: what is said, and what is left."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from albireo.cli.main import main
+from albireo.ipc.paths import log_path, node_dir
+from albireo.node.launch import run_foreground
+from albireo.node.options import NodeOptions
+from albireo.node.runtime_dir import RuntimeDir, is_running
+
+from .processes import wait_for
+
+ALBIREO = str(Path(sys.executable).with_name("albireo"))
+SIM = ("node", "start", "--device", "sim")
+
+
+@pytest.mark.node
+@pytest.mark.parametrize("detach", [(), ("--detach",)])
+@pytest.mark.parametrize(
+    ("variable", "what"),
+    [("ALBIREO_RUNTIME_DIR", "runtime directory"), ("ALBIREO_STATE_DIR", "log")],
+)
+def test_a_directory_that_is_none_is_named(
+    node_home: Path, tiny_model_dir: Path, variable: str, what: str, detach: tuple[str, ...]
+) -> None:
+    file = node_home / "a-file"
+    file.write_text("")
+    words = [ALBIREO, *SIM, "--model", str(tiny_model_dir), *detach]
+    done = subprocess.run(
+        words, env=os.environ | {variable: str(file)}, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1
+    said = " ".join(done.stderr.split())
+    assert f"the node's {what} {file}" in said and f"{variable} names another" in said
+    assert "Traceback" not in said
+
+
+def test_the_demo_models_directory_too(node_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = node_home / "a-file"
+    file.write_text("")
+    monkeypatch.setenv("ALBIREO_CACHE_DIR", str(file / "below"))
+    said: list[object] = []
+    assert run_foreground(NodeOptions(device="sim"), said.append) == 1
+    assert "the demo model cannot be kept in" in str(said) and "ALBIREO_CACHE_DIR" in str(said)
+
+
+FAILING = """
+import sys
+from albireo.node.launch import run_foreground
+from albireo.node.options import NodeOptions
+from albireo.node.supervisor import Supervisor
+
+async def fail(self):
+    raise ZeroDivisionError("of all things")
+
+Supervisor._live = fail
+sys.exit(run_foreground(NodeOptions(name="odd", device="sim", model=sys.argv[1]), print))
+"""
+
+
+@pytest.mark.node
+def test_what_nobody_expected_is_said(node_home: Path, tiny_model_dir: Path) -> None:
+    """And nothing is left."""
+    words = [sys.executable, "-c", FAILING, str(tiny_model_dir)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "ZeroDivisionError: of all things (`albireo node logs --name odd`" in done.stdout
+    assert "Traceback" in log_path("odd").read_text()
+    assert not node_dir("odd").exists()
+
+
+@pytest.mark.node
+def test_an_interrupted_start_leaves_no_node(node_home: Path, tiny_model_dir: Path) -> None:
+    words = [ALBIREO, *SIM, "--detach", "--name", "brief", "--model", str(tiny_model_dir)]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    wait_for("the node has a directory", lambda: is_running("brief"), 30)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1 and "Traceback" not in said
+    assert not is_running("brief") and not node_dir("brief").exists()
+
+
+def test_a_node_that_is_starting_is_no_stranger(node_home: Path) -> None:
+    mine = RuntimeDir.claim("slow")
+    mine.write_facts({"name": "slow", "pid": 42, "state": "starting"})
+    ended = CliRunner().invoke(main, ["node", "status", "--name", "slow"])
+    assert ended.exit_code == 1
+    assert "node 'slow' (pid 42) is starting: wait for its ready line" in ended.output
+    mine.remove()
+    ended = CliRunner().invoke(main, ["node", "status", "--name", "slow"])
+    assert "no node named 'slow' is running" in ended.output
+
+
+@pytest.mark.node
+def test_a_killed_node_leaves_no_unix_socket(node_home: Path, tiny_model_dir: Path) -> None:
+    uds = node_home / "u.sock"
+    words = [*SIM, "--name", "gone", "--uds", str(uds), "--model", str(tiny_model_dir)]
+    subprocess.run([ALBIREO, *words, "--detach"], check=True, capture_output=True, timeout=60)
+    assert uds.is_socket()
+    facts = json.loads((node_dir("gone") / "node.json").read_text())
+    os.kill(facts["pid"], signal.SIGKILL)
+    wait_for("the socket is gone", lambda: not uds.exists(), 10)
+    began = time.monotonic()
+    while node_dir("gone").exists():
+        assert time.monotonic() < began + 5
+        time.sleep(0.02)
