@@ -28,7 +28,8 @@ class Usage(msgspec.Struct, frozen=True):
 class Choice(msgspec.Struct, frozen=True):
     """One of n answers.
 
-    finish_reason: "stop", "length", "cancelled", or "tool_calls" where there are any.
+    finish_reason: "stop", "length", "cancelled", or "tool_calls" where there are whole ones
+        and it would be "stop".
     stop_reason: the stop string or token id that ended it, where one did.
     logprobs: one for each token, where asked for.
     """
@@ -79,10 +80,7 @@ def with_tool_calls(answer: Completion, tools: Tools | None, style: str) -> Comp
 
 
 def _read_choice(choice: Choice, names: list[str], style: str) -> Choice:
-    text, calls = read_tool_calls(choice.text, names, style)
-    reason = choice.finish_reason
-    if calls and reason == "stop":
-        reason = "tool_calls"
+    text, calls, reason = read_tool_calls(choice.text, choice.finish_reason, names, style)
     return msgspec.structs.replace(choice, text=text, finish_reason=reason, tool_calls=calls)
 
 

@@ -4,8 +4,8 @@
     llama    {"name": "f", "parameters": {...}} and nothing before it, once
 
 Only the form of the model's style is read: it is the one that the node's grammar binds. The
-grammar sees to it that a call that has begun is a valid one (but for where max_tokens cuts it off),
-so this only has to find where things begin and end.
+grammar sees to it that a call that has begun is a valid one (but for where max_tokens or a stop
+string cuts it off), so this only has to find where things begin and end.
 """
 
 from __future__ import annotations
@@ -68,6 +68,14 @@ class ToolCallReader:
         elif self._state != _TEXT or (self._behind_call and not rest.strip()):
             return []
         return [Said(rest)] if rest else []
+
+    def finish_reason(self, given: str) -> str:
+        """Of the answer that is over: "tool_calls" in place of "stop" where all calls are whole.
+
+        A stop string may have cut the last one off: nobody should run that.
+        """
+        whole = self.calls and self._state in (_TEXT, _END)
+        return "tool_calls" if whole and given == "stop" else given
 
     def _step(self, said: list[Said]) -> bool:
         """One move; False when more text is needed."""
@@ -157,8 +165,13 @@ class ToolCallReader:
         return True
 
 
-def read_tool_calls(text: str, names: Iterable[str], style: str) -> tuple[str, list[ToolCall]]:
-    """Of a whole answer: its text without the calls, and these."""
+def read_tool_calls(
+    text: str, reason: str, names: Iterable[str], style: str
+) -> tuple[str, list[ToolCall], str]:
+    """Of a whole answer: its text without the calls, these, and why it ended.
+
+    reason: why it ended, as the node says it.
+    """
     reader = ToolCallReader(names, style)
     words: list[str] = []
     begun: list[tuple[str, str]] = []
@@ -175,7 +188,7 @@ def read_tool_calls(text: str, names: Iterable[str], style: str) -> tuple[str, l
         ToolCall(id=number, name=name, arguments=each)
         for (number, name), each in zip(begun, arguments, strict=True)
     ]
-    return "".join(words), calls
+    return "".join(words), calls, reader.finish_reason(reason)
 
 
 def _leading(text: str, choices: Iterable[str]) -> str | None:

@@ -105,8 +105,9 @@ def _answer(
 
 def _with_calls(text: str, reason: str, tools: Tools, style: str) -> tuple[AnswerMessage, str]:
     """A message with its calls, and why it ended."""
-    text, calls = read_tool_calls(text, [each.name for each in tools.functions], style)
+    names = [each.name for each in tools.functions]
+    text, calls, reason = read_tool_calls(text, reason, names, style)
     if not calls:
         return AnswerMessage(content=text), reason
     message = AnswerMessage(content=text or None, tool_calls=answered_calls(calls))
-    return message, "tool_calls" if reason == "stop" else reason
+    return message, reason

@@ -47,8 +47,9 @@ class ToolEvents(ChatEvents):
             return first
         deltas = [_delta(each) for each in said] or [MessageDelta(content="")]
         chunks = [self._chunk(choice, each, None, None) for each in deltas[:-1]]
-        if end is not None and reader.calls and end.finish_reason == "stop":
-            end = End("tool_calls", end.stop_reason, end.prompt_tokens, end.completion_tokens)
+        if end is not None:
+            reason = reader.finish_reason(end.finish_reason)
+            end = End(reason, end.stop_reason, end.prompt_tokens, end.completion_tokens)
         chunks.append(self._chunk(choice, deltas[-1], logprobs, end))
         return first + b"".join(chunks)
 

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from albireo.client.results import Choice, Completion, Usage, with_tool_calls
 from albireo.client.tool_calls import Said, ToolCallReader, read_tool_calls
-from albireo.ipc.tools import HERMES, LLAMA
+from albireo.ipc.tools import HERMES, LLAMA, Tool, Tools
 
 NAMES = ["weather", "now"]
 
@@ -58,8 +59,9 @@ ANSWERS = [
 
 @pytest.mark.parametrize(("style", "text", "words", "names"), ANSWERS)
 def test_a_whole_answer(style: str, text: str, words: str, names: list[str]) -> None:
-    found, calls = read_tool_calls(text, NAMES, style)
+    found, calls, reason = read_tool_calls(text, "stop", NAMES, style)
     assert found == words
+    assert reason == ("tool_calls" if calls else "stop")
     assert [each.name for each in calls] == names
     assert all(isinstance(json.loads(each.arguments), dict) for each in calls)
     assert len({each.id for each in calls}) == len(calls)
@@ -99,20 +101,53 @@ def test_pieces_make_no_difference(text: str, style: str, sizes: list[int]) -> N
         said += reader.add(text[at : at + size])
         at += size
     said += reader.finish()
-    words, calls = read_tool_calls(text, NAMES, style)
+    words, calls, reason = read_tool_calls(text, "stop", NAMES, style)
+    assert reader.finish_reason("stop") == reason
     assert added_up(said) == (words, [(each.name, each.arguments) for each in calls])
 
 
 @pytest.mark.parametrize("value", ["5", "null", '"a}"', "[]"])
 def test_arguments_that_are_no_object_end_as_well(value: str) -> None:
     strange = NOW.replace("{}", value)
-    words, calls = read_tool_calls(strange + "\n" + ROME, NAMES, HERMES)
+    words, calls, _ = read_tool_calls(strange + "\n" + ROME, "stop", NAMES, HERMES)
     assert words == ""
     assert [(each.name, each.arguments) for each in calls[:1]] == [("now", value)]
     assert [each.name for each in calls[1:]] == ["weather"]
 
 
 def test_arguments_that_were_cut_off() -> None:
-    words, (cut,) = read_tool_calls(ROME[:60], NAMES, HERMES)
+    words, (cut,), _ = read_tool_calls(ROME[:60], "length", NAMES, HERMES)
     assert words == ""
     assert cut.name == "weather" and cut.arguments.startswith('{"city": "R')
+
+
+@pytest.mark.parametrize(
+    ("style", "text", "calls", "reason"),
+    [
+        (HERMES, ROME[:60], 1, "stop"),
+        (HERMES, NOW + "\n" + ROME[:60], 2, "stop"),
+        (HERMES, NOW + "\n" + ROME[:20], 1, "stop"),
+        (HERMES, NOW.removesuffix("}\n</tool_call>"), 1, "tool_calls"),
+        (HERMES, NOW.removesuffix("</tool_call>"), 1, "tool_calls"),
+        (HERMES, NOW + "\nand <", 1, "tool_calls"),
+        (LLAMA, NESTED[:-2], 1, "stop"),
+        (LLAMA, NESTED[:-1], 1, "tool_calls"),
+    ],
+)
+def test_only_whole_calls_are_why_an_answer_ended(
+    style: str, text: str, calls: int, reason: str
+) -> None:
+    """A stop string may cut a call off, as max_tokens may: nobody should run that."""
+    _, found, why = read_tool_calls(text, "stop", NAMES, style)
+    assert (len(found), why) == (calls, reason)
+    assert read_tool_calls(text, "length", NAMES, style)[2] == "length"
+
+
+def test_a_whole_answer_of_the_library_ends_for_the_same_reason() -> None:
+    tools = Tools(functions=tuple(Tool(name=name) for name in NAMES))
+    for text, reason in ((ROME[:60], "stop"), (ROME, "tool_calls")):
+        choice = Choice(text, [1], "stop", None)
+        answer = Completion(text, [1], "stop", None, Usage(1, 1), choices=[choice])
+        read = with_tool_calls(answer, tools, HERMES)
+        assert [each.name for each in read.tool_calls] == ["weather"]
+        assert (read.finish_reason, read.choices[0].finish_reason) == (reason, reason)

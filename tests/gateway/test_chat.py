@@ -209,3 +209,22 @@ def test_calls_are_read_in_the_form_of_the_model_alone(
     begun = [call for each in deltas for call in each.get("tool_calls", []) if "id" in call]
     assert [call["function"]["name"] for call in begun] == calls
     assert got[-1]["choices"][0]["finish_reason"] == whole["finish_reason"]
+
+
+@pytest.mark.parametrize(
+    ("style", "texts"),
+    [
+        ("hermes", ("<tool_call>\n", '{"name": "now", "arguments": {', '"at": ')),
+        ("llama", ('{"name": "now", ', '"parameters": {"at": ')),
+    ],
+)
+def test_a_call_that_a_stop_string_cut_off_is_none_to_run(
+    style: str, texts: tuple[str, ...]
+) -> None:
+    link = PlayedLink(saying(*texts))
+    link.welcome = msgspec.structs.replace(link.welcome, tool_style=style)
+    (whole,) = ask({"tools": [TOOL], "stop": "noon"}, link)["choices"]
+    (call,) = whole["message"]["tool_calls"]
+    assert (call["function"]["arguments"], whole["finish_reason"]) == ('{"at": ', "stop")
+    body = {"messages": HELLO, "tools": [TOOL], "stop": "noon", "stream": True}
+    assert chunks(post(PATH, body, link))[-1]["choices"][0]["finish_reason"] == "stop"

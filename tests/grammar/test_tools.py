@@ -72,14 +72,14 @@ def test_what_the_grammar_does_not_bind_is_read_as_text(style: str) -> None:
     passed = [text for text in texts if accepts(grammar, text)]
     assert passed
     for text in passed:
-        assert read_tool_calls(text, ["weather", "now"], style) == (text, [])
+        assert read_tool_calls(text, "stop", ["weather", "now"], style) == (text, [], "stop")
 
 
 @pytest.mark.parametrize(("style", "text"), [(HERMES, ROME + "\n" + NOW), (LLAMA, LLAMA_CALL)])
 def test_what_the_grammar_binds_is_read_as_calls(style: str, text: str) -> None:
     tools = Tools(functions=FUNCTIONS, choice="required")
     assert accepts(GrammarCompiler(vocabulary()).compile_tools(tools, style), text)
-    words, calls = read_tool_calls(text, ["weather", "now"], style)
+    words, calls, _ = read_tool_calls(text, "stop", ["weather", "now"], style)
     assert words == "" and json.loads(calls[0].arguments) == {"city": "Rome"}
     assert [call.name for call in calls] == ["weather", "now"][: len(calls)]
 
