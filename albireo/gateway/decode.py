@@ -76,8 +76,11 @@ def decode(kind: type[_T], body: bytes) -> _T:
     try:
         try:
             return _decoders[kind].decode(body)  # type: ignore[return-value]
-        except msgspec.ValidationError:
-            fields = _decode_map(body)
+        except msgspec.ValidationError as first:
+            try:
+                fields = _decode_map(body)
+            except msgspec.ValidationError:
+                raise first from None  # It knows the place, by its name.
             _drop_neutral(fields)
             _refuse_strange(kind, fields)
             try:

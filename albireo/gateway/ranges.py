@@ -1,7 +1,8 @@
 """Types of parameters with their ranges, as the OpenAPI document gives them.
 
 The ranges are those of ipc/params.py, which checks them: here they are said, so
-that a generated client, or a fuzzer, knows them beforehand.
+that a generated client, or a fuzzer, knows them beforehand.  Checked here is what
+would not even reach it: integers that no message to the node can carry.
 """
 
 from __future__ import annotations
@@ -23,15 +24,21 @@ from albireo.ipc.params import (
     MAX_TOKEN_ID,
 )
 
+_MOST = 2**63 - 1
+
 
 def _said(**schema: Any) -> msgspec.Meta:
     return msgspec.Meta(extra_json_schema=schema)
 
 
-MaxTokens = Annotated[int, _said(minimum=1)]
-MaxTokensOrNone = Annotated[int, _said(minimum=0)]
+def _counted(least: int) -> msgspec.Meta:
+    return msgspec.Meta(le=_MOST, extra_json_schema={"minimum": least})
+
+
+MaxTokens = Annotated[int, _counted(1)]
+MaxTokensOrNone = Annotated[int, _counted(0)]
 """0 with echo alone: the prompt's log-probabilities."""
-MinTokens = Annotated[int, _said(minimum=0)]
+MinTokens = Annotated[int, _counted(0)]
 Choices = Annotated[int, _said(minimum=1, maximum=MAX_CHOICES)]
 Temperature = Annotated[float, _said(minimum=0, maximum=100)]
 TopK = Annotated[int, _said(minimum=-1, maximum=MAX_TOKEN_ID)]
@@ -41,8 +48,10 @@ Repetition = Annotated[float, _said(minimum=1e-6, maximum=100)]
 Penalty = Annotated[float, _said(minimum=-2, maximum=2)]
 Seed = Annotated[int, _said(minimum=-(2**63), maximum=2**64 - 1)]
 NumLogprobs = Annotated[int, _said(minimum=0, maximum=MAX_LOGPROBS)]
+Priority = Annotated[int, msgspec.Meta(ge=-1000, le=1000)]
+"""As the router takes them (router/validate.py)."""
 
-TokenId = Annotated[int, _said(minimum=0, maximum=MAX_TOKEN_ID)]
+TokenId = Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKEN_ID)]
 PromptText = Annotated[str, _said(minLength=1)]
 PromptTokens = Annotated[list[TokenId], _said(minItems=1)]
 Prompts = PromptText | Annotated[list[PromptText | TokenId | PromptTokens], _said(minItems=1)]

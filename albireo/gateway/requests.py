@@ -24,6 +24,7 @@ from .ranges import (
     MinTokens,
     NumLogprobs,
     Penalty,
+    Priority,
     Prompts,
     Repetition,
     Seed,
@@ -35,7 +36,6 @@ from .ranges import (
     TopP,
 )
 
-_Priority = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
 _Name = Annotated[str, msgspec.Meta(max_length=256)]
 
 
@@ -111,7 +111,7 @@ class _Generation(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     guided_choice: list[str] | None = None
     guided_grammar: str | None = None
     structured_outputs: StructuredOutputs | None = None
-    priority: _Priority | None = None
+    priority: Priority | None = None
     cache_salt: _Name | None = None
     request_id: _Name | None = None
 

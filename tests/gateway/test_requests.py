@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from albireo.gateway.decode import decode
 from albireo.gateway.errors import HttpError
-from albireo.gateway.requests import ChatRequest, CompletionRequest
+from albireo.gateway.requests import ChatRequest, CompletionRequest, DetokenizeRequest
 from albireo.gateway.sampling import chat_params, completion_params
+from albireo.router.validate import PRIORITIES
 
 from .played import PlayedLink, post
 
@@ -23,7 +24,8 @@ def refusal(body: bytes | dict[str, Any], kind: Any = CompletionRequest) -> Any:
     payload = body if isinstance(body, bytes) else msgspec.json.encode(body)
     with pytest.raises(HttpError) as caught:
         found = decode(kind, payload)
-        completion_params(found) if kind is CompletionRequest else chat_params(found)
+        if kind is not DetokenizeRequest:
+            completion_params(found) if kind is CompletionRequest else chat_params(found)
     assert caught.value.status == 400
     return caught.value.answer.error
 
@@ -80,12 +82,42 @@ def test_a_neutral_value_of_another_type_is_none(value: Any) -> None:
         ("logit_bias", {"5": 101}), ("stream", "yes"), ("presence_penalty", 3),
         ("repetition_penalty", 0), ("min_p", 2), ("top_k", -2), ("min_tokens", -1),
         ("stop_token_ids", [-1]), ("bad_words", [""]), ("allowed_token_ids", []),
-        ("priority", 2**40), ("prompt_logprobs", -1), ("ignore_eos", 1),
+        ("priority", 2**40), ("prompt_logprobs", -1), ("ignore_eos", 1), ("priority", -1001),
+        ("max_tokens", 10**30), ("max_tokens", -(10**30)), ("min_tokens", 2**63),
+        ("stop_token_ids", [2**31]), ("prompt", 10**30),
     ],
 )  # fmt: skip
 def test_a_value_out_of_its_range_names_its_field(field: str, value: Any) -> None:
     error = refusal({"prompt": "a", field: value})
     assert field in (error.param or "") + error.message
+
+
+@pytest.mark.parametrize("number", [10**30, 2**31, -1, -(10**30)])
+def test_a_token_id_that_cannot_be_one_is_named_by_its_place(number: int) -> None:
+    assert refusal({"prompt": [1, number]}).param == "prompt[1]"
+    assert refusal({"prompt": ["a", [number]]}).param == "prompt[1][0]"
+    assert refusal({"tokens": [number]}, DetokenizeRequest).param == "tokens[0]"
+
+
+@pytest.mark.parametrize(
+    ("field", "place"),
+    [
+        ('"temperature": 1e999', "temperature"),
+        ('"logit_bias": {"5": -1e999}', "logit_bias[...]"),
+    ],
+)
+def test_a_number_that_no_float_holds_is_named(field: str, place: str) -> None:
+    error = refusal(b'{"prompt": "a", %s}' % field.encode())
+    assert error.param == place and "Number out of range" in error.message
+
+
+def test_priorities_are_those_that_the_router_takes() -> None:
+    low, high = PRIORITIES
+    for priority in PRIORITIES:
+        body = msgspec.json.encode({"prompt": "a", "priority": priority})
+        assert decode(CompletionRequest, body).priority == priority
+    for priority in (low - 1, high + 1):
+        assert refusal({"prompt": "a", "priority": priority}).param == "priority"
 
 
 @pytest.mark.parametrize("key", ["", "--5", "-5", "+5", " 5", "5\n", "1_0", "\u0665", "1" * 5000])
