@@ -53,7 +53,10 @@ class Generate(_Request, frozen=True, tag="generate", tag_field="type"):
 
 
 class ChatMessage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """tool_calls: of an assistant's message.  tool_call_id, name: of a tool's result."""
+    """tool_calls: of an assistant's message.  tool_call_id: of a tool's result.
+
+    name: of who speaks, or of the tool; templates that know tools get it.
+    """
 
     role: str
     content: str

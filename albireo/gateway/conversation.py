@@ -1,4 +1,7 @@
-"""Messages of a chat request to those of the node: text only, parts joined."""
+"""Messages of a chat request to those of the node: text only, parts joined.
+
+A refusal is text like any other: the model said it.
+"""
 
 from __future__ import annotations
 
@@ -20,35 +23,37 @@ def chat_messages(messages: list[Message]) -> list[ChatMessage]:
 def _message(message: Message, where: str) -> ChatMessage:
     if message.annotations:
         raise invalid(f"{where}: annotations are not read", f"{where}.annotations")
-    if message.name and message.role != "tool":
-        raise invalid(f"{where}: only a tool's message has a name", f"{where}.name")
-    content = message.content
     calls = tuple(
         ToolCall(id=call.id, name=call.function.name, arguments=call.function.arguments)
         for call in message.tool_calls or ()
     )
-    if content is None and calls:
-        content = ""
-    if content is None:
+    if message.content is None and not calls and message.role != "assistant":
         raise invalid(f"{where} has no content", f"{where}.content")
-    if not isinstance(content, str):
-        content = "\n".join(_text(part, where) for part in content)
     return ChatMessage(
         role="system" if message.role == "developer" else message.role,
-        content=content,
+        content=_content(message, where),
         tool_calls=calls,
         tool_call_id=message.tool_call_id or "",
         name=message.name or "",
     )
 
 
+def _content(message: Message, where: str) -> str:
+    content = message.content or ()
+    texts = [content] if isinstance(content, str) else [_text(part, where) for part in content]
+    if message.refusal:
+        texts.append(message.refusal)
+    return "\n".join(texts)
+
+
 def _text(part: ContentPart, where: str) -> str:
-    if part.type != "text":
+    if part.type not in ("text", "refusal"):
         raise invalid(
             f"{where}: a content part of type {part.type[:64]!r} is not supported: the model "
             "reads text only",
             f"{where}.content",
         )
-    if part.text is None:
-        raise invalid(f"{where}: a text part has no text", f"{where}.content")
-    return part.text
+    text = part.text if part.type == "text" else part.refusal
+    if text is None:
+        raise invalid(f"{where}: a {part.type} part has no {part.type}", f"{where}.content")
+    return text

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from .errors import HttpError, invalid
-from .requests import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from .requests import ChatRequest, CompletionRequest, DetokenizeRequest, Message, TokenizeRequest
 
 _T = TypeVar("_T", CompletionRequest, ChatRequest, TokenizeRequest, DetokenizeRequest)
 
@@ -64,6 +64,9 @@ _UNSUPPORTED: Mapping[str, tuple[str, tuple[Any, ...]]] = {
 """Fields that OpenAI or vLLM define and that are not served: why, and the values, besides
 null, that ask for nothing."""
 
+_STREAM_OPTIONS = {"include_obfuscation": (False,), "continuous_usage_stats": (False,)}
+"""The same of stream_options."""
+
 _decoders = {
     kind: msgspec.json.Decoder(kind)
     for kind in (CompletionRequest, ChatRequest, TokenizeRequest, DetokenizeRequest)
@@ -107,10 +110,22 @@ def _whole_numbers(value: Any) -> Any:
 
 def _drop_neutral(fields: dict[str, Any]) -> None:
     """Takes out what is not served but asks for nothing."""
-    for name in [name for name in fields if name in _UNSUPPORTED]:
+    _drop(fields, {name: neutral for name, (_, neutral) in _UNSUPPORTED.items()})
+    options, messages = fields.get("stream_options"), fields.get("messages")
+    if isinstance(options, dict):
+        _drop(options, _STREAM_OPTIONS)
+    for message in messages if isinstance(messages, list) else ():
+        if isinstance(message, dict):
+            # What another server answered comes back with all the nulls that it has.
+            _drop(message, dict.fromkeys(message.keys() - set(Message.__struct_fields__), ()))
+
+
+def _drop(fields: dict[str, Any], names: Mapping[str, tuple[Any, ...]]) -> None:
+    """Takes out those of the names whose value is null or one of the given."""
+    for name in fields.keys() & names.keys():
         value = fields[name]
         if value is None or any(
-            type(value) is type(neutral) and value == neutral for neutral in _UNSUPPORTED[name][1]
+            type(value) is type(each) and value == each for each in names[name]
         ):
             del fields[name]
 

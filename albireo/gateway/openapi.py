@@ -60,6 +60,8 @@ def document(version: str) -> bytes:
         types += [body, answer, *((chunk,) if chunk else ())]
     types += [answer for _, answer, _text in _GETS]
     schemas, components = msgspec.json.schema_components(types, ref_template=_REF)
+    # decode.py drops what is null in a message.
+    components["Message"]["additionalProperties"] = {"type": "null"}
     schema_of = dict(zip(types, schemas, strict=True))
     paths: dict[str, Any] = {}
     for path, body, answer, chunk, text in _POSTS:

@@ -176,10 +176,11 @@ class CallBefore(msgspec.Struct, kw_only=True):
 
 
 class ContentPart(msgspec.Struct, kw_only=True):
-    """A part of a message; type "text" is the only one that is served."""
+    """A part of a message; types "text" and "refusal" are the only ones that are served."""
 
     type: str
     text: str | None = None
+    refusal: str | None = None
 
 
 class Message(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -187,14 +188,17 @@ class Message(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     role: system, user, assistant, tool, or another that the model's template knows;
         "developer" is OpenAI's newer name for system.
-    tool_call_id, name: of a tool's message.  tool_calls: of an assistant's.
+    content: what an assistant says may be null.
+    refusal: what it said instead, or besides: one part more of its text.
+    name: of who speaks, or of the function: for templates that know tools and use it.
+    tool_call_id: of a tool's message.  tool_calls: of an assistant's.
     """
 
     role: _Name
     content: str | list[ContentPart] | None = None
     tool_call_id: str | None = None
     name: str | None = None
-    refusal: None = None
+    refusal: str | None = None
     audio: None = None
     function_call: None = None
     tool_calls: list[CallBefore] | None = None

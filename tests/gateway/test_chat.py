@@ -63,10 +63,12 @@ def test_content_parts_are_joined_and_developer_is_system() -> None:
     [
         ({"role": "user", "content": [{"type": "image_url", "image_url": {}}]}, "content"),
         ({"role": "user", "content": [{"type": "text"}]}, "content"),
-        ({"role": "assistant", "content": None}, "content"),
+        ({"role": "user", "content": None}, "content"),
+        ({"role": "user", "content": [{"type": "refusal", "refusal": None}]}, "content"),
+        ({"role": "assistant", "content": "x", "reasoning_content": "so"}, "reasoning_content"),
         ({"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}, "tool_calls"),
         ({"role": "user", "content": "x", "colour": "red"}, "colour"),
-        ({"role": "user", "content": "x", "name": "bob"}, "name"),
+        ({"role": "user", "content": "x", "name": 5}, "name"),
         ({"content": "x"}, "messages"),
         ({"role": 5, "content": "x"}, "role"),
     ],
@@ -77,6 +79,31 @@ def test_a_message_that_cannot_be_served_is_named(message: Any, param: str) -> N
     error = response.json()["error"]
     assert error["param"].startswith("messages[1]")
     assert param in error["param"]
+
+
+def test_messages_that_clients_may_send() -> None:
+    """What servers answered comes back, with all that is null in it."""
+    link = PlayedLink()
+    no = {"type": "refusal", "refusal": "no"}
+    messages = [
+        {"role": "system", "content": "be brief", "name": "rules"},
+        {"role": "user", "content": "x", "name": "bob"},
+        {"role": "assistant", "content": None, "tool_calls": [], "reasoning_content": None},
+        {"role": "assistant", "refusal": "no", "name": "eve", "audio": None, "function_call": None},
+        {"role": "assistant", "content": "", "refusal": "no", "annotations": []},
+        {"role": "assistant", "content": [no, {"type": "text", "text": "or", "at": None}]},
+        {"role": "assistant", "content": "yes", "refusal": "no"},
+        {"role": "function", "name": "f", "content": "42"},
+    ]
+    ask({"messages": messages}, link)
+    sent = link.asks[0].messages
+    assert sent is not None
+    assert [(each.role, each.content, each.name) for each in sent] == [
+        ("system", "be brief", "rules"), ("user", "x", "bob"), ("assistant", "", ""),
+        ("assistant", "no", "eve"), ("assistant", "no", ""), ("assistant", "no\nor", ""),
+        ("assistant", "yes\nno", ""), ("function", "42", "f"),
+    ]  # fmt: skip
+    assert post("/tokenize", {"messages": messages}).status_code == 200
 
 
 def test_logprobs() -> None:

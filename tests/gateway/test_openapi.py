@@ -26,6 +26,7 @@ def test_every_reference_leads_somewhere() -> None:
         assert each.removeprefix("#/components/schemas/") in schemas
     assert {"CompletionRequest", "ChatRequest", "ErrorAnswer"} <= set(schemas)
     assert schemas["ChatRequest"]["additionalProperties"] is False
+    assert schemas["Message"]["additionalProperties"] == {"type": "null"}
 
 
 def test_every_endpoint_is_in_it() -> None:

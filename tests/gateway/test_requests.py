@@ -177,8 +177,36 @@ def test_combinations_that_mean_nothing_are_refused() -> None:
     )
     assert refusal({"prompt": "a", "stream": True, "prompt_logprobs": 1}).param == "prompt_logprobs"
     assert refusal({"messages": HELLO, "top_logprobs": 1}, ChatRequest).param == "top_logprobs"
-    bad = {"prompt": "a", "stream": True, "stream_options": {"include_obfuscation": True}}
-    assert refusal(bad).param == "stream_options.include_obfuscation"
+    for name in ("include_obfuscation", "continuous_usage_stats", "colour"):
+        bad = {"prompt": "a", "stream": True, "stream_options": {name: True}}
+        error = refusal(bad)
+        assert (error.param, error.code) == (f"stream_options.{name}", "unknown_parameter")
+
+
+def test_stream_options_that_ask_for_nothing_are_taken() -> None:
+    neutral = {"include_obfuscation": False, "continuous_usage_stats": False}
+    for more in (neutral, dict.fromkeys(neutral)):
+        body = {"prompt": "a", "stream": True, "stream_options": {"include_usage": True} | more}
+        found = decode(CompletionRequest, msgspec.json.encode(body))
+        assert found.stream_options is not None and found.stream_options.include_usage
+    odd = {"prompt": "a", "stream": True, "stream_options": {"include_obfuscation": 0}}
+    assert refusal(odd).param == "stream_options.include_obfuscation"
+    assert refusal({"prompt": "a", "stream": True, "stream_options": [neutral]}).param == (
+        "stream_options"
+    )
+
+
+def test_only_what_is_null_is_dropped_from_a_message() -> None:
+    schema = {"type": "object", "properties": {"a": {"const": None}}}
+    body: dict[str, Any] = {
+        "messages": [{"role": "user", "content": "hi", "thinking": None}],
+        "tools": [{"type": "function", "function": {"name": "f", "parameters": schema}}],
+    }
+    found = decode(ChatRequest, msgspec.json.encode(body))
+    assert found.tools is not None and found.tools[0].function.parameters == schema
+    for message in ({"role": None}, {"role": "user", "content": "x", "thinking": False}, None, "x"):
+        error = refusal({"messages": [*HELLO, message]}, ChatRequest)
+        assert (error.param or "").startswith("messages[1]")
 
 
 _NAMES = [
