@@ -203,7 +203,7 @@ def test_a_conversation_with_calls_goes_on(client: openai.OpenAI) -> None:
     ]
     for choice in ("none", "auto"):
         answer = client.chat.completions.create(
-            model=MODEL, messages=messages, tools=TOOLS, tool_choice=choice, max_tokens=5,
+            model=MODEL, messages=messages, tools=TOOLS, tool_choice=choice, max_tokens=5, seed=1,
             extra_body={"ignore_eos": True},
         )  # fmt: skip
         assert answer.choices[0].finish_reason == "length"
