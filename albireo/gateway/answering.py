@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 from collections.abc import AsyncIterator, Iterable
 
 from albireo.client import End
 
 from .answers import Usage
+from .batch import Batch
 from .errors import HttpError, invalid
 from .http import Request
-from .inbox import Inbox, Whole
-from .link import Abandon, Ask, NodeLink
+from .inbox import Inbox
+from .link import Ask, NodeLink
 
 MAX_ANSWERS = 2048
 """Choices of one HTTP request: prompts times n."""
@@ -39,16 +39,13 @@ async def asked(
     inbox = Inbox(len(asks), n)
     watch = asyncio.ensure_future(request.gone())
     watch.add_done_callback(lambda _: inbox.leave())
-    running: list[Abandon] = []
+    batch = Batch(link, asks, inbox, stream)
     try:
-        for number, ask in enumerate(asks):
-            put = functools.partial(inbox.put, number) if stream else Whole(inbox, number)
-            running.append(await link.submit(ask, put))
+        batch.start()
         yield inbox
     finally:
         watch.cancel()
-        for abandon in running:
-            abandon()
+        batch.end()
 
 
 def check_model(link: NodeLink, model: str | None) -> None:

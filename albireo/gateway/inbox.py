@@ -13,8 +13,9 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable
+from typing import Protocol
 
-from albireo.client import AlbireoError, Delta, InternalError
+from albireo.client import AlbireoError, Delta, InternalError, QueueFull
 from albireo.ipc.protocol import End, Logprobs
 
 from .http import ClientGone
@@ -54,16 +55,26 @@ class Merged:
 Piece = Delta | Merged
 
 
+class Waiting(Protocol):
+    """Prompts of the request that wait for room at the node."""
+
+    def hold(self, prompt: int) -> bool:
+        """Whether one that was refused for lack of room waits now."""
+
+    def choice_ended(self) -> None: ...
+
+
 class Inbox:
     """Replies to the `prompts` requests, of n answers each, behind one HTTP request.
 
     choices: of all requests, ended ones too.
+    batch: is told of ends and refusals.
     interval: so many tokens of a choice are waited for, once its first have come.
     """
 
     __slots__ = (
-        "_due", "_gone", "_held", "_n", "_waiter", "choices", "direct", "error", "interval", "open",
-        "pending",
+        "_due", "_gone", "_held", "_n", "_waiter", "batch", "choices", "direct", "error",
+        "interval", "open", "pending",
     )  # fmt: skip
 
     def __init__(self, prompts: int, n: int) -> None:
@@ -72,6 +83,7 @@ class Inbox:
         self.open = self.choices
         """Choices whose end is still to come."""
         self.error: AlbireoError | None = None
+        self.batch: Waiting | None = None
         self.direct: Callable[[Delta], bool] | None = None
         """For an inbox of one choice: takes a Delta at once, or says that it cannot."""
         self.interval = 1
@@ -102,8 +114,12 @@ class Inbox:
                 held.add(reply)
             if reply.end is not None:
                 self.open -= 1
+                if self.batch is not None:
+                    self.batch.choice_ended()
             elif self.interval > 1 and reply.token_ids and self._holds(choice, reply):
                 return
+        elif self.batch is not None and isinstance(reply, QueueFull) and self.batch.hold(prompt):
+            return
         elif self.error is None:
             self.error = (
                 reply

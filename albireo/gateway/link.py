@@ -83,7 +83,7 @@ class NodeLink:
         """What the node says of itself."""
         return self._client.welcome
 
-    async def submit(self, ask: Ask, on_reply: Callable[[Any], None]) -> Abandon:
+    def submit(self, ask: Ask, on_reply: Callable[[Any], None]) -> Abandon:
         """Starts a request; `on_reply` is called with each Delta, or with an AlbireoError.
 
         Returns what ends it early; after that nothing is called.  Raises AlbireoError.

@@ -24,7 +24,7 @@ _HEADERS = [(b"content-type", b"application/json")]
 class _Link(PlayedLink):
     """Every choice has one token, at once."""
 
-    async def submit(self, ask: Ask, on_reply: Callable[[Any], None]) -> Callable[[], None]:
+    def submit(self, ask: Ask, on_reply: Callable[[Any], None]) -> Callable[[], None]:
         params = ask.params
         rows = None if params.logprobs is None else [row("x", "y")]
         scored = None if params.prompt_logprobs is None else [row("p", "q")]

@@ -86,7 +86,7 @@ class PlayedLink:
         self._script = script
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def submit(self, ask: Ask, on_reply: Callable[[Any], None]) -> Callable[[], None]:
+    def submit(self, ask: Ask, on_reply: Callable[[Any], None]) -> Callable[[], None]:
         number = len(self.asks)
         self.asks.append(ask)
         task = asyncio.ensure_future(self._play(number, ask, on_reply))
