@@ -1,9 +1,9 @@
 """The HTTP server: uvicorn on the supervisor's sockets, with bounds on each connection.
 
 uvicorn limits neither the size of a request's head nor the time that it may take,
-nor for how long a client may read nothing, and loses the body of a request that
-offers another protocol; Connection sees to it.  Signals are the supervisor's
-business, so uvicorn's handlers for them stay out.
+nor for how long a client may read nothing, loses the body of a request that offers
+another protocol, and answers HTTP/1.0 in chunks; Connection sees to it.  Signals are
+the supervisor's business, so uvicorn's handlers for them stay out.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from typing import Any
 
 import httptools
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn._types import ASGISendEvent
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from albireo.ipc.open_files import raise_open_files
 from albireo.ipc.stalls import StallTimer
@@ -32,6 +33,22 @@ KEEP_ALIVE_S = 60
 GRACE_S = 1
 _BACKLOG = 2048
 _SPARE_FDS = 64
+
+
+class _Http10Cycle(RequestResponseCycle):
+    """A request in HTTP/1.0 and its answer, which has no chunks (RFC 9112, 6.1): one of unknown
+    length ends with the connection."""
+
+    _until_close = False
+
+    async def send(self, message: ASGISendEvent) -> None:
+        if message["type"] == "http.response.start":
+            if all(name != b"content-length" for name, _ in message["headers"]):
+                self._until_close = True
+                self.chunked_encoding = False
+        elif self._until_close and message["type"] == "http.response.body":
+            self.expected_content_length = len(message.get("body", b""))
+        await super().send(message)
 
 
 class Connection(HttpToolsProtocol):
@@ -110,6 +127,10 @@ class Connection(HttpToolsProtocol):
         if not self._offers_upgrade():
             self._head_came()
             super().on_headers_complete()
+            if self.scope["http_version"] == "1.0":
+                # Of the class that uvicorn makes; its task has not begun.
+                self.cycle.__class__ = _Http10Cycle
+                self.scope["extensions"] = {}
 
     def on_message_complete(self) -> None:
         if not self._offers_upgrade():

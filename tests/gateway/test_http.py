@@ -248,6 +248,33 @@ def test_curl_that_offers_http2(serve: Serve) -> None:
     assert json.loads(answer.stdout)["choices"][0]["text"] == " a0"
 
 
+@pytest.mark.parametrize("prompt", ['"a"', '["a", "b"]'])
+@pytest.mark.parametrize("keep", [b"", b"Connection: keep-alive\r\n"])
+def test_a_stream_in_http_1_0_has_no_chunks_and_ends_with_the_connection(
+    serve: Serve, prompt: str, keep: bytes
+) -> None:
+    bare = Bare(serve())
+    body = b'{"prompt": %b, "stream": true, "max_tokens": 3}' % prompt.encode()
+    length = b"Content-Length: %d\r\n" % len(body)
+    bare.socket.sendall(b"POST /v1/completions HTTP/1.0\r\n" + keep + length + b"\r\n" + body)
+    head, _, events = bare.to_the_end().partition(b"\r\n\r\n")
+    fields = head.lower().split(b"\r\n")
+    assert b"connection: close" in fields
+    assert not any(each.startswith((b"transfer-encoding", b"content-length")) for each in fields)
+    *answer, done, rest = events.split(b"\n\n")
+    assert (done, rest) == (b"data: [DONE]", b"")
+    texts = [json.loads(each.removeprefix(b"data: "))["choices"][0]["text"] for each in answer]
+    assert [each for each in texts if "a" in each] == [" a0", " a1", " a2"]
+
+
+def test_a_whole_answer_in_http_1_0_has_its_length(serve: Serve) -> None:
+    bare = Bare(serve())
+    bare.socket.sendall(b"GET /version HTTP/1.0\r\n\r\n")
+    head, _, body = bare.to_the_end().partition(b"\r\n\r\n")
+    assert b"content-length: %d" % len(body) in head.split(b"\r\n")
+    assert json.loads(body) == {"version": "1.2.3"}
+
+
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_ends_its_request(serve: Serve, stream: bool) -> None:
     serving = serve(PlayedLink(_for_ever))
