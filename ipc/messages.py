@@ -47,6 +47,7 @@ class EncodeText(_Message, frozen=True):
     """words: texts to encode as well, each as it stands at a text's beginning and inside it.
 
     grammar: to be compiled as well.
+    context: tokens that the text and one more have to fit into; 0 = it need not fit.
     """
 
     key: int
@@ -54,14 +55,18 @@ class EncodeText(_Message, frozen=True):
     add_special_tokens: bool
     words: tuple[str, ...] = ()
     grammar: Grammar | None = None
+    context: int = 0
 
 
 class EncodeChat(_Message, frozen=True):
+    """words, grammar, context: as in EncodeText."""
+
     key: int
     messages: list[ChatMessage]
     words: tuple[str, ...] = ()
     grammar: Grammar | None = None
     tools: Tools | None = None
+    context: int = 0
 
 
 class DecodeIds(_Message, frozen=True):

@@ -118,13 +118,20 @@ class Arrivals:
             self._resolve(request, message.prompt_ids)
             return
         done = functools.partial(self._encoded, request)
-        request.job = self._texts.encode_text(message.prompt or "", True, done, words, grammar)
+        request.job = self._texts.encode_text(
+            message.prompt or "", True, done, words, grammar, self._limits.max_model_len
+        )
 
     def _prepare_chat(self, request: TokenRequest, message: Chat) -> None:
         done = functools.partial(self._encoded, request)
         params = message.params
         request.job = self._texts.encode_chat(
-            message.messages, done, params.bad_words, params.grammar, message.tools
+            message.messages,
+            done,
+            params.bad_words,
+            params.grammar,
+            message.tools,
+            self._limits.max_model_len,
         )
 
     def _admit(self, session: Session, message: Generate | Chat) -> TokenRequest:

@@ -94,12 +94,14 @@ class TextQueue:
         done: Callable[[Answer], None],
         words: tuple[str, ...] = (),
         grammar: Grammar | None = None,
+        context: int = 0,
     ) -> TextJob:
         """Asks for the ids of a text, and of `words`, and for a grammar.
 
+        context: what the text has to fit into, as in EncodeText.
         Raises Refusal when too much is waiting.
         """
-        message = EncodeText(self._take_key(), text, add_special_tokens, words, grammar)
+        message = EncodeText(self._take_key(), text, add_special_tokens, words, grammar, context)
         return self._add(message, len(_encode(message)), done)
 
     def encode_chat(
@@ -109,12 +111,14 @@ class TextQueue:
         words: tuple[str, ...] = (),
         grammar: Grammar | None = None,
         tools: Tools | None = None,
+        context: int = 0,
     ) -> TextJob:
         """Asks for the ids of a conversation, and of `words`, and for a grammar, or that of tools.
 
+        context: as in encode_text.
         Raises Refusal when too much is waiting.
         """
-        message = EncodeChat(self._take_key(), messages, words, grammar, tools)
+        message = EncodeChat(self._take_key(), messages, words, grammar, tools, context)
         return self._add(message, len(_encode(message)), done)
 
     def decode_ids(

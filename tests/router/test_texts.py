@@ -24,6 +24,7 @@ from albireo.router.requests import Refusal
 from albireo.router.texts import ANSWER_TIMEOUT_S, MAX_BYTES, MAX_OUTSTANDING, MAX_TRIES, TextQueue
 
 from .conftest import Neighbourhood
+from .fakes import CONTEXT
 
 Start = Callable[..., Neighbourhood]
 
@@ -45,6 +46,24 @@ def test_tokenize_and_detokenize_are_answered(start: Start) -> None:
     assert message.token_ids == [4, 5] and message.skip_special_tokens
     tokenizer.send(Decoded(message.key, "four five"))
     assert client.receive() == {"type": "text", "id": 3, "text": "four five"}
+
+
+def test_the_tokenizer_is_told_what_a_prompt_has_to_fit_into(start: Start) -> None:
+    near = start()
+    tokenizer = near.tokenizer()
+    client = near.client()
+    said = [{"role": "user", "content": "x"}]
+    client.send(type="generate", id=1, prompt="x")
+    assert tokenizer.expect(EncodeText).context == CONTEXT
+    client.send(type="chat", id=2, messages=said)
+    message = tokenizer.expect(EncodeChat)
+    assert message.context == CONTEXT
+    tokenizer.send(TextFailed(message.key, "too_long", "no room", "prompt"))
+    assert client.expect_error("too_long", 2)["param"] == "prompt"
+    client.send(type="tokenize", id=3, text="x")
+    assert tokenizer.expect(EncodeText).context == 0
+    client.send(type="tokenize", id=4, messages=said)
+    assert tokenizer.expect(EncodeChat).context == 0
 
 
 def test_at_most_64_texts_are_with_the_tokenizer(start: Start) -> None:

@@ -23,6 +23,7 @@ from albireo.ipc.messages import (
 )
 from albireo.ipc.protocol import ChatMessage
 from albireo.workers.tokenizer import process as tokenizer
+from albireo.workers.tokenizer.chat_template import ChatTemplate
 
 from .running_process import DEADLINE_S, MODEL, FakeActor, Running, actor_spec, receive
 from .test_request import byte_tokens
@@ -66,6 +67,41 @@ def test_a_bad_request_harms_nobody(router_of_tokenizer: Hub[Any]) -> None:
     assert unknown == TextFailed(3, "invalid_request", unknown.message)
     assert "token id 1000000 is outside" in unknown.message
     assert ask(hub, EncodeText(4, "a", False)) == Encoded(4, byte_tokens("a"))
+
+
+def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenized(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def encode(text: str, add_special_tokens: bool) -> list[int]:
+        encoded.append(text)
+        return []
+
+    encoded: list[str] = []
+    monkeypatch.setattr(MODEL, "encode", encode)
+    longest = MODEL.longest_token
+    fits = "é" * (99 * longest // 2)
+    over = fits + "é" * longest
+    failed = tokenizer.answer(MODEL, EncodeText(1, over, True, context=100))
+    assert failed == TextFailed(
+        1,
+        "too_long",
+        f"the prompt has {101 * longest} bytes, which are 101 tokens at least; the context holds "
+        f"100, and 1 at least must be left to generate: shorten the prompt by {2 * longest} bytes "
+        "or more",
+        "prompt",
+    )
+    said = [ChatMessage(role="user", content=over)]
+    assert tokenizer.answer(MODEL, EncodeChat(2, said, context=100)).code == "too_long"
+    assert not encoded
+    assert tokenizer.answer(MODEL, EncodeText(3, fits, True, context=100)) == Encoded(3, [])
+    assert tokenizer.answer(MODEL, EncodeText(4, over, True)) == Encoded(4, [])
+    # A template may leave out what it was given, as white space around it.
+    said = [ChatMessage(role="user", content=" " * len(over.encode()))]
+    monkeypatch.setattr(MODEL, "_template", ChatTemplate("{{ messages[0].content | trim }}", {}))
+    assert tokenizer.answer(MODEL, EncodeChat(5, said, context=100)) == Encoded(5, [])
+    # Where tokens may swallow any number of characters, only tokenizing tells.
+    monkeypatch.setattr(MODEL, "longest_token", 0)
+    assert tokenizer.answer(MODEL, EncodeText(6, over, True, context=100)) == Encoded(6, [])
 
 
 def test_an_answer_that_is_too_large_for_a_message_is_refused(

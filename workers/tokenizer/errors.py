@@ -9,9 +9,12 @@ from __future__ import annotations
 class TextModelError(ValueError):
     """A tokenizer or chat template cannot be loaded or used; the message is for the user.
 
-    param: the field of the request that is to blame, where one is.
+    param: the field of the request that is to blame, where one is.  code: as in protocol.Error.
     """
 
-    def __init__(self, message: str, param: str | None = None) -> None:
+    def __init__(
+        self, message: str, param: str | None = None, code: str = "invalid_request"
+    ) -> None:
         super().__init__(message)
+        self.code = code
         self.param = param

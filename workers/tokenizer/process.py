@@ -87,12 +87,13 @@ def answer(
     """Encoded, Decoded or TextFailed; never an exception."""
     try:
         match request:
-            case EncodeText(key, prompt, add_special_tokens, words, grammar):
+            case EncodeText(key, prompt, add_special_tokens, words, grammar, context):
+                text.check_length(prompt, context)
                 ids = text.encode(prompt, add_special_tokens)
                 bound = _compile(grammars, grammar)
                 return Encoded(key, ids, text.encode_words(words), bound)
-            case EncodeChat(key, messages, words, grammar, tools):
-                ids = text.encode_chat(messages, tools)
+            case EncodeChat(key, messages, words, grammar, tools, context):
+                ids = text.encode_chat(messages, tools, context)
                 bound = _compile(grammars, grammar)
                 if tools is not None and tools.bind:
                     bound = _compiler(grammars).compile_tools(tools, text.tool_style)
@@ -100,7 +101,7 @@ def answer(
             case DecodeIds(key, token_ids, skip_special_tokens):
                 return Decoded(key, text.decode(token_ids, skip_special_tokens))
     except TextModelError as error:
-        return TextFailed(request.key, "invalid_request", str(error), error.param)
+        return TextFailed(request.key, error.code, str(error), error.param)
     except BaseException as error:  # a panic inside the tokenizers library is no Exception
         logging.exception("request %d has failed", request.key)
         return TextFailed(

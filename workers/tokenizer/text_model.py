@@ -24,6 +24,7 @@ from .chat_template import ChatTemplate
 from .errors import TextModelError
 from .gguf_tokenizer import read_gguf_text
 from .hf_directory import read_hf_text
+from .longest_token import longest_token
 from .source import TextSource
 from .token_bytes import bytes_of_piece, token_bytes
 from .tool_prompt import as_maps, as_text, described, tool_style
@@ -35,6 +36,7 @@ class TextModel:
     """Tokenizer and chat template of one model.
 
     vocab_size: ids are 0 .. vocab_size - 1; a model's embedding may have more rows.
+    longest_token: most bytes of text that a token stands for, as in longest_token.py.
     special_ids: ids whose text `skip_special_tokens` leaves out.
     tool_style: how the template teaches tool calls, as in workers/grammar/tools.py.
     token_bytes: the bytes of every id where the tokenizer is byte-level: the
@@ -47,6 +49,7 @@ class TextModel:
         self._tokenizer = source.tokenizer
         self._plain: Tokenizer | None = None
         self.vocab_size = source.vocab_size
+        self.longest_token = longest_token(source.tokenizer)
         self.special_ids = _special_ids(source)
         self.token_bytes = token_bytes(source.tokenizer, source.vocab_size)
         self.strips_first_space = self._strips_first_space()
@@ -76,6 +79,25 @@ class TextModel:
             if own.startswith(b" ") and len(own) > 1:
                 return self.decode_window([token], False).encode() == own[1:]
         return False
+
+    def check_length(self, text: str, context: int) -> None:
+        """Raises TextModelError for a text whose length alone tells that it has too many tokens.
+
+        To tokenize it all the same could take seconds, in which others wait.
+        context: tokens that the text and one more have to fit into; 0 = any number.
+        """
+        if not self.longest_token or not context:
+            return
+        size = len(text.encode())
+        over = size - (context - 1) * self.longest_token
+        if over > 0:
+            raise TextModelError(
+                f"the prompt has {size} bytes, which are {-(-size // self.longest_token)} tokens "
+                f"at least; the context holds {context}, and 1 at least must be left to generate: "
+                f"shorten the prompt by {over} bytes or more",
+                "prompt",
+                "too_long",
+            )
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         """Token ids of a text; special tokens written out in it count as such.
@@ -114,9 +136,16 @@ class TextModel:
             return self._template.render(as_maps(messages), described(functions) or None)
         return self._template.render(as_text(messages, functions))
 
-    def encode_chat(self, messages: Sequence[ChatMessage], tools: Tools | None = None) -> list[int]:
-        """Token ids of render_chat: the template has written every special token itself."""
-        return self.encode(self.render_chat(messages, tools), add_special_tokens=False)
+    def encode_chat(
+        self, messages: Sequence[ChatMessage], tools: Tools | None = None, context: int = 0
+    ) -> list[int]:
+        """Token ids of render_chat: the template has written every special token itself.
+
+        context: as in check_length, which counts what the template has made of the conversation.
+        """
+        text = self.render_chat(messages, tools)
+        self.check_length(text, context)
+        return self.encode(text, add_special_tokens=False)
 
     def encode_words(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
         """Token ids of each word, as it begins a text and as it follows a space where these differ.

@@ -12,6 +12,7 @@ SentencePiece's tokens are text, with U+2581 for a space, or one byte: <0xAB>.
 from __future__ import annotations
 
 import json
+from functools import cache
 from itertools import chain
 
 from tokenizers import Tokenizer
@@ -24,7 +25,7 @@ def token_bytes(tokenizer: Tokenizer, vocab_size: int) -> list[bytes] | None:
     if not _is_byte_level(tokenizer):
         return None
     table = [b""] * vocab_size
-    to_byte = _byte_of_character()
+    to_byte = byte_of_character()
     for token, index in tokenizer.get_vocab(with_added_tokens=True).items():
         try:
             table[index] = token.translate(to_byte).encode("latin-1")
@@ -55,7 +56,8 @@ def _is_byte_level(tokenizer: Tokenizer) -> bool:
     return bool(layout["type"] == "ByteLevel")
 
 
-def _byte_of_character() -> dict[int, int]:
+@cache
+def byte_of_character() -> dict[int, int]:
     """GPT-2's table, from code points to bytes.
 
     Characters that stand for no byte map to something that Latin-1 cannot hold.
