@@ -18,7 +18,8 @@ from .requests import Refusal, RequestNumbers, Stream, TokenRequest
 from .resume import Resumption
 from .session import Session
 from .tenants import Tenants
-from .texts import Answer, TextQueue
+from .text_jobs import Answer
+from .texts import TextQueue
 from .validate import (
     RequestLimits,
     check_chat,
@@ -119,7 +120,13 @@ class Arrivals:
             return
         done = functools.partial(self._encoded, request)
         request.job = self._texts.encode_text(
-            message.prompt or "", True, done, words, grammar, self._limits.max_model_len
+            message.prompt or "",
+            True,
+            done,
+            words,
+            grammar,
+            self._limits.max_model_len,
+            request.tenant,
         )
 
     def _prepare_chat(self, request: TokenRequest, message: Chat) -> None:
@@ -132,6 +139,7 @@ class Arrivals:
             params.grammar,
             message.tools,
             self._limits.max_model_len,
+            request.tenant,
         )
 
     def _admit(self, session: Session, message: Generate | Chat) -> TokenRequest:

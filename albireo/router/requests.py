@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .groups import Group
     from .records import Accepted
     from .session import Session
-    from .texts import TextJob
+    from .text_jobs import TextJob
 
 NUMBERS_PER_ROUTER = 1 << 24
 

@@ -25,7 +25,8 @@ from albireo.ipc.protocol import (
 
 from .requests import Refusal, TextRequest
 from .session import Session
-from .texts import Answer, TextQueue
+from .text_jobs import Answer
+from .texts import TextQueue
 from .validate import RequestLimits, check_detokenize, check_tokenize
 
 
@@ -60,10 +61,13 @@ class Services:
         session.check_room()
         check_tokenize(message)
         done = functools.partial(self._text_done, session, message.id)
+        tenant = session.tenant or session.connection
         if message.text is not None:
-            job = self._texts.encode_text(message.text, message.add_special_tokens, done)
+            job = self._texts.encode_text(
+                message.text, message.add_special_tokens, done, tenant=tenant
+            )
         else:
-            job = self._texts.encode_chat(message.messages or [], done)
+            job = self._texts.encode_chat(message.messages or [], done, tenant=tenant)
         session.requests[message.id] = TextRequest(session, message.id, job)
 
     def detokenize(self, session: Session, message: Detokenize) -> None:
@@ -74,6 +78,7 @@ class Services:
             message.token_ids,
             message.skip_special_tokens,
             functools.partial(self._text_done, session, message.id),
+            session.tenant or session.connection,
         )
         session.requests[message.id] = TextRequest(session, message.id, job)
 

@@ -1,4 +1,6 @@
-"""Work for the tokenizer: at most 64 texts are with it, the rest waits here in order.
+"""Work for the tokenizer: at most 64 texts of 256 KiB together, or one, are with it.
+
+The rest waits here, where it can still be cancelled, and tenants take turns (text_jobs.py).
 
 When the tokenizer dies, what it had is given to the next one.  One of those
 texts may be what killed it, so they go one at a time, ahead of the others,
@@ -8,17 +10,14 @@ until all are answered; a text that was there at MAX_TRIES deaths is given up.
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
 from collections.abc import Callable
 
 import msgspec
 
 from albireo.ipc.grammars import Grammar
 from albireo.ipc.messages import (
-    Decoded,
     DecodeIds,
     EncodeChat,
-    Encoded,
     EncodeText,
     TextFailed,
     ToTokenizer,
@@ -27,37 +26,16 @@ from albireo.ipc.protocol import ChatMessage
 from albireo.ipc.tools import Tools
 
 from .requests import Refusal
+from .text_jobs import Answer, TextJob, WaitingTexts
 
 MAX_OUTSTANDING = 64
+MAX_OUTSTANDING_BYTES = 256 * 1024
 MAX_BYTES = 64 * 1024 * 1024
 MAX_TRIES = 3
 ANSWER_TIMEOUT_S = 60.0
 
-Answer = Encoded | Decoded | TextFailed
-
 _encode = msgspec.msgpack.Encoder().encode
 _log = logging.getLogger(__name__)
-
-
-class TextJob:
-    """A text on its way to the tokenizer and back.
-
-    done: called with the answer, unless the job was cancelled before.
-    size: bytes that it stands for: of its message, or of its ids in memory.
-    deadline: time on the queue's clock at which it is given up.
-    """
-
-    __slots__ = ("cancelled", "deadline", "done", "message", "size", "tries")
-
-    def __init__(
-        self, message: ToTokenizer, size: int, deadline: float, done: Callable[[Answer], None]
-    ) -> None:
-        self.message = message
-        self.size = size
-        self.deadline = deadline
-        self.done = done
-        self.tries = 0
-        self.cancelled = False
 
 
 class TextQueue:
@@ -79,10 +57,11 @@ class TextQueue:
         self._peer: bytes | None = None
         self._incarnation = -1
         self._ended = -1
-        self._waiting: OrderedDict[int, TextJob] = OrderedDict()
+        self._waiting = WaitingTexts()
         self._outstanding: dict[int, TextJob] = {}
         self._suspects = 0
         self._bytes = 0
+        self._outstanding_bytes = 0
 
     def __len__(self) -> int:
         return len(self._waiting) + len(self._outstanding)
@@ -95,6 +74,7 @@ class TextQueue:
         words: tuple[str, ...] = (),
         grammar: Grammar | None = None,
         context: int = 0,
+        tenant: str = "",
     ) -> TextJob:
         """Asks for the ids of a text, and of `words`, and for a grammar.
 
@@ -102,7 +82,7 @@ class TextQueue:
         Raises Refusal when too much is waiting.
         """
         message = EncodeText(self._take_key(), text, add_special_tokens, words, grammar, context)
-        return self._add(message, len(_encode(message)), done)
+        return self._add(message, tenant, len(_encode(message)), done)
 
     def encode_chat(
         self,
@@ -112,6 +92,7 @@ class TextQueue:
         grammar: Grammar | None = None,
         tools: Tools | None = None,
         context: int = 0,
+        tenant: str = "",
     ) -> TextJob:
         """Asks for the ids of a conversation, and of `words`, and for a grammar, or that of tools.
 
@@ -119,22 +100,23 @@ class TextQueue:
         Raises Refusal when too much is waiting.
         """
         message = EncodeChat(self._take_key(), messages, words, grammar, tools, context)
-        return self._add(message, len(_encode(message)), done)
+        return self._add(message, tenant, len(_encode(message)), done)
 
     def decode_ids(
         self,
         token_ids: list[int],
         skip_special_tokens: bool,
         done: Callable[[Answer], None],
+        tenant: str = "",
     ) -> TextJob:
         """Asks for the text of ids.  Raises Refusal when too much is waiting."""
         message = DecodeIds(self._take_key(), token_ids, skip_special_tokens)
-        return self._add(message, 8 * len(token_ids), done)
+        return self._add(message, tenant, 8 * len(token_ids), done)
 
     def cancel(self, job: TextJob) -> None:
         """Nobody wants the answer any more."""
         job.cancelled = True
-        if self._waiting.pop(job.message.key, None) is not None:
+        if self._waiting.remove(job):
             self._close(job)
 
     def answer(self, message: Answer) -> None:
@@ -142,6 +124,7 @@ class TextQueue:
         job = self._outstanding.pop(message.key, None)
         if job is None:
             return
+        self._outstanding_bytes -= job.size
         self._close(job)
         self._pump()
         if not job.cancelled:
@@ -166,7 +149,9 @@ class TextQueue:
         self._incarnation = -1
         lost = list(self._outstanding.values())
         self._outstanding.clear()
-        for job in reversed(lost):
+        self._outstanding_bytes = 0
+        again = []
+        for job in lost:
             self._suspects += not job.tries
             job.tries += 1
             if job.cancelled or job.tries >= MAX_TRIES:
@@ -175,8 +160,8 @@ class TextQueue:
                     job, "internal", f"the tokenizer has died {MAX_TRIES} times on this text"
                 )
             else:
-                self._waiting[job.message.key] = job
-                self._waiting.move_to_end(job.message.key, last=False)
+                again.append(job)
+        self._waiting.put_back(again)
 
     def expire(self) -> None:
         """Gives up the jobs whose deadline has passed; the tokenizer may still have them."""
@@ -185,8 +170,8 @@ class TextQueue:
             if now >= job.deadline:
                 self._give_up(job, "unavailable", _no_answer())
                 job.cancelled = True
-        while self._waiting and now >= (job := next(iter(self._waiting.values()))).deadline:
-            del self._waiting[job.message.key]
+        for job in self._waiting.overdue(now):
+            self._waiting.remove(job)
             self._close(job)
             self._give_up(job, "unavailable", _no_answer())
 
@@ -198,7 +183,9 @@ class TextQueue:
         self._next_key += 1
         return self._next_key
 
-    def _add(self, message: ToTokenizer, size: int, done: Callable[[Answer], None]) -> TextJob:
+    def _add(
+        self, message: ToTokenizer, tenant: str, size: int, done: Callable[[Answer], None]
+    ) -> TextJob:
         if self._bytes and self._bytes + size > MAX_BYTES:
             raise Refusal(
                 "queue_full",
@@ -206,22 +193,27 @@ class TextQueue:
                 f"{size} would exceed the limit of {MAX_BYTES}: try again later",
                 retry=True,
             )
-        job = TextJob(message, size, self._clock() + ANSWER_TIMEOUT_S, done)
+        job = TextJob(message, tenant, size, self._clock() + ANSWER_TIMEOUT_S, done)
         self._bytes += size
-        self._waiting[job.message.key] = job
+        self._waiting.add(job)
         self._pump()
         return job
 
     def _pump(self) -> None:
-        while self._waiting and self._peer is not None:
-            window = 1 if self._suspects else MAX_OUTSTANDING
-            if len(self._outstanding) >= window:
+        while self._peer is not None and (job := self._waiting.next()) is not None:
+            if not self._has_room(job) or not self._send(self._peer, job.message):
                 return
-            job = next(iter(self._waiting.values()))
-            if not self._send(self._peer, job.message):
-                return
-            del self._waiting[job.message.key]
+            self._waiting.take(job)
             self._outstanding[job.message.key] = job
+            self._outstanding_bytes += job.size
+
+    def _has_room(self, job: TextJob) -> bool:
+        """Whether the tokenizer may be given one more."""
+        if not self._outstanding:
+            return True
+        most = 1 if self._suspects else MAX_OUTSTANDING
+        size = self._outstanding_bytes + job.size
+        return len(self._outstanding) < most and size <= MAX_OUTSTANDING_BYTES
 
     def _close(self, job: TextJob) -> None:
         self._bytes -= job.size

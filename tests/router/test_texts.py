@@ -21,7 +21,14 @@ from albireo.ipc.protocol import ChatMessage
 from albireo.ipc.tools import Tool, ToolCall, Tools
 from albireo.router import texts as texts_module
 from albireo.router.requests import Refusal
-from albireo.router.texts import ANSWER_TIMEOUT_S, MAX_BYTES, MAX_OUTSTANDING, MAX_TRIES, TextQueue
+from albireo.router.texts import (
+    ANSWER_TIMEOUT_S,
+    MAX_BYTES,
+    MAX_OUTSTANDING,
+    MAX_OUTSTANDING_BYTES,
+    MAX_TRIES,
+    TextQueue,
+)
 
 from .conftest import Neighbourhood
 from .fakes import CONTEXT
@@ -140,10 +147,14 @@ class Recorder:
             self.sent.append(message)
         return self.there
 
-    def ask(self, text: str) -> Any:
+    def ask(self, text: str, tenant: str = "") -> Any:
         return self.queue.encode_text(
-            text, True, lambda answer: self.answers.update({text: answer})
+            text, True, lambda answer: self.answers.update({text: answer}), tenant=tenant
         )
+
+    def answer_next(self) -> None:
+        """The tokenizer answers the first text that it has been sent."""
+        self.queue.answer(Encoded(self.sent.pop(0).key, [1]))
 
 
 def test_a_text_that_kills_every_tokenizer_is_given_up_and_the_others_are_not() -> None:
@@ -201,6 +212,88 @@ def test_what_waits_is_bounded_in_bytes_and_cancelling_frees_it() -> None:
     recorder.queue.cancel(job)
     recorder.ask("y")
     assert len(recorder.queue) == 2
+
+
+def test_what_the_tokenizer_has_is_bounded_in_bytes_so_that_the_rest_can_be_cancelled() -> None:
+    recorder = Recorder()
+    recorder.queue.joined(b"tokenizer.0", 0)
+    large = ["x" * (MAX_OUTSTANDING_BYTES + number) for number in range(3)]
+    jobs = [recorder.ask(each) for each in large]
+    recorder.ask("small")
+    assert [each.text for each in recorder.sent] == large[:1]
+    for job in jobs:
+        recorder.queue.cancel(job)
+    recorder.answer_next()
+    assert [each.text for each in recorder.sent] == ["small"]
+    assert not recorder.answers
+    recorder.ask("y" * (MAX_OUTSTANDING_BYTES // 2))
+    recorder.ask("z" * (MAX_OUTSTANDING_BYTES // 2))
+    assert [each.text[0] for each in recorder.sent] == ["s", "y"]
+    recorder.answer_next()
+    assert [each.text[0] for each in recorder.sent] == ["y"]
+    recorder.answer_next()
+    assert [each.text[0] for each in recorder.sent] == ["z"]
+
+
+def test_tenants_take_turns() -> None:
+    recorder = Recorder()
+    for number in range(3):
+        recorder.ask(f"a{number}" + "x" * MAX_OUTSTANDING_BYTES, "alice")
+    recorder.queue.joined(b"tokenizer.0", 0)
+    recorder.ask("b0", "bob")
+    gone = recorder.ask("b1", "bob")
+    recorder.ask("b2" + "x" * MAX_OUTSTANDING_BYTES, "bob")
+    recorder.ask("c0" + "x" * MAX_OUTSTANDING_BYTES, "carol")
+    recorder.queue.cancel(gone)
+    order = []
+    while recorder.sent:
+        order += [each.text[:2] for each in recorder.sent]
+        for _ in list(recorder.sent):
+            recorder.answer_next()
+    # Nobody has two turns in a row while another waits, nor a third before another's first.
+    assert order == ["a0", "b0", "a1", "c0", "b2", "a2"]
+
+
+def test_every_text_has_its_time_whoever_waits_ahead() -> None:
+    recorder = Recorder()
+    recorder.ask("a0", "alice")
+    recorder.now = 10.0
+    recorder.ask("b0", "bob")
+    recorder.ask("a1", "alice")
+    recorder.now = ANSWER_TIMEOUT_S
+    recorder.queue.expire()
+    assert list(recorder.answers) == ["a0"]
+    recorder.now += 10.0
+    recorder.queue.expire()
+    assert sorted(recorder.answers) == ["a0", "a1", "b0"]
+    assert not len(recorder.queue)
+
+
+def test_a_text_is_of_the_tenant_of_its_request(start: Start) -> None:
+    near = start()
+    tokenizer = near.tokenizer()
+    client, other = near.client(), near.client()
+    large = "x" * MAX_OUTSTANDING_BYTES
+    said = [{"role": "user", "content": "chat"}]
+    client.send(type="tokenize", id=1, text=large)
+    first = tokenizer.expect(EncodeText)
+    client.send(type="tokenize", id=2, text=large)
+    client.send(type="generate", id=3, prompt="bob's " + large, tenant="bob")
+    client.send(type="chat", id=4, messages=said, tenant="carol")
+    client.send(type="models", id=5)
+    assert client.receive()["id"] == 5
+    other.send(type="detokenize", id=6, token_ids=[1])
+    other.send(type="models", id=7)
+    assert other.receive()["id"] == 7
+    tokenizer.send(Encoded(first.key, [1]))
+    bobs = tokenizer.expect(EncodeText)
+    assert bobs.text.startswith("bob's")
+    tokenizer.send(Encoded(bobs.key, [1]))
+    second = tokenizer.expect(EncodeText)
+    assert second.text == large
+    tokenizer.send(Encoded(second.key, [1]))
+    tokenizer.expect(EncodeChat)
+    tokenizer.expect(DecodeIds)
 
 
 BIG = "x" * 600
