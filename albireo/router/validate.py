@@ -21,6 +21,8 @@ from .tenants import Terms
 
 DEFAULT_MAX_TOKENS = 16
 MAX_DETOKENIZE_IDS = 262_144
+MAX_TOKENIZE_BYTES = 2 * 1024 * 1024
+"""The slowest texts, of digits alone, take the tokenizer 2 s a MiB, in which it answers nobody."""
 MAX_NAME_CHARS = 256
 PRIORITIES = (-1000, 1000)
 
@@ -84,6 +86,18 @@ def check_tokenize(message: Tokenize) -> None:
         raise Refusal("invalid_request", "give exactly one of text and messages", param="text")
     if message.messages == []:
         raise Refusal("invalid_request", "the conversation has no message", param="messages")
+    if message.text is not None:
+        what, param, size = "text", "text", len(message.text.encode())
+    else:
+        what, param = "conversation", "messages"
+        size = len(msgspec.msgpack.encode(message.messages))
+    if size > MAX_TOKENIZE_BYTES:
+        raise Refusal(
+            "invalid_request",
+            f"the {what} has {size} bytes; at most {MAX_TOKENIZE_BYTES} are tokenized at once: "
+            "split it",
+            param=param,
+        )
 
 
 def check_detokenize(limits: RequestLimits, token_ids: list[int]) -> None:

@@ -29,6 +29,7 @@ from albireo.router.texts import (
     MAX_TRIES,
     TextQueue,
 )
+from albireo.router.validate import MAX_TOKENIZE_BYTES
 
 from .conftest import Neighbourhood
 from .fakes import CONTEXT
@@ -71,6 +72,23 @@ def test_the_tokenizer_is_told_what_a_prompt_has_to_fit_into(start: Start) -> No
     assert tokenizer.expect(EncodeText).context == 0
     client.send(type="tokenize", id=4, messages=said)
     assert tokenizer.expect(EncodeChat).context == 0
+
+
+def test_what_need_not_fit_the_context_has_a_limit_of_its_own(start: Start) -> None:
+    near = start()
+    tokenizer = near.tokenizer()
+    client = near.client()
+    client.send(type="tokenize", id=1, text="é" * (MAX_TOKENIZE_BYTES // 2) + "x")
+    error = client.expect_error("invalid_request", 1)
+    assert f"the text has {MAX_TOKENIZE_BYTES + 1} bytes; at most" in error["message"]
+    assert error["param"] == "text"
+    call = {"id": "1", "name": "f", "arguments": "x" * MAX_TOKENIZE_BYTES}
+    said = [{"role": "assistant", "content": "", "tool_calls": [call]}]
+    client.send(type="tokenize", id=2, messages=said)
+    assert client.expect_error("invalid_request", 2)["param"] == "messages"
+    assert tokenizer.silent()
+    client.send(type="tokenize", id=3, text="é" * (MAX_TOKENIZE_BYTES // 2))
+    tokenizer.expect(EncodeText)
 
 
 def test_at_most_64_texts_are_with_the_tokenizer(start: Start) -> None:
