@@ -85,8 +85,8 @@ class WaitingTexts:
         key = job.message.key
         if self._again.pop(key, None) is not None:
             return True
-        own = self._turns.get(job.tenant, {})
-        if own.pop(key, None) is None:
+        own = self._turns.get(job.tenant)
+        if own is None or own.pop(key, None) is None:
             return False
         if not own:
             del self._turns[job.tenant]
