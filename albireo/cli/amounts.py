@@ -18,8 +18,9 @@ class Amount(click.FloatRange):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
-        number: float = super().convert(value, param, ctx)
+        number: float = click.FLOAT.convert(value, param, ctx)
         if math.isnan(number) or (math.isinf(number) and not self._endless):
             wanted = "a number" if self._endless else "a finite number"
             self.fail(f"{value} is not {wanted}.", param, ctx)
-        return number
+        within: float = super().convert(number, param, ctx)
+        return within

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from albireo.node.options import DTYPES, LOAD_FORMATS, OptionError
+from albireo.node.options import DTYPES, LOAD_FORMATS, MOST_SEQS, OptionError
 
 from .amounts import Amount
+from .ranges import range_of
 
 if TYPE_CHECKING:
     from albireo.bench.serving import DatasetOptions
@@ -46,8 +47,10 @@ model_options = with_options(
     ),
     click.option("--dtype", type=click.Choice(DTYPES), default="auto", show_default=True),
     click.option("--load-format", type=click.Choice(LOAD_FORMATS), default="auto"),
-    click.option("--max-model-len", type=_COUNT, help="Longest prompt + answer."),
-    click.option("--max-num-seqs", type=click.IntRange(1, 4096), default=256, show_default=True),
+    click.option(
+        "--max-model-len", type=range_of("max_model_len"), help="Longest prompt + answer."
+    ),
+    click.option("--max-num-seqs", type=range_of("max_num_seqs"), default=256, show_default=True),
     click.option("--batch-invariant", is_flag=True),
 )
 """Of a node that is started for its speed with a model."""
@@ -85,8 +88,8 @@ def model_of(shape: str | None, model: str | None) -> str:
 def sizes_of(batch: str) -> list[int]:
     """Of --batch B,B,...  Raises OptionError."""
     parts = batch.split(",")
-    if not all(part.strip().isdecimal() and int(part) for part in parts):
-        raise OptionError(f"--batch {batch!r}: give sizes of at least 1, such as 1,8,32")
+    if not all(part.strip().isdecimal() and 1 <= int(part) <= MOST_SEQS for part in parts):
+        raise OptionError(f"--batch {batch!r}: give sizes of 1 to {MOST_SEQS}, such as 1,8,32")
     return [int(part) for part in parts]
 
 

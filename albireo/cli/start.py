@@ -20,9 +20,9 @@ from albireo.node.options import (
     parse_weights,
 )
 
-from .amounts import Amount
 from .files import text_of
 from .node import name_option
+from .ranges import range_of
 
 _FILE = click.Path(exists=True, dir_okay=False, resolve_path=True)
 """By its whole path: the node may run elsewhere."""
@@ -68,27 +68,29 @@ def _chunks_are_always(context: click.Context, parameter: click.Parameter, value
     show_default=True,
     help="dummy = random weights from the config alone.",
 )
-@click.option("--max-model-len", type=click.IntRange(min=1), help="Longest prompt + answer.")
+@click.option("--max-model-len", type=range_of("max_model_len"), help="Longest prompt + answer.")
 @click.option(
     "--max-num-seqs",
-    type=click.IntRange(1, 4096),
+    type=range_of("max_num_seqs"),
     default=256,
     show_default=True,
     help="Most sequences running at once in a group.",
 )
 @click.option(
-    "--max-num-batched-tokens", type=click.IntRange(min=1), help="Most tokens of one step."
+    "--max-num-batched-tokens",
+    type=range_of("max_num_batched_tokens"),
+    help="Most tokens of one step.",
 )
 @click.option(
     "--max-num-queued-reqs",
-    type=click.IntRange(min=0),
+    type=range_of("max_num_queued_reqs"),
     default=1024,
     show_default=True,
     help="Most requests waiting for each group.",
 )
 @click.option(
     "--max-num-reqs-per-tenant",
-    type=click.IntRange(min=0),
+    type=range_of("max_num_reqs_per_tenant"),
     default=0,
     show_default=True,
     help="Most requests in flight of one client or API key; 0 = no limit.",
@@ -106,14 +108,14 @@ def _chunks_are_always(context: click.Context, parameter: click.Parameter, value
 )
 @click.option(
     "--max-num-tokens-per-tenant",
-    type=click.IntRange(min=0),
+    type=range_of("max_num_tokens_per_tenant"),
     default=0,
     show_default=True,
     help="Most tokens, of prompts and max_tokens, in flight of one; 0 = no limit.",
 )
 @click.option(
     "--max-failovers",
-    type=click.IntRange(min=0),
+    type=range_of("max_failovers"),
     default=3,
     show_default=True,
     help="Times that a request goes on elsewhere when its group dies.",
@@ -126,21 +128,21 @@ def _chunks_are_always(context: click.Context, parameter: click.Parameter, value
 )
 @click.option(
     "--journal-max-mib",
-    type=click.IntRange(min=16),
+    type=range_of("journal_max_mib"),
     default=256,
     show_default=True,
     help="Most that the log takes on the disk.",
 )
 @click.option(
     "--journal-fsync",
-    type=Amount(min=0),
+    type=range_of("journal_fsync_s"),
     default=0.0,
     show_default=True,
     help="Seconds after which the disk has the log; 0 = when the kernel likes.",
 )
 @click.option(
     "--resume-grace",
-    type=Amount(min=0),
+    type=range_of("resume_grace_s"),
     help="Seconds that requests wait for a client that lost its connection. "
     "[default: 10 with --journal, else 0]",
 )
@@ -153,12 +155,12 @@ def _chunks_are_always(context: click.Context, parameter: click.Parameter, value
 )
 @click.option(
     "--kv-cache-gib",
-    type=Amount(min=0, min_open=True),
+    type=range_of("kv_cache_gib"),
     help="KV cache of each group, in GiB.",
 )
 @click.option(
     "--gpu-memory-utilization",
-    type=Amount(min=0, max=1, min_open=True),
+    type=range_of("gpu_memory_utilization"),
     default=0.9,
     show_default=True,
     help="Share of a GPU's free memory that its worker may take.",
@@ -179,14 +181,14 @@ def _chunks_are_always(context: click.Context, parameter: click.Parameter, value
 )
 @click.option(
     "--swap-space",
-    type=Amount(min=0),
+    type=range_of("swap_space_gib"),
     default=0.0,
     show_default=True,
     help="Host memory of each group for preempted sequences, in GiB.",
 )
 @click.option(
     "--itl-target-ms",
-    type=Amount(min=0),
+    type=range_of("itl_target_ms"),
     default=0.0,
     show_default=True,
     help="Size prefill chunks so that a step stays below it; 0 = no target.",
@@ -223,38 +225,38 @@ def _chunks_are_always(context: click.Context, parameter: click.Parameter, value
     is_flag=True,
     help="A row's numbers do not depend on the batch around it: slower on a GPU, free on a CPU.",
 )
-@click.option("--threads", type=click.IntRange(1, 512), help="Threads of each worker.")
+@click.option("--threads", type=range_of("threads"), help="Threads of each worker.")
 @click.option(
     "--step-timeout",
-    type=Amount(min=0.1),
+    type=range_of("step_timeout_s", least=0.1),
     default=30.0,
     show_default=True,
     help="Seconds after which a step, or a process that does not answer, counts as hung.",
 )
 @click.option(
     "--start-timeout",
-    type=Amount(min=1),
+    type=range_of("start_timeout_s", least=1),
     default=600.0,
     show_default=True,
     help="Seconds that a process may take to be ready.",
 )
 @click.option(
     "--max-group-restarts",
-    type=click.IntRange(min=0),
+    type=range_of("max_group_restarts"),
     default=12,
     show_default=True,
     help="Restarts of a group in quick succession before it is given up.",
 )
 @click.option(
     "--shutdown-timeout",
-    type=Amount(min=0),
+    type=range_of("shutdown_timeout_s"),
     default=10.0,
     show_default=True,
     help="Seconds that requests in flight get when the node stops.",
 )
 @click.option(
     "--sim-step-ms",
-    type=Amount(min=0.01),
+    type=range_of("sim_step_ms", least=0.01),
     default=10.0,
     show_default=True,
     help="Step time of the sim device.",
@@ -273,7 +275,7 @@ def _chunks_are_always(context: click.Context, parameter: click.Parameter, value
 @click.option("--uds", metavar="PATH", help="Serve it on a Unix socket.")
 @click.option(
     "--gateways",
-    type=click.IntRange(1, 64),
+    type=range_of("gateways"),
     default=1,
     show_default=True,
     help="Processes that serve it.",
@@ -322,14 +324,14 @@ def _chunks_are_always(context: click.Context, parameter: click.Parameter, value
 )
 @click.option(
     "--stream-interval",
-    type=click.IntRange(min=1),
+    type=range_of("stream_interval"),
     default=1,
     show_default=True,
     help="Tokens of a streamed event, but the first: fewer events cost less.",
 )
 @click.option(
     "--seed",
-    type=int,
+    type=range_of("seed"),
     help="Draw the seeds of requests without one from it; else by chance.",
 )
 @click.option("--detach", is_flag=True, help="Return when the node is ready; it runs on.")

@@ -19,11 +19,15 @@ class OptionError(ValueError):
     """An option cannot be satisfied; the text says why and what would work."""
 
 
-_AtLeast1 = Annotated[int, msgspec.Meta(ge=1)]
-_AtLeast0 = Annotated[int, msgspec.Meta(ge=0)]
+_MOST_COUNT = (1 << 31) - 1
+_AtLeast1 = Annotated[int, msgspec.Meta(ge=1, le=_MOST_COUNT)]
+_AtLeast0 = Annotated[int, msgspec.Meta(ge=0, le=_MOST_COUNT)]
+_Seed = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
 _MOST = 1e9  # of seconds and GiB; inf would not come through JSON, by which a node is told
 _Amount = Annotated[float, msgspec.Meta(ge=0, le=_MOST)]
 _Positive = Annotated[float, msgspec.Meta(gt=0, le=_MOST)]
+MOST_SEQS = 4096
+_MOST_GROUPS, _MOST_RANKS = 64, 256
 WEIGHTS = (0.001, 1000.0)
 _Weight = Annotated[float, msgspec.Meta(ge=WEIGHTS[0], le=WEIGHTS[1])]
 
@@ -60,13 +64,15 @@ class NodeOptions(msgspec.Struct, frozen=True, kw_only=True):
     served_model_name: str | None = None
     tokenizer: str | None = None
     chat_template: str | None = None
-    groups: tuple[_AtLeast1, ...] = (1,)
+    groups: Annotated[
+        tuple[_AtLeast1, ...], msgspec.Meta(min_length=1, max_length=_MOST_GROUPS)
+    ] = (1,)
     device: Annotated[str, _one_of(DEVICES)] = "auto"
     dtype: Annotated[str, _one_of(DTYPES)] = "auto"
     load_format: Annotated[str, _one_of(LOAD_FORMATS)] = "auto"
-    max_model_len: _AtLeast1 | None = None
-    max_num_seqs: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 256
-    max_num_batched_tokens: _AtLeast1 | None = None
+    max_model_len: Annotated[int, msgspec.Meta(ge=2, le=_MOST_COUNT)] | None = None
+    max_num_seqs: Annotated[int, msgspec.Meta(ge=1, le=MOST_SEQS)] = 256
+    max_num_batched_tokens: Annotated[int, msgspec.Meta(ge=1, le=1 << 20)] | None = None
     max_num_queued_reqs: _AtLeast0 = 1024
     max_num_reqs_per_tenant: _AtLeast0 = 0
     tenant_weights: dict[str, _Weight] = {}
@@ -75,7 +81,7 @@ class NodeOptions(msgspec.Struct, frozen=True, kw_only=True):
     max_failovers: _AtLeast0 = 3
     resume_grace_s: _Amount | None = None
     journal: str | None = None
-    journal_max_mib: Annotated[int, msgspec.Meta(ge=16)] = 256
+    journal_max_mib: Annotated[int, msgspec.Meta(ge=16, le=1 << 20)] = 256
     journal_fsync_s: _Amount = 0.0
     block_size: Annotated[int, msgspec.Meta(ge=16, le=16)] = 16
     kv_cache_gib: _Positive | None = None
@@ -102,7 +108,7 @@ class NodeOptions(msgspec.Struct, frozen=True, kw_only=True):
     api_key_file: str | None = None
     allowed_origins: tuple[str, ...] = ()
     stream_interval: _AtLeast1 = 1
-    seed: int | None = None
+    seed: _Seed | None = None
     ssl_certfile: str | None = None
     ssl_keyfile: str | None = None
     listen: str | None = None
@@ -162,7 +168,7 @@ def parse_groups(text: str) -> tuple[int, ...]:
 
     Raises OptionError with the form that is expected.
     """
-    degrees: list[int] = []
+    counts: list[tuple[int, int]] = []
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)\s*x\s*(\d+)\s*", part)
         if not match or int(match[1]) < 1 or int(match[2]) < 1:
@@ -170,10 +176,12 @@ def parse_groups(text: str) -> tuple[int, ...]:
                 f"--groups {text!r}: expected GROUPSxTP such as 2x4 (two groups of four ranks), "
                 "or a mixture such as 1x4,2x2"
             )
-        degrees += [int(match[2])] * int(match[1])
-    if len(degrees) > 64 or sum(degrees) > 256:
+        counts.append((int(match[1]), int(match[2])))
+    groups = sum(count for count, _ in counts)
+    ranks = sum(count * degree for count, degree in counts)
+    if groups > _MOST_GROUPS or ranks > _MOST_RANKS:
         raise OptionError(
-            f"--groups {text!r} asks for {len(degrees)} groups with {sum(degrees)} ranks in all; "
-            "at most 64 groups and 256 ranks fit a node"
+            f"--groups {text!r} asks for {groups} groups with {ranks} ranks in all; "
+            f"at most {_MOST_GROUPS} groups and {_MOST_RANKS} ranks fit a node"
         )
-    return tuple(degrees)
+    return tuple(degree for count, degree in counts for _ in range(count))

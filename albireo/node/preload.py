@@ -29,8 +29,8 @@ def load_everything(load: Load, phase: Callable[[str], Any]) -> tuple[Loaded, An
     from albireo.workers.tokenizer.text_model import load_text_model
 
     phase("reading the tokenizer")
+    config = read_config(load.model_path)  # first: who has neither is told that it is no model
     text = load_text_model(load.tokenizer_path, load.chat_template)
-    config = read_config(load.model_path)
     for tp in load.tp_degrees:
         check_degree(config, tp)
     device, dtype = load.device, load.dtype

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import psutil
@@ -117,11 +118,13 @@ def _num_blocks(
             f"needs {needed}: {shorter}raise --gpu-memory-utilization, lower --max-num-seqs or "
             "--max-num-batched-tokens, or spread the model over more GPUs with --groups"
         )
+    shorter = f" or lower --max-model-len to {room}" if room else ""
+    enough = math.ceil(needed * block_bytes / _GIB * 100) / 100
     raise OptionError(
         f"the KV cache of a group, {budget / _GIB:.2f} GiB, holds {num_blocks} blocks of "
         f"{options.block_size} tokens ({block_bytes / 1024:.0f} KiB each), but one request of "
         f"{max_model_len} tokens needs {needed}: raise --kv-cache-gib to "
-        f"{needed * block_bytes / _GIB:.2f} or lower --max-model-len to {room}"
+        f"{enough:.2f}{shorter}"
     )
 
 

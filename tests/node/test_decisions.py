@@ -6,6 +6,7 @@ import fcntl
 import os
 import shutil
 import threading
+import tracemalloc
 from pathlib import Path
 
 import msgspec
@@ -18,6 +19,7 @@ from albireo.node.options import NodeOptions, OptionError, parse_groups
 from albireo.node.preload import load_everything
 from albireo.node.runtime_dir import RuntimeDir, is_running, read_facts, remove_if_abandoned
 from albireo.node.sizing import comm_bytes, size_engine
+from albireo.workers.models.config import ModelError
 
 MODEL = ModelInfo(
     name="m", architecture="LlamaForCausalLM", vocab_size=1200, context_len=4096,
@@ -38,6 +40,34 @@ def test_groups(text: str, degrees: tuple[int, ...]) -> None:
 def test_groups_refused(text: str) -> None:
     with pytest.raises(OptionError, match="--groups"):
         parse_groups(text)
+
+
+def test_groups_are_counted_before_they_are_listed() -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(OptionError, match="5000000 groups with 10000000 ranks"):
+            parse_groups("5000000x2")
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("max_model_len", 1),
+        ("max_num_batched_tokens", (1 << 20) + 1),
+        ("max_num_queued_reqs", 1 << 64),
+        ("max_num_reqs_per_tenant", 1 << 31),
+        ("max_failovers", 1 << 31),
+        ("journal_max_mib", (1 << 20) + 1),
+        ("seed", 10**24),
+        ("groups", ()),
+    ],
+)
+def test_numbers_that_no_node_takes(field: str, value: object) -> None:
+    with pytest.raises(msgspec.ValidationError, match=rf"`\$.{field}`"):
+        msgspec.convert({field: value}, NodeOptions)
 
 
 @pytest.mark.parametrize(
@@ -82,6 +112,11 @@ def test_sizes() -> None:
 def test_a_cache_too_small_is_refused_with_the_arithmetic() -> None:
     with pytest.raises(OptionError, match=r"holds 65 blocks .* needs 256: raise --kv-cache-gib"):
         size(kv_cache_gib=0.001)
+
+
+def test_a_cache_without_a_block_is_no_shorter_context() -> None:
+    with pytest.raises(OptionError, match=r"holds 0 blocks .*: raise --kv-cache-gib to 0\.01$"):
+        size(kv_cache_gib=1e-6)
 
 
 def test_swap_space_in_blocks() -> None:
@@ -175,3 +210,13 @@ def test_the_template_decides_the_form_of_tool_calls(
     )  # fmt: skip
     loaded, text, _, _ = load_everything(load, lambda phase: None)
     assert loaded.model.tool_style == text.tool_style == style
+
+
+def test_a_directory_without_a_model_is_told_so(tmp_path: Path) -> None:
+    load = Load(
+        model_path=str(tmp_path), model_name="x", tokenizer_path=str(tmp_path), chat_template=None,
+        device="sim", dtype="auto", load_format="auto", tp_degrees=(1,), batch_invariant=False,
+        gateways=0,
+    )  # fmt: skip
+    with pytest.raises(ModelError, match="is no model directory: it has no config"):
+        load_everything(load, lambda phase: None)
