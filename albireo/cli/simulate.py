@@ -13,6 +13,7 @@ import click
 from albireo.node.options import OptionError, parse_groups, parse_weights
 
 from .amounts import Amount
+from .ranges import range_of
 
 if TYPE_CHECKING:
     from albireo.scheduler.limits import Limits
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 
 _MANY_REQUESTS = 20_000
 _MANY_BYTES = 1 << 20
+_LONGEST = 1 << 24
+_LENGTH = click.IntRange(1, _LONGEST)
+_MOST_TOKENS = 1 << 28
+"""Of a KV cache; the tables of more would fill this machine's memory."""
 
 
 @click.command(context_settings={"show_default": True})
@@ -31,26 +36,34 @@ _MANY_BYTES = 1 << 20
     help="Requests at random: so many a second, or a share of what all slots can serve.",
 )
 @click.option("--requests", type=click.IntRange(min=1), default=10_000)
-@click.option("--input-len", type=click.IntRange(min=1), default=256)
-@click.option("--output-len", type=click.IntRange(min=1), default=64)
-@click.option("--prefix-len", type=click.IntRange(min=0), default=0, help="Common to many prompts.")
-@click.option("--prefixes", type=click.IntRange(min=1), default=1, help="How many there are.")
+@click.option("--input-len", type=_LENGTH, default=256)
+@click.option("--output-len", type=_LENGTH, default=64)
+@click.option(
+    "--prefix-len", type=click.IntRange(0, _LONGEST), default=0, help="Common to many prompts."
+)
+@click.option(
+    "--prefixes", type=click.IntRange(1, _MOST_TOKENS), default=1, help="How many there are."
+)
 @click.option("--groups", default="1x1", metavar="GxT", help="As of `node start`, mixtures too.")
 @click.option("--profile", default="h100-qwen3-8b", metavar="NAME|sim:MS[:PATH]|FILE.json")
-@click.option("--max-model-len", type=click.IntRange(min=2), default=8192)
-@click.option("--max-num-seqs", type=click.IntRange(min=1), default=256)
+@click.option("--max-model-len", type=click.IntRange(2, _LONGEST), default=8192)
+@click.option("--max-num-seqs", type=range_of("max_num_seqs"), default=256)
 @click.option(
-    "--max-num-batched-tokens", type=click.IntRange(min=1), help="[default: the profile's]"
+    "--max-num-batched-tokens",
+    type=range_of("max_num_batched_tokens"),
+    help="[default: the profile's]",
 )
-@click.option("--max-num-queued-reqs", type=click.IntRange(min=0), default=1024)
-@click.option("--max-num-reqs-per-tenant", type=click.IntRange(min=0), default=0)
+@click.option("--max-num-queued-reqs", type=click.IntRange(0, 1 << 20), default=1024)
+@click.option("--max-num-reqs-per-tenant", type=range_of("max_num_reqs_per_tenant"), default=0)
 @click.option("--tenant-weights", default="", metavar="TENANT=W,...", help="As of `node start`.")
 @click.option("--isolate-tenants", is_flag=True)
 @click.option(
-    "--kv-tokens", type=click.IntRange(min=16), help="Of a group. [default: the profile's]"
+    "--kv-tokens",
+    type=click.IntRange(16, _MOST_TOKENS),
+    help="Of a group. [default: the profile's]",
 )
-@click.option("--block-size", type=click.IntRange(min=1), default=16)
-@click.option("--swap-space-tokens", type=click.IntRange(min=0), default=0)
+@click.option("--block-size", type=click.IntRange(1, _MOST_TOKENS), default=16)
+@click.option("--swap-space-tokens", type=click.IntRange(0, _MOST_TOKENS), default=0)
 @click.option("--itl-target-ms", type=Amount(min=0), default=0.0)
 @click.option("--async-scheduling/--no-async-scheduling", default=True)
 @click.option("--enable-prefix-caching/--no-enable-prefix-caching", "caching", default=True)
@@ -83,6 +96,11 @@ def simulate(**options: Any) -> None:
             draw(figures, f"{options['groups']} groups, {result['simulate']}", output)
     except (OptionError, ProfileError, WorkloadError, PlotError) as error:
         raise click.ClickException(str(error)) from None
+    except MemoryError as error:
+        raise click.ClickException(
+            f"{str(error) or 'not enough memory'}: "
+            "lower --max-num-seqs, --max-model-len or --kv-tokens"
+        ) from None
 
 
 def _run(

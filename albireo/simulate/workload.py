@@ -24,6 +24,8 @@ import numpy as np
 from .profile import Profile, StepTimes
 
 VOCAB = 32_000
+_LATEST_S = 1e9
+"""Much later the clock, a float, would no longer tell two steps apart."""
 
 _Id = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
 _AtLeast0 = Annotated[int, msgspec.Meta(ge=0)]
@@ -155,6 +157,10 @@ def random_arrivals(
 
 
 def _check(arrival: Arrival, where: str) -> None:
+    if not arrival.at <= _LATEST_S:
+        raise WorkloadError(
+            f"{where}: at {arrival.at:g} s; the latest is {_LATEST_S:g} s: have them come faster"
+        )
     length = arrival.input_len if arrival.prompt_ids is None else len(arrival.prompt_ids)
     if length < 1 or arrival.output_len < 1:
         raise WorkloadError(
