@@ -95,9 +95,14 @@ def resolve_keywords(
 def resolve_params(params: SamplingParams | None, overrides: Mapping[str, Any]) -> SamplingParams:
     """`params` with the keywords on top.
 
-    Raises TypeError for a keyword that does not exist, InvalidRequest for a
-    value of the wrong type or out of its range.
+    Raises TypeError for a keyword that does not exist and for `params` of another
+    type, InvalidRequest for a value of the wrong type or out of its range.
     """
+    if params is not None and not isinstance(params, SamplingParams):
+        raise TypeError(
+            f"params must be a SamplingParams, not a {type(params).__name__}; single parameters "
+            "go as keywords, such as max_tokens=3"
+        )
     for name in overrides:
         if name not in SamplingParams.__struct_fields__:
             raise TypeError(f"there is no sampling parameter {name!r}")

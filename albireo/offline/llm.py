@@ -14,7 +14,7 @@ import functools
 import os
 import secrets
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self, Unpack, cast, overload
 
@@ -261,6 +261,11 @@ def _node_options(
     options = dict(options)
     if options.get("journal") is not None:
         options["journal"] = os.path.abspath(options["journal"])
+    if not isinstance(groups, Iterable):
+        raise TypeError(
+            f"groups={groups!r}: give GROUPSxTP such as '2x4', or the ranks of each group, such as "
+            "(4, 4)"
+        )
     degrees = parse_groups(groups) if isinstance(groups, str) else tuple(groups)
     name = f"llm-{os.getpid()}-{secrets.token_hex(3)}"
     try:
@@ -297,8 +302,11 @@ def _conversations(conversations: Messages | Sequence[Messages]) -> list[Message
 
 
 def _params(params: Params, overrides: Mapping[str, Any], count: int) -> Sequence[SamplingParams]:
-    """Checked parameters of each of `count` prompts.  Raises ValueError, InvalidRequest."""
-    if params is None or isinstance(params, SamplingParams):
+    """Checked parameters of each of `count` prompts.  Raises TypeError, ValueError, InvalidRequest.
+
+    What is neither one nor a collection of them is refused as one.
+    """
+    if isinstance(params, Mapping) or not isinstance(params, Collection):
         return [resolve_params(params, overrides)] * count
     if len(params) != count:
         raise ValueError(

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -125,8 +126,22 @@ def test_what_is_wrong_is_said(llm: LLM, tiny_model_dir: Path) -> None:
         LLM(tiny_model_dir, device="tpu")
     with pytest.raises(OptionError, match="GROUPSxTP"):
         LLM(tiny_model_dir, groups="two")
+    with pytest.raises(OptionError, match=r"length >= 1 - at `\$.groups`"):
+        LLM(tiny_model_dir, groups=())
+    with pytest.raises(TypeError, match=r"groups=2: give GROUPSxTP such as '2x4'"):
+        LLM(tiny_model_dir, groups=2)  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match=r"`\$.seed`"):
+        LLM(tiny_model_dir, seed=10**24)
     with pytest.raises(RuntimeError, match="no such file or directory"):
         LLM("/no/such/model")
+
+
+@pytest.mark.parametrize("params", [{"max_tokens": 3}, [{"max_tokens": 3}]])
+def test_parameters_of_another_type_are_said(llm: LLM, params: Any) -> None:
+    with pytest.raises(TypeError, match=r"a SamplingParams, not a dict; .* max_tokens=3"):
+        llm.generate("x", params)
+    with pytest.raises(TypeError, match=r"a SamplingParams, not a (dict|list); .* max_tokens=3"):
+        llm.client.generate("x", params)
 
 
 def test_a_runtime_directory_that_is_too_long(
