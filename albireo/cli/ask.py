@@ -86,7 +86,7 @@ def _connected(given: dict[str, Any]) -> Iterator[Client]:
     try:
         with Client.connect(where, node=name, api_key=key, ca=ca) as client:
             yield client
-    except (AlbireoError, OSError) as error:
+    except AlbireoError as error:
         raise click.ClickException(str(error)) from None
 
 

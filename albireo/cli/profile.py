@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -30,12 +31,21 @@ def profile(results: tuple[Path, ...], name: str, output: Path | None) -> None:
     from albireo.simulate.profile import ProfileError
 
     try:
-        benches = [json.loads(path.read_bytes()) for path in results]
-        made = fit_profile(name, benches)
+        made = fit_profile(name, [_result(path) for path in results])
         text = msgspec.json.format(msgspec.json.encode(made), indent=2).decode()
-        if output is None:
-            click.echo(text)
-        else:
+        if output is not None:
             output.write_text(text + "\n")
     except (ProfileError, OSError, ValueError) as error:
         raise click.ClickException(str(error)) from None
+    if output is None:
+        click.echo(text)
+
+
+def _result(path: Path) -> Any:
+    """What a file holds.  Raises OSError, and ClickException for what is no JSON."""
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise click.ClickException(
+            f"{path} is no JSON, as `bench step --json` and `bench prefill --json` print: {error}"
+        ) from None

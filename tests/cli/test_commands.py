@@ -9,11 +9,15 @@ import threading
 import time
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
+from albireo.cli.bench_parts import sizes_of
 from albireo.cli.main import main
+from albireo.cli.start import start
 from albireo.ipc.paths import log_path
+from albireo.node.options import OptionError
 from albireo.node.runtime_dir import is_running
 
 ALBIREO = str(Path(sys.executable).with_name("albireo"))
@@ -62,6 +66,56 @@ def test_what_is_wrong_is_said(node_home: Path, words: tuple[str, ...], reason: 
     done = albireo(*words, status=1)
     assert reason in done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "bound"),
+    [
+        ("--seed", "999999999999999999999999", "-9223372036854775808<=x<=9223372036854775807"),
+        ("--max-num-queued-reqs", str(1 << 64), "0<=x<=2147483647"),
+        ("--max-num-batched-tokens", "9999999", "1<=x<=1048576"),
+        ("--journal-max-mib", "9999999", "16<=x<=1048576"),
+        ("--swap-space", "1e300", "0<=x<=1000000000.0"),
+        ("--kv-cache-gib", "0", "0<x<=1000000000.0"),
+        ("--step-timeout", "0.01", "0.1<=x<=1000000000.0"),
+        ("--max-model-len", "1", "2<=x<=2147483647"),
+    ],
+)
+def test_numbers_that_no_node_takes_are_refused(option: str, value: str, bound: str) -> None:
+    with pytest.raises(click.BadParameter) as caught:
+        start.make_context("start", [option, value])
+    said = caught.value.format_message()
+    assert option in said and f"is not in the range {bound}" in said
+
+
+def test_all_numbers_of_a_node_end_somewhere() -> None:
+    for option in start.params:
+        assert option.type is not click.INT and option.type is not click.FLOAT, option.name
+        if isinstance(option.type, click.IntRange | click.FloatRange):
+            assert option.type.max is not None, option.name
+
+
+def test_a_batch_that_no_node_runs_is_refused() -> None:
+    with pytest.raises(OptionError, match="--batch '1,999999': give sizes of 1 to 4096"):
+        sizes_of("1,999999")
+
+
+SIMULATE = ("simulate", "--arrivals", "poisson:9", "--requests", "2")
+
+
+@pytest.mark.parametrize("words", [("--version",), ("--help",), SIMULATE, (*SIMULATE, "--json")])
+def test_a_full_standard_output_is_said(words: tuple[str, ...]) -> None:
+    assert said_when_full(*words) == "Error: standard output: No space left on device\n"
+
+
+def said_when_full(*words: str) -> str:
+    """Standard error of a command whose output finds no room on the disk."""
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [ALBIREO, *words], stdout=full, stderr=subprocess.PIPE, text=True, timeout=90
+        )
+    assert done.returncode == 1
+    return done.stderr
 
 
 @pytest.mark.parametrize("value", ["inf", "nan"])
@@ -139,6 +193,17 @@ def test_a_node_from_start_to_stop(node_home: Path, tiny_model_dir: Path) -> Non
         tree = json.loads(albireo("node", "status", "--json").stdout)
         assert [group["state"] for group in tree["groups"]] == ["ready", "ready"]
         assert "g0.worker0" in albireo("node", "logs").stdout
+        for words in (
+            ("generate", "abc", *greedy), ("node", "status"), ("node", "status", "--json"),
+            ("node", "logs"), ("top", "--once"), ("top", "--json"),
+        ):  # fmt: skip
+            assert said_when_full(*words) == "Error: standard output: No space left on device\n"
+        with subprocess.Popen(
+            [ALBIREO, "generate", "abc", *greedy], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as unread:
+            assert unread.stdout is not None and unread.stderr is not None
+            unread.stdout.close()
+            assert unread.stderr.read() == b"", "a reader that has enough is no error"
     finally:
         assert "has stopped" in albireo("node", "stop").stdout
     assert not is_running("default")

@@ -78,7 +78,7 @@ def test_one_context_and_no_prompts_are_enough_for_rows(tmp_path: Path) -> None:
         ([prefill((1, 8192))], "no result of `bench step --json` is among them"),
         ([step(8, 1), prefill((1, 8)) | {"dtype": "float32"}], "of different things"),
         ([{"bench": "step"}], "this is no result of"),
-        (["nothing"], "Expecting value"),
+        (["nothing"], "0.json is no JSON, as `bench step --json`"),
         (
             [step(256, 1) | {"results": [{"batch": 1, "step_ms_median": ms}], "input_len": n}
              for n, ms in ((64, 0.001), (4096, 9.0), (4097, 0.002))],
