@@ -118,7 +118,8 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
             return NodeNotRunning(
                 f"the node at {self.shown} shows a certificate that is not trusted "
                 f"({error.verify_message}): give its authority, or the certificate itself when it "
-                "is self-signed, as ca=FILE, and connect to a name that is in it"
+                "is self-signed, as ca (--ca FILE of commands), and connect to a name that is "
+                "in it"
             )
         if isinstance(error, ssl.SSLError):
             return NodeNotRunning(f"{what}; is that the port of its --listen?")

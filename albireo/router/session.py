@@ -285,7 +285,7 @@ class Session(asyncio.Protocol):
                 "the API key is none of this node's"
                 if key
                 else "this node asks clients over TCP for an API key: give one in hello "
-                "(connect(..., api_key=KEY))",
+                "(connect(..., api_key=KEY), --api-key-file FILE of commands)",
             )
             return False
         self.tenant = name

@@ -169,6 +169,7 @@ def test_a_request_goes_on_for_the_key_that_asked(
 def test_a_wrong_key_is_said(near: Neighbourhood, pair: Pair, key: str) -> None:
     with pytest.raises(AuthenticationError, match="API key") as caught:
         Client.connect(url(near), api_key=key, ca=pair.cert)
+    assert ("--api-key-file FILE" in str(caught.value)) == (not key)
     assert not caught.value.retry and KEY not in str(caught.value)
 
     async def ask() -> None:
@@ -187,7 +188,7 @@ def test_the_unix_socket_asks_for_no_key(near: Neighbourhood) -> None:
 def test_a_certificate_that_is_not_trusted(near: Neighbourhood, pair: Pair, tmp_path: Path) -> None:
     other = self_signed(tmp_path, "other")
     for authority in (None, other.cert):
-        with pytest.raises(NodeNotRunning, match=r"not trusted.*ca=FILE"):
+        with pytest.raises(NodeNotRunning, match=r"not trusted.* as ca \(--ca FILE of commands\)"):
             Client.connect(url(near), api_key=KEY, ca=authority)
 
         async def ask(authority: str | None = authority) -> None:
