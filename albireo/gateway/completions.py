@@ -19,9 +19,9 @@ from .inbox import Piece
 from .link import Ask, NodeLink
 from .logprobs import (
     CompletionLogprobs,
-    EchoOffsets,
     Offsets,
     completion_logprobs,
+    echo_logprobs,
     joined,
     prompt_logprobs,
 )
@@ -168,7 +168,7 @@ def _logprobs(
     parts = []
     if echo.first_tokens:
         first = echo.first_tokens[prompt]
-        parts.append(completion_logprobs(rows.get(prompt, []), EchoOffsets(text, first), first))
+        parts.append(echo_logprobs(rows.get(prompt, []), text, first))
     offsets = Offsets(len(text), link.welcome.strips_first_space)
     parts.append(completion_logprobs(piece.logprobs or [], offsets))
     return joined(parts)

@@ -20,7 +20,7 @@ from .answering import usage_of
 from .errors import http_error
 from .http import ChunkWriter, Request
 from .inbox import Inbox, Piece
-from .logprobs import EchoOffsets, Offsets, chat_logprobs, completion_logprobs
+from .logprobs import Offsets, chat_logprobs, completion_logprobs, echo_logprobs
 
 DONE = b"data: [DONE]\n\n"
 
@@ -206,9 +206,7 @@ class CompletionEvents(_Events):
         text = self._echoes[prompt]
         if self._first_tokens:
             first = self._first_tokens[prompt]
-            logprobs = completion_logprobs(
-                self._prompt_rows.get(prompt, []), EchoOffsets(text, first), first
-            )
+            logprobs = echo_logprobs(self._prompt_rows.get(prompt, []), text, first)
         return self._full(self._prefixes[choice], choice, text, logprobs, None)
 
     def _logprobs(self, choice: int, piece: Piece) -> Any:

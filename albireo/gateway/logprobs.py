@@ -55,6 +55,9 @@ class PromptLogprob(msgspec.Struct, kw_only=True):
 PromptLogprobs = list[dict[str, PromptLogprob] | None]
 
 
+_NO_CHARACTER = "\ufffd"
+
+
 class Offsets:
     """Where each token of an answer begins in its choice's text, token by token.
 
@@ -91,8 +94,10 @@ class EchoOffsets(Offsets):
 
     __slots__ = ("_text",)
 
-    def __init__(self, text: str, first: str) -> None:
-        super().__init__(len(first) if text.startswith(first) else 0)
+    def __init__(self, text: str, first: bytes) -> None:
+        super().__init__()
+        begin = self._decoder.decode(first)
+        self._at = len(begin) if text.startswith(begin) else 0
         self._text = text
 
     def _shown(self, token: str) -> str:
@@ -102,16 +107,24 @@ class EchoOffsets(Offsets):
         return token[: len(self._text) - self._at]
 
 
-def completion_logprobs(
-    rows: list[Logprobs], offsets: Offsets, first: str | None = None
-) -> CompletionLogprobs:
-    """first: an echoed prompt's first token, of which nothing else is known."""
+def echo_logprobs(rows: list[Logprobs], text: str, first: str) -> CompletionLogprobs:
+    """Of an echoed prompt.
+
+    rows: of its tokens but the first, of which nothing is known but its text, `first`; its
+    bytes, where it ends within a character, are those of the prompt that no other token has.
+    """
+    begin, whole = first.encode(), text.encode()
+    others = b"".join(row.token.text for row in rows)
+    if _NO_CHARACTER in first and others and whole.endswith(others):
+        begin = whole.removesuffix(others)
+    answer = CompletionLogprobs(
+        text_offset=[0], token_logprobs=[None], tokens=[_name(begin)], top_logprobs=[None]
+    )
+    return joined([answer, completion_logprobs(rows, EchoOffsets(text, begin))])
+
+
+def completion_logprobs(rows: list[Logprobs], offsets: Offsets) -> CompletionLogprobs:
     answer = CompletionLogprobs(text_offset=[], token_logprobs=[], tokens=[], top_logprobs=[])
-    if first is not None:
-        answer.text_offset.append(0)
-        answer.tokens.append(first)
-        answer.token_logprobs.append(None)
-        answer.top_logprobs.append(None)
     for row in rows:
         token = row.token
         answer.text_offset.append(offsets.next(token.text))

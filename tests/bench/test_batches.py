@@ -70,8 +70,8 @@ def test_throughput_of_a_data_set(run: Any) -> None:
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (["throughput", "--batch", "1,x"], "give sizes of at least 1"),
-        (["throughput", "--batch", "0"], "give sizes of at least 1"),
+        (["throughput", "--batch", "1,x"], "give sizes of 1 to 4096"),
+        (["throughput", "--batch", "0"], "give sizes of 1 to 4096"),
         (["throughput", "--num-prompts", "5", "--dataset-name", "custom"], "needs --dataset-path"),
         (["latency", "--groups", "two"], "expected GROUPSxTP"),
         (["latency", "--model", "/no/such"], "no such file or directory"),

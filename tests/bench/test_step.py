@@ -70,7 +70,7 @@ def test_through_a_real_node(sampling: str, node_home: Path) -> None:
 
 @pytest.mark.parametrize(
     ("words", "reason"),
-    [(["--groups", "2x1"], "give 1xT"), (["--batch", "1,x"], "give sizes of at least 1")],
+    [(["--groups", "2x1"], "give 1xT"), (["--batch", "1,x"], "give sizes of 1 to 4096")],
 )
 def test_what_is_wrong_is_said(words: list[str], reason: str, node_home: Path) -> None:
     ended = CliRunner().invoke(bench, ["step", "--shape", "tiny", *words])

@@ -142,5 +142,24 @@ def test_echo_has_the_offsets_of_its_own_text(
 
 
 def test_a_first_token_may_have_one_space_more_than_the_echo() -> None:
-    offsets = EchoOffsets("  a b", "<s>")
+    offsets = EchoOffsets("  a b", b"<s>")
     assert [offsets.next(token) for token in (b"   a", b" b", b"</s>")] == [0, 3, 5]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_echo_may_begin_within_a_character(stream: bool) -> None:
+    model = text_model(byte_level())
+    prompt = "\U0001f600\U0001f600 hello"
+    ids = model.encode(prompt, False)
+    first = model.bytes_of(ids[0])
+    assert len(first) < 4  # or this is of no use
+    choice = ask(ModelLink(model, "brown fox"), stream, prompt=ids, echo=True)
+    tokens, offsets = choice["logprobs"]["tokens"], choice["logprobs"]["text_offset"]
+    assert tokens[0] == "bytes:" + "".join(f"\\x{byte:02x}" for byte in first)
+    assert choice["text"] == prompt + "brown fox"
+    expected, so_far = [], b""
+    for token in ids:
+        expected.append(len(so_far.decode(errors="ignore")))
+        so_far += model.bytes_of(token)
+    assert offsets[: len(ids)] == expected
+    assert offsets[len(ids)] == len(prompt)
