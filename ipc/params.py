@@ -24,6 +24,8 @@ MAX_BIASED_TOKENS = 1024
 MAX_ALLOWED_TOKENS = 4096
 MAX_BAD_WORDS = 64
 MAX_BAD_WORD_CHARS = 128
+PRIORITIES = (-1000, 1000)
+"""Of a request: from the first to go to the last."""
 
 
 class ParameterError(ValueError):

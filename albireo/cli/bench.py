@@ -20,6 +20,7 @@ from .bench_restart import restart
 from .bench_sampling import sampling
 from .bench_serve import serve
 from .bench_step import step
+from .ranges import range_of
 
 
 @click.group()
@@ -45,7 +46,7 @@ bench.add_command(ablation)
 @click.option("--device", type=click.Choice(("sim",)), default="sim", show_default=True)
 @click.option(
     "--batch",
-    type=click.IntRange(1, 4096),
+    type=range_of("max_num_seqs"),
     default=256,
     show_default=True,
     help="Streams of the client.",

@@ -12,20 +12,21 @@ from albireo.node.options import DEVICES, DTYPES, NodeOptions, parse_groups
 
 from .amounts import Amount
 from .bench_parts import bench_errors, model_of
+from .ranges import range_of
 
 
 @click.command()
 @click.option("--shape", type=click.Choice(tuple(SHAPES)), help="Model with random weights.")
 @click.option("--model", metavar="DIR|FILE.gguf|demo", help="A real one instead.  [default: demo]")
 @click.option("--groups", default="1x1", show_default=True, metavar="1xT", help="Ranks.")
-@click.option("--batch", type=click.IntRange(1, 4096), default=128, show_default=True)
+@click.option("--batch", type=range_of("max_num_seqs"), default=128, show_default=True)
 @click.option("--input-len", type=click.IntRange(min=1), default=64, show_default=True)
 @click.option("--output-len", type=click.IntRange(min=16), default=256, show_default=True)
 @click.option("--sampling", type=click.Choice(("greedy", "full")), default="full",
               show_default=True)  # fmt: skip
 @click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True)
 @click.option("--dtype", type=click.Choice(DTYPES), default="auto", show_default=True)
-@click.option("--threads", type=click.IntRange(1, 512), help="Threads of each worker.")
+@click.option("--threads", type=range_of("threads"), help="Threads of each worker.")
 @click.option("--sim-step-ms", type=Amount(min=0.01), default=5.0, show_default=True,
               help="Step time of the sim device.")  # fmt: skip
 @click.option(

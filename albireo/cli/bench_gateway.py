@@ -10,15 +10,16 @@ from albireo.node.options import NodeOptions, parse_groups
 
 from .amounts import Amount
 from .bench_parts import bench_errors
+from .ranges import range_of
 
 
 @click.command()
 @click.option("--model", default="demo", show_default=True, metavar="DIR|FILE.gguf|demo")
 @click.option("--groups", default="1x1", show_default=True, metavar="GxT")
-@click.option("--gateways", type=click.IntRange(1, 64), default=1, show_default=True)
+@click.option("--gateways", type=range_of("gateways"), default=1, show_default=True)
 @click.option(
     "--streams",
-    type=click.IntRange(1, 4096),
+    type=range_of("max_num_seqs"),
     default=256,
     show_default=True,
     help="HTTP clients, each with one stream.",

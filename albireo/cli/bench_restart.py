@@ -10,6 +10,7 @@ from albireo.bench.shapes import SHAPES
 from albireo.node.options import DEVICES, DTYPES, NodeOptions, parse_groups
 
 from .bench_parts import bench_errors, model_of
+from .ranges import range_of
 
 
 @click.command()
@@ -17,7 +18,7 @@ from .bench_parts import bench_errors, model_of
 @click.option("--model", metavar="DIR|FILE.gguf|demo", help="A real one instead.  [default: demo]")
 @click.option("--groups", default="1x1", show_default=True, metavar="1xT", help="Ranks.")
 @click.option(
-    "--streams", type=click.IntRange(1, 4096), default=8, show_default=True, help="In flight."
+    "--streams", type=range_of("max_num_seqs"), default=8, show_default=True, help="In flight."
 )
 @click.option("--input-len", type=click.IntRange(min=1), default=64, show_default=True)
 @click.option("--rounds", type=click.IntRange(min=1), default=1, show_default=True)

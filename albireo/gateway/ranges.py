@@ -22,6 +22,7 @@ from albireo.ipc.params import (
     MAX_STOP_STRINGS,
     MAX_STOP_TOKEN_IDS,
     MAX_TOKEN_ID,
+    PRIORITIES,
 )
 
 _MOST = 2**63 - 1
@@ -48,8 +49,7 @@ Repetition = Annotated[float, _said(minimum=1e-6, maximum=100)]
 Penalty = Annotated[float, _said(minimum=-2, maximum=2)]
 Seed = Annotated[int, _said(minimum=-(2**63), maximum=2**64 - 1)]
 NumLogprobs = Annotated[int, _said(minimum=0, maximum=MAX_LOGPROBS)]
-Priority = Annotated[int, msgspec.Meta(ge=-1000, le=1000)]
-"""As the router takes them (router/validate.py)."""
+Priority = Annotated[int, msgspec.Meta(ge=PRIORITIES[0], le=PRIORITIES[1])]
 
 TokenId = Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKEN_ID)]
 PromptText = Annotated[str, _said(minLength=1)]

@@ -120,27 +120,17 @@ class Arrivals:
             return
         done = functools.partial(self._encoded, request)
         request.job = self._texts.encode_text(
-            message.prompt or "",
-            True,
-            done,
-            words,
-            grammar,
-            self._limits.max_model_len,
-            request.tenant,
-        )
+            message.prompt or "", True, done, words, grammar,
+            context=self._limits.max_model_len, tenant=request.tenant,
+        )  # fmt: skip
 
     def _prepare_chat(self, request: TokenRequest, message: Chat) -> None:
         done = functools.partial(self._encoded, request)
         params = message.params
         request.job = self._texts.encode_chat(
-            message.messages,
-            done,
-            params.bad_words,
-            params.grammar,
-            message.tools,
-            self._limits.max_model_len,
-            request.tenant,
-        )
+            message.messages, done, params.bad_words, params.grammar, message.tools,
+            context=self._limits.max_model_len, tenant=request.tenant,
+        )  # fmt: skip
 
     def _admit(self, session: Session, message: Generate | Chat) -> TokenRequest:
         """A request with numbers for its streams, which are not in `streams` yet."""

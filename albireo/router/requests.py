@@ -43,6 +43,11 @@ class Refusal(Exception):
         self.retry = retry
 
 
+def tenant_of(session: Session, named: str = "") -> str:
+    """Whose turns a request takes: of its key's tenant, of whom it names, or of its connection."""
+    return session.tenant or named or session.connection
+
+
 class TokenRequest:
     """A generate or chat request.
 
@@ -62,7 +67,7 @@ class TokenRequest:
         self.client_id = asked.id
         self.asked = asked
         named = tenant if isinstance(asked, Resume) else asked.tenant
-        self.tenant = session.tenant or named or session.connection
+        self.tenant = tenant_of(session, named)
         self.job: TextJob | None = None
         self.streams: dict[int, Stream] = {}
         self.record: Accepted | None = None

@@ -23,7 +23,7 @@ from albireo.ipc.protocol import (
     Tokens,
 )
 
-from .requests import Refusal, TextRequest
+from .requests import Refusal, TextRequest, tenant_of
 from .session import Session
 from .text_jobs import Answer
 from .texts import TextQueue
@@ -61,7 +61,7 @@ class Services:
         session.check_room()
         check_tokenize(message)
         done = functools.partial(self._text_done, session, message.id)
-        tenant = session.tenant or session.connection
+        tenant = tenant_of(session)
         if message.text is not None:
             job = self._texts.encode_text(
                 message.text, message.add_special_tokens, done, tenant=tenant
@@ -78,7 +78,7 @@ class Services:
             message.token_ids,
             message.skip_special_tokens,
             functools.partial(self._text_done, session, message.id),
-            session.tenant or session.connection,
+            tenant_of(session),
         )
         session.requests[message.id] = TextRequest(session, message.id, job)
 

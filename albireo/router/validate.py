@@ -12,7 +12,7 @@ import msgspec
 
 from albireo.ipc.config import ActorSpec
 from albireo.ipc.messages import Submit
-from albireo.ipc.params import ParameterError, SamplingParams
+from albireo.ipc.params import PRIORITIES, ParameterError, SamplingParams
 from albireo.ipc.plan import MAX_BAD_WORD_TOKENS
 from albireo.ipc.protocol import Chat, Generate, Tokenize
 
@@ -24,7 +24,6 @@ MAX_DETOKENIZE_IDS = 262_144
 MAX_TOKENIZE_BYTES = 2 * 1024 * 1024
 """The slowest texts, of digits alone, take the tokenizer 2 s a MiB, in which it answers nobody."""
 MAX_NAME_CHARS = 256
-PRIORITIES = (-1000, 1000)
 
 _SEED_MASK = 2**64 - 1
 

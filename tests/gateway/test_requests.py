@@ -13,7 +13,7 @@ from albireo.gateway.decode import decode
 from albireo.gateway.errors import HttpError
 from albireo.gateway.requests import ChatRequest, CompletionRequest, DetokenizeRequest
 from albireo.gateway.sampling import chat_params, completion_params
-from albireo.router.validate import PRIORITIES
+from albireo.ipc.params import PRIORITIES
 
 from .played import PlayedLink, post
 

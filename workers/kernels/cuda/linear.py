@@ -71,7 +71,7 @@ def linear(x: torch.Tensor, packed: PackedLinear) -> torch.Tensor:
 
 def gated_linear(x: torch.Tensor, packed: PackedLinear, activation: str) -> torch.Tensor:
     """[T, k] -> [T, n / 2]: f(first half of linear(x)) * second half, in one kernel if there is."""
-    tiling = _hopper_tiling(x, packed, True) if len(x) > MAX_ROWS else None
+    tiling = _hopper_tiling(x, packed, gated=True) if len(x) > MAX_ROWS else None
     if tiling:
         return hopper_gemm(x, packed.weight, packed.bias, tiling, activation)
     return gated(linear(x, packed), activation)
