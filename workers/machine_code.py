@@ -57,6 +57,22 @@ def native(signature: str | None = None) -> Callable[[Callable[..., Any]], Any]:
     return compiled
 
 
+def part(name: str) -> Callable[[Callable[..., Any]], Any]:
+    """Decorates a function inside another one that native code calls: `name` tells it from others
+    of the same place.
+
+    Machine code from disk is linked by functions' names, and numba makes those of one place
+    different by a number that is counted in each process.  Of two that were compiled in two
+    processes a third one would run the same for both.
+    """
+
+    def named(function: Callable[..., Any]) -> Any:
+        function.__qualname__ += f"_{name}"
+        return njit(nogil=True)(function)
+
+    return named
+
+
 class ItemFunction:
     """Machine code `void(params, item, scratch)`, compiled (or loaded) when first needed.
 

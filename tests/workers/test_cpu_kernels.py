@@ -227,7 +227,7 @@ def test_helpers_spin_only_where_each_thread_has_a_core(monkeypatch: pytest.Monk
 
 def test_pairs_without_the_bf16_instruction() -> None:
     """The widened product, which machines without avx512_bf16 use."""
-    product = products._product(products._multiply_pairs_widened, products.WIDE, False)
+    product = products._product("widened", products._multiply_pairs_widened, products.WIDE, False)
 
     @njit
     def run(a, b, table, init, c, rows, steps):  # type: ignore[no-untyped-def]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import importlib
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from importlib.util import resolve_name
@@ -75,3 +77,33 @@ def test_every_constant_from_elsewhere_is_in_the_digest(package: ModuleType) -> 
                     where = f"{path.name} imports {name} from {source}"
                     assert module in machine_code.FROZEN_IN, where
                     assert isinstance(getattr(module, name), int | float), where
+
+
+LAYERS = """
+import sys, torch
+from albireo.workers.kernels import create
+for name in sys.argv[1:]:
+    kernels, x = create("cpu", getattr(torch, name), False), torch.arange(12.0).view(3, 4)
+    kernels.silu_mul(x.to(kernels.dtype))
+    packed = kernels.pack_linear(torch.ones(1, 4, dtype=kernels.dtype), None)
+    print(*kernels.linear(x.to(kernels.dtype), packed).flatten().tolist())
+"""
+"""What all dtypes share is compiled before the first layer is."""
+
+
+def test_code_of_two_processes_is_not_mixed_up_in_a_third(tmp_path: Path) -> None:
+    """Each dtype's layer is compiled in a process of its own, where its parts get equal numbers."""
+
+    def run(text: str, *names: str) -> list[str]:
+        environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+        command = [sys.executable, "-c", text, *names]
+        ended = subprocess.run(
+            command, check=True, capture_output=True, text=True, env=environment
+        )  # fmt: skip
+        return ended.stdout.splitlines()
+
+    run(LAYERS.partition("    packed")[0], "float32", "bfloat16")
+    right = "6.0 22.0 38.0"
+    assert run(LAYERS, "float32") == [right]
+    assert run(LAYERS, "bfloat16") == [right]
+    assert run(LAYERS, "float32", "bfloat16") == [right, right]

@@ -26,7 +26,7 @@ import torch
 from numba import njit
 
 from ...engine.batch import StepBatch
-from ...machine_code import ItemFunction
+from ...machine_code import ItemFunction, part
 from ..interface import KVLayer
 from .paging import MAX_HEAD_DIM
 from .products import (
@@ -162,10 +162,10 @@ def _clear_weights(scratch: int, row: int, is_bf16: int) -> None:
         weights[i] = 0
 
 
-def _make_score(size: int, product: Any) -> Any:
+def _make_score(name: str, size: int, product: Any) -> Any:
     """For elements of `size` bytes."""
 
-    @njit(nogil=True)
+    @part(name)
     def score(scratch: int, now: int, ahead: int, rows: int, head_dim: int) -> None:
         """Scores of the tile's rows against a chunk of keys."""
         tiles = (rows + MAX_ROWS - 1) // MAX_ROWS
@@ -182,10 +182,10 @@ def _make_score(size: int, product: Any) -> Any:
     return score
 
 
-def _make_add_values(size: int, product: Any) -> Any:
+def _make_add_values(name: str, size: int, product: Any) -> Any:
     """For elements of `size` bytes and as many columns as `product` makes."""
 
-    @njit(nogil=True)
+    @part(name)
     def add_values(scratch, now, ahead, rows, first, last, column, width):  # type: ignore[no-untyped-def]
         """Adds weights x values of groups first .. last-1 to the sums, from `column` on."""
         for g in range(WIDE):
@@ -248,10 +248,10 @@ def _finish(p, scratch, first_head, rows, size):  # type: ignore[no-untyped-def]
         write_row(scratch + _SUMS + r * width * 4, size == 2, head_dim, out)
 
 
-def _make_tile(size: int, score: Any, add_wide: Any, add_narrow: Any) -> Any:
+def _make_tile(name: str, size: int, score: Any, add_wide: Any, add_narrow: Any) -> Any:
     """The item for elements of `size` bytes: one tile and KV head."""
 
-    @njit(nogil=True)
+    @part(name)
     def tile_and_head(p: int, item: int, scratch: int) -> None:
         heads, kv_heads = load_i64(p + HEADS), load_i64(p + KV_HEADS)
         head_dim, window = load_i64(p + HEAD_DIM), load_i64(p + WINDOW)
@@ -299,13 +299,18 @@ def _make_tile(size: int, score: Any, add_wide: Any, add_narrow: Any) -> Any:
 # The machine code on disk belongs to these two: numba can only keep that of
 # functions that close over nothing and pass no functions along.
 _tile_bf16 = _make_tile(
+    "bf16",
     2,
-    _make_score(2, split_bf16),
-    _make_add_values(2, wide_bf16),
-    _make_add_values(2, narrow_bf16),
+    _make_score("bf16", 2, split_bf16),
+    _make_add_values("wide_bf16", 2, wide_bf16),
+    _make_add_values("narrow_bf16", 2, narrow_bf16),
 )
 _tile_f32 = _make_tile(
-    4, _make_score(4, split_f32), _make_add_values(4, wide_f32), _make_add_values(4, narrow_f32)
+    "f32",
+    4,
+    _make_score("f32", 4, split_f32),
+    _make_add_values("wide_f32", 4, wide_f32),
+    _make_add_values("narrow_f32", 4, narrow_f32),
 )
 
 

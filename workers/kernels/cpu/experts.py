@@ -17,9 +17,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit
 
-from ...machine_code import ItemFunction, native
+from ...machine_code import ItemFunction, native, part
 from .activation import silu_mul
 from .linear import PANEL, fill_panels, new_panels, rows_times_panel_bf16, rows_times_panel_f32
 from .rows import write_row
@@ -103,8 +102,8 @@ _PRODUCT = Parameters("10q")
 ) = range(0, 80, 8)  # fmt: skip
 
 
-def _make_product(rows_times_panel: Any) -> Any:
-    @njit(nogil=True)
+def _make_product(name: str, rows_times_panel: Any) -> Any:
+    @part(name)
     def product(p: int, item: int, scratch: int) -> None:
         """One panel of one expert times the rows of its group."""
         panels, steps, n = load_i64(p + _NUM_PANELS), load_i64(p + _STEPS), load_i64(p + _N)
@@ -122,8 +121,8 @@ def _make_product(rows_times_panel: Any) -> Any:
     return product
 
 
-_product_bf16 = _make_product(rows_times_panel_bf16)
-_product_f32 = _make_product(rows_times_panel_f32)
+_product_bf16 = _make_product("bf16", rows_times_panel_bf16)
+_product_f32 = _make_product("f32", rows_times_panel_f32)
 
 
 def _experts_bf16(p: int, item: int, scratch: int) -> None:

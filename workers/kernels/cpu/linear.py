@@ -13,9 +13,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from numba import njit
 
-from ...machine_code import ItemFunction
+from ...machine_code import ItemFunction, part
 from .products import MAX_ROWS, WIDE, wide_bf16, wide_f32
 from .simd import (
     LANES,
@@ -46,10 +45,10 @@ _LAYOUT = Parameters("12q")
 ) = range(0, 96, 8)  # fmt: skip
 
 
-def _make_rows_times_panel(product: Any) -> Any:
+def _make_rows_times_panel(name: str, product: Any) -> Any:
     """Rows times one panel, for one dtype's product."""
 
-    @njit(nogil=True)
+    @part(name)
     def rows_times_panel(  # type: ignore[no-untyped-def]
         x, row_bytes, first, last, panel, steps, bias, out, out_row, to_bf16, columns, scratch
     ):
@@ -84,14 +83,14 @@ def _make_rows_times_panel(product: Any) -> Any:
     return rows_times_panel
 
 
-rows_times_panel_bf16 = _make_rows_times_panel(wide_bf16)
-rows_times_panel_f32 = _make_rows_times_panel(wide_f32)
+rows_times_panel_bf16 = _make_rows_times_panel("bf16", wide_bf16)
+rows_times_panel_f32 = _make_rows_times_panel("f32", wide_f32)
 
 
-def _make_panel(rows_times_panel: Any) -> Any:
+def _make_panel(name: str, rows_times_panel: Any) -> Any:
     """The item for one dtype."""
 
-    @njit(nogil=True)
+    @part(name)
     def panel(p: int, item: int, scratch: int) -> None:
         """A panel times a group of rows."""
         groups, group_rows = load_i64(p + _GROUPS), load_i64(p + _GROUP_ROWS)
@@ -110,8 +109,8 @@ def _make_panel(rows_times_panel: Any) -> Any:
     return panel
 
 
-_panel_bf16 = _make_panel(rows_times_panel_bf16)
-_panel_f32 = _make_panel(rows_times_panel_f32)
+_panel_bf16 = _make_panel("bf16", rows_times_panel_bf16)
+_panel_f32 = _make_panel("f32", rows_times_panel_f32)
 
 
 def _linear_bf16(p: int, item: int, scratch: int) -> None:

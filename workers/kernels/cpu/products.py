@@ -21,9 +21,9 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
-from numba import njit
 from numba.core import types
 
+from ...machine_code import part
 from .simd import (
     F32X16,
     HAS_AVX512,
@@ -139,13 +139,13 @@ def _block(multiply: Any, rows: int, vectors: int, split_table: bool) -> Any:
     return block
 
 
-def _product(multiply: Any, vectors: int, split_table: bool) -> Any:
+def _product(name: str, multiply: Any, vectors: int, split_table: bool) -> Any:
     """The product for 1 .. MAX_ROWS rows: picks the block made for that number."""
     one, two, three, four, five, six = (
         _block(multiply, min(rows, MAX_ROWS), vectors, split_table) for rows in range(1, 7)
     )
 
-    @njit(nogil=True)
+    @part(name)
     def product(rows, a, a_row, table, ahead, segments, steps, b_step, init, init_row, c, c_row):  # type: ignore[no-untyped-def]
         if rows == 1 or MAX_ROWS == 1:
             one(a, a_row, table, ahead, segments, steps, b_step, init, init_row, c, c_row)
@@ -165,12 +165,12 @@ def _product(multiply: Any, vectors: int, split_table: bool) -> Any:
 
 _multiply_bf16 = _multiply_pairs if HAS_BF16_DOT else _multiply_pairs_widened
 
-wide_bf16 = _product(_multiply_bf16, WIDE, False)
+wide_bf16 = _product("wide_bf16", _multiply_bf16, WIDE, False)
 """64 columns, b's vectors side by side."""
-narrow_bf16 = _product(_multiply_bf16, 1, False)
+narrow_bf16 = _product("narrow_bf16", _multiply_bf16, 1, False)
 """16 columns."""
-split_bf16 = _product(_multiply_bf16, WIDE, True)
+split_bf16 = _product("split_bf16", _multiply_bf16, WIDE, True)
 """64 columns, each 16 of them at a base address of its own."""
-wide_f32 = _product(_multiply_f32, WIDE, False)
-narrow_f32 = _product(_multiply_f32, 1, False)
-split_f32 = _product(_multiply_f32, WIDE, True)
+wide_f32 = _product("wide_f32", _multiply_f32, WIDE, False)
+narrow_f32 = _product("narrow_f32", _multiply_f32, 1, False)
+split_f32 = _product("split_f32", _multiply_f32, WIDE, True)
