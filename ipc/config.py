@@ -26,6 +26,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     tp_degrees: the degrees of tensor parallelism its shapes divide by.
     activation_bytes_per_token: most that a token needs at once within a forward pass.
     loaded_bytes: of the weights as layers keep them: a tied LM head is a table of its own.
+    linear_params: of them those of the linear layers, experts not included, and of the LM head.
     rope_bytes: of the rotary tables, which every rank has whole.
     strips_first_space: its tokenizer's, as in workers/tokenizer/text_model.py.
     tool_style: the form of its tool calls, "hermes" or "llama".
@@ -44,6 +45,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     tp_degrees: tuple[int, ...]
     activation_bytes_per_token: int = 0
     loaded_bytes: int = 0
+    linear_params: int = 0
     rope_bytes: int = 0
     strips_first_space: bool = False
     tool_style: str = "hermes"
@@ -61,6 +63,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     sampling_mode: "gather", "sequence", "vocab", or "auto" for the fastest that fits a step.
     async_output: text is made while the next step runs; else the next plan waits for it.
     prefix_caching: prompts share the KV blocks of their common prefixes.
+    e4m7_weights: of linear layers, on a Hopper GPU: 12 bits "beside" bfloat16, "only", or "off".
     num_swap_blocks: blocks of host memory for preempted sequences, on every rank.
     itl_target_ms: prefill chunks are sized so that a step stays below it; 0 = no target.
     """
@@ -84,6 +87,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     sampling_mode: str = "auto"
     async_output: bool = True
     prefix_caching: bool = True
+    e4m7_weights: str = "off"
     num_swap_blocks: int = 0
     itl_target_ms: float = 0.0
 

@@ -102,11 +102,11 @@ def copy_bandwidth() -> float:
 
 
 class ShapeBench:
-    """A model's layers on the GPU."""
+    """A model's layers on the GPU.  e4m7: see EngineConfig.e4m7_weights."""
 
-    def __init__(self, name: str, bandwidth: float) -> None:
+    def __init__(self, name: str, bandwidth: float, e4m7: str = "off") -> None:
         self.name, self.shape, self.bandwidth = name, SHAPES[name], bandwidth
-        self.kernels = k = create("cuda", DTYPE, False)
+        self.kernels = k = create("cuda", DTYPE, False, e4m7)
         shape = self.shape
         sizes = {
             "qkv": (shape.qkv_width, shape.hidden),
@@ -115,13 +115,17 @@ class ShapeBench:
             "down": (shape.hidden, shape.intermediate),
         }
         self.linears = {
-            name: [k.pack_linear(random(n, m, scale=m**-0.5), None) for _ in range(LAYERS)]
+            name: [
+                k.pack_linear(random(n, m, scale=m**-0.5), None, gated=name == "gate_up")
+                for _ in range(LAYERS)
+            ]
             for name, (n, m) in sizes.items()
         }
-        self.weight_bytes = {name: 2 * n * m for name, (n, m) in sizes.items()}
         head = random(shape.vocab, shape.hidden, scale=shape.hidden**-0.5)
         self.head = k.pack_linear(head, None, torch.float32)
         self.sizes = {**sizes, "lm_head": (shape.vocab, shape.hidden)}
+        width = 2.0 if e4m7 == "off" else 1.5
+        self.weight_bytes = {name: width * n * m for name, (n, m) in self.sizes.items()}
         self.norm = torch.randn(shape.hidden, device="cuda")
         self.head_norm = torch.randn(shape.head_dim, device="cuda")
         self.rope = torch.randn(_MAX_LEN, shape.head_dim, device="cuda")
@@ -183,14 +187,14 @@ class ShapeBench:
             ("o", gemm("o", attended), weights["o"] + attended.nbytes + x.nbytes),
             ("gate_up, silu", gated, weights["gate_up"] + x.nbytes + inner.nbytes),
             ("down", gemm("down", inner), weights["down"] + inner.nbytes + x.nbytes),
-            ("layer", layer, sum(weights.values()) + kv_bytes),
+            ("layer", layer, sum(weights.values()) - weights["lm_head"] + kv_bytes),
         ]
         found = {}
         for name, call, size in calls:
             found[name] = self.row(name, case, self.each_us(call), size)
             yield found[name]
         head_us = replay_us(lambda: k.linear(x, self.head))
-        head = self.row("lm_head", case, head_us, self.head.weight.nbytes)
+        head = self.row("lm_head", case, head_us, weights["lm_head"])
         yield head
         floor = (found["layer"].floor_us * shape.layers + head.floor_us) * 1e-6 * self.bandwidth
         yield self.row("step", case, found["layer"].us * shape.layers + head.us, floor)

@@ -10,6 +10,7 @@ import torch
 from gpu_layers import DTYPE, Row, ShapeBench, random, replay_us, scattered
 
 from albireo.workers.kernels.cuda import attention, few_rows, gemv, hopper_gemm, linear
+from albireo.workers.kernels.cuda.hopper import HopperTiling
 
 _BEYOND_L2 = 1 << 29
 _GEMV_TILINGS = (
@@ -119,7 +120,7 @@ def tune_linear(bench: ShapeBench, layer: str, rows: int) -> Iterator[Row]:
         whole = -(-rows // 64) * 64
         tiles = (whole,) if whole <= hopper_gemm.MAX_ROWS else (128, 192, 256)
         tilings += [
-            hopper_gemm.HopperTiling(tile, groups, splits)
+            HopperTiling(tile, groups, splits)
             for tile, groups, splits in itertools.product(tiles, (1, 2, 3, 4), (1, 2, 3))
             if out is None and (groups < 4 or tile <= 128)
         ]

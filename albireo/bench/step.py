@@ -10,7 +10,8 @@ polls instead of sleeping between tokens.  Steps at which the machine itself was
 (disturbance.py) are counted, and P99 is also given without them.
 
 The floor is the bytes that a step cannot avoid, over the bandwidth of a large
-copy on the same device: the weights but for the input embedding, of which only
+copy on the same device: the weights, those of linear layers at 12 bits where the
+node has them so (--e4m7-weights), but for the input embedding, of which only
 the batch's rows are read, and for experts that no row picks, and the keys and
 values of all sequences at the middle of the measured answer.  On several ranks
 each has its share; all-reduces are taken to cost nothing.
@@ -78,7 +79,10 @@ def bench_step(
         bandwidth = measure_bandwidth(measured["device"])
     for row in measured["results"]:
         context = input_len + row.pop("first_token") + row["steps"] / rounds / 2
-        _add_floor(row, config, options.groups[0], measured["dtype"], context, bandwidth)
+        _add_floor(
+            row, config, options.groups[0], measured["dtype"], measured["e4m7_weights"], context,
+            bandwidth,
+        )  # fmt: skip
     return {
         "bench": "step",
         "machine": machine(),
@@ -168,6 +172,7 @@ async def _measure(
     return {
         "device": model["device"],
         "dtype": model["dtype"],
+        "e4m7_weights": model["e4m7_weights"],
         "client_polls": client_polls,
         "results": results,
     }
@@ -180,8 +185,9 @@ async def _worker_means(client: AsyncClient) -> dict[str, float]:
 
 
 def _add_floor(
-    row: dict[str, Any], config: ModelConfig, tp: int, dtype: str, context: float, bandwidth: float
-) -> None:
+    row: dict[str, Any], config: ModelConfig, tp: int, dtype: str, e4m7_weights: str,
+    context: float, bandwidth: float,
+) -> None:  # fmt: skip
     """The bytes of a step on each rank, the time they take, and what the step takes of that."""
     element = 2 if dtype == "bfloat16" else 4
     read = config.num_params() - _unread_experts(config, row["batch"])
@@ -190,7 +196,9 @@ def _add_floor(
     windows = [config.window(layer) for layer in range(config.num_layers)]
     seen = sum(min(context, window or context) for window in windows)
     kv_token = 2 * config.num_kv_heads * config.head_dim * element
-    weights, kv = read * element / tp, row["batch"] * seen * kv_token / tp
+    spared = config.linear_params() / 2 if e4m7_weights != "off" else 0.0  # Bytes of four bits.
+    weights = (read * element - spared) / tp
+    kv = row["batch"] * seen * kv_token / tp
     floor_ms = (weights + kv) / bandwidth * 1e3
     row["weights_gb"] = round(weights / 1e9, 3)
     row["kv_gb"] = round(kv / 1e9, 3)

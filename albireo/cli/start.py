@@ -11,6 +11,7 @@ from albireo.ipc.paths import PathError, node_dir
 from albireo.node.options import (
     DEVICES,
     DTYPES,
+    E4M7_WEIGHTS,
     LOAD_FORMATS,
     LOG_LEVELS,
     SAMPLING_MODES,
@@ -224,6 +225,14 @@ def _chunks_are_always(context: click.Context, parameter: click.Parameter, value
     "--batch-invariant",
     is_flag=True,
     help="A row's numbers do not depend on the batch around it: slower on a GPU, free on a CPU.",
+)
+@click.option(
+    "--e4m7-weights",
+    type=click.Choice(E4M7_WEIGHTS),
+    default="auto",
+    show_default=True,
+    help="Weights of linear layers in 12 bits, on H100 and H200: beside bfloat16's, or only. "
+    "auto: beside, where they take a fifth of the memory at most.",
 )
 @click.option("--threads", type=range_of("threads"), help="Threads of each worker.")
 @click.option(

@@ -1,7 +1,8 @@
 """How much of a GPU is left for the KV cache: an estimate before any worker has run.
 
     free x utilization              what NVML says is free on the group's fullest GPU
-    - weights / tp                  a tied LM head is a table of its own; whole rotary tables
+    - weights / tp                  a tied LM head is a table of its own; whole rotary tables;
+                                    copies in 12 bits, or these instead
     - activations                   max_num_batched_tokens x bytes of a token in its widest layer
     - logits                        max_num_seqs x vocabulary / tp, float32: themselves, and what
                                     sampling makes of them
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 from albireo.ipc.config import ModelInfo
 from albireo.workers.engine.cuda.mixed_sizes import MOST_ROWS
 
+from .e4m7 import e4m7_bytes, spared_bytes
 from .gpus import Gpu
 
 _GIB = 1 << 30
@@ -68,16 +70,22 @@ def estimate(
     utilization: float,
     graphs: bool,
     gpus: Sequence[Gpu],
+    e4m7_weights: str = "off",
 ) -> GpuMemory:
     """The sum of the module's table, for the group's GPU with the least free memory."""
     fullest = min(gpus, key=lambda gpu: gpu.free)
     shard = -(-model.vocab_size // tp)
     captured = min(MOST_ROWS, max_num_batched_tokens) * model.activation_bytes_per_token
+    weights = (model.loaded_bytes or model.weight_bytes) // tp + model.rope_bytes
+    if e4m7_weights != "off":
+        weights += e4m7_bytes(model, tp)
+    if e4m7_weights == "only":
+        weights -= spared_bytes(model, tp)
     return GpuMemory(
         gpu=fullest.name,
         free=fullest.free,
         utilization=utilization,
-        weights=(model.loaded_bytes or model.weight_bytes) // tp + model.rope_bytes,
+        weights=weights,
         activations=max_num_batched_tokens * model.activation_bytes_per_token,
         logits=_LOGITS_COPIES * max_num_seqs * shard * 4,
         context=_CONTEXT_BYTES + (_COMMUNICATOR_BYTES if tp > 1 else 0),

@@ -16,12 +16,13 @@ from .options import OptionError
 
 
 class Gpu(msgspec.Struct, frozen=True):
-    """Memory in bytes; free: at the time of asking."""
+    """Memory in bytes; free: at the time of asking.  capability: CUDA's, major and minor."""
 
     uuid: str
     name: str
     total: int
     free: int
+    capability: tuple[int, int] = (0, 0)
 
 
 def visible_gpus() -> list[Gpu]:
@@ -76,4 +77,6 @@ def _describe(nvml: object, index: int) -> Gpu:
             nvml.nvmlDeviceGetName(handle),  # type: ignore[attr-defined]
         )
     ]
-    return Gpu(texts[0], texts[1], int(memory.total), int(memory.free))
+    capability = nvml.nvmlDeviceGetCudaComputeCapability(handle)  # type: ignore[attr-defined]
+    major, minor = map(int, capability)
+    return Gpu(texts[0], texts[1], int(memory.total), int(memory.free), (major, minor))

@@ -157,6 +157,7 @@ def _model_info(load: Load, config: Any, dtype: str, text: Any) -> ModelInfo:
         tp_degrees=config.tp_degrees(),
         activation_bytes_per_token=widest * element,
         loaded_bytes=(params + head) * element,
+        linear_params=config.linear_params(),
         rope_bytes=ropes * config.context_len * config.head_dim * 4,
         strips_first_space=text.strips_first_space,
         tool_style=text.tool_style,

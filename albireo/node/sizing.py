@@ -11,6 +11,7 @@ from albireo.ipc.config import EngineConfig, ModelInfo
 from albireo.workers.parallel.slabs import shared_bytes
 
 from .core_plan import CorePlan
+from .e4m7 import decide
 from .gpu_memory import estimate
 from .gpus import Gpu
 from .options import NodeOptions, OptionError
@@ -35,7 +36,8 @@ def size_engine(
             f"--max-model-len {max_model_len} exceeds the model's context of {model.context_len}"
         )
     batched = _batched_tokens(options, device)
-    num_blocks = _num_blocks(options, device, model, tp, max_model_len, batched, gpus)
+    e4m7 = decide(options, device, dtype, model, tp, gpus)
+    num_blocks = _num_blocks(options, device, model, tp, max_model_len, batched, gpus, e4m7)
     return EngineConfig(
         model_path=model_path,
         device=device,
@@ -56,6 +58,7 @@ def size_engine(
         sampling_mode=options.sampling_mode,
         async_output=options.async_output,
         prefix_caching=options.enable_prefix_caching,
+        e4m7_weights=e4m7,
         num_swap_blocks=_num_swap_blocks(options, model),
         itl_target_ms=options.itl_target_ms,
     )
@@ -86,7 +89,7 @@ def _num_swap_blocks(options: NodeOptions, model: ModelInfo) -> int:
 
 def _num_blocks(
     options: NodeOptions, device: str, model: ModelInfo, tp: int, max_model_len: int, batched: int,
-    gpus: Sequence[Gpu],
+    gpus: Sequence[Gpu], e4m7: str,
 ) -> int:  # fmt: skip
     """As many as all slots could fill, or as the budget holds."""
     block_bytes = model.kv_bytes_per_token * options.block_size
@@ -100,7 +103,7 @@ def _num_blocks(
     elif device == "cuda":
         memory = estimate(
             model, tp, options.max_num_seqs, batched, options.gpu_memory_utilization,
-            options.cuda_graphs, gpus,
+            options.cuda_graphs, gpus, e4m7,
         )  # fmt: skip
         budget = memory.kv_bytes * tp
     else:

@@ -69,6 +69,7 @@ def status_tree(
             "max_model_len": engine.max_model_len,
             "device": engine.device,
             "dtype": engine.dtype,
+            "e4m7_weights": engine.e4m7_weights,
         },
         "uptime_s": round(uptime_s, 1),
         "draining": draining,

@@ -12,8 +12,8 @@ import torch.nn.functional as F  # noqa: E402
 
 from albireo.workers.kernels.cuda import hopper_gemm as hopper_gemm_module  # noqa: E402
 from albireo.workers.kernels.cuda import nvrtc  # noqa: E402
+from albireo.workers.kernels.cuda.hopper import HopperTiling  # noqa: E402
 from albireo.workers.kernels.cuda.hopper_gemm import (  # noqa: E402
-    HopperTiling,
     hopper_gemm,
     hopper_tiling,
     supported,
@@ -68,7 +68,7 @@ def test_what_does_not_work_is_told_and_left_to_cublas(
     def refuse(*arguments: object) -> None:
         raise RuntimeError("CUDA: CUDA_ERROR_INVALID_IMAGE")
 
-    monkeypatch.setattr(hopper_gemm_module, "_tried", refuse)
+    monkeypatch.setattr(hopper_gemm_module, "_trial", refuse)
     assert not supported.__wrapped__(DEVICE)
     assert "CUDA_ERROR_INVALID_IMAGE" in caplog.text and "cuBLAS" in caplog.text
 

@@ -27,11 +27,12 @@ class ReferenceKernels:
         weight: torch.Tensor,
         bias: torch.Tensor | None,
         out_dtype: torch.dtype | None = None,
+        gated: bool = False,
     ) -> Any:
         copied = None if bias is None else bias.float().clone()
         return weight.float().clone(), copied, out_dtype or weight.dtype
 
-    def reads(self, packed: Any) -> torch.Tensor | None:
+    def reads(self, packed: Any, rows: int) -> torch.Tensor | None:
         return None
 
     def linear(self, x: torch.Tensor, packed: Any) -> torch.Tensor:

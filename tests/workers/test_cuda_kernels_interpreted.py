@@ -11,10 +11,12 @@ from .interpreted import use_interpreter
 
 use_interpreter()
 
+from albireo.workers.kernels.cuda import e4m7_gemm, hopper_gemm  # noqa: E402
 from albireo.workers.kernels.cuda.attention import DecodeTiling, num_splits  # noqa: E402
 from albireo.workers.kernels.cuda.few_rows import FewRowsTiling, few_rows_tiling  # noqa: E402
 from albireo.workers.kernels.cuda.gemv import GemvTiling, gemv_tiling  # noqa: E402
-from albireo.workers.kernels.cuda.hopper_gemm import HopperTiling, hopper_tiling  # noqa: E402
+from albireo.workers.kernels.cuda.hopper import HopperTiling  # noqa: E402
+from albireo.workers.kernels.cuda.hopper_gemm import hopper_tiling  # noqa: E402
 from albireo.workers.kernels.cuda.kernels import CudaKernels  # noqa: E402
 
 from . import cuda_kernel_checks as checks  # noqa: E402
@@ -230,9 +232,14 @@ def test_tiling_of_a_prompts_rows(n: int, rows: int, tiling: HopperTiling | None
 
 def test_stages_leave_room_for_all_that_a_program_has() -> None:
     for rows, groups in ((64, 2), (128, 4), (256, 1), (256, 2), (256, 3)):
-        tiling = HopperTiling(rows, groups, 1)
-        assert tiling.input_stages >= 3 and tiling.weight_stages >= 4
-        assert tiling.shared_bytes <= 227 << 10
+        for kernel in (
+            hopper_gemm.kernel_arguments(HopperTiling(rows, groups, 1), None),
+            e4m7_gemm.kernel_arguments(HopperTiling(rows, groups, 1), None, torch.bfloat16),
+        ):
+            _, defines, _, _, shared_bytes, _ = kernel
+            stages = dict(define.split("=") for define in defines)
+            assert int(stages["INPUT_STAGES"]) >= 3 and int(stages["WEIGHT_STAGES"]) >= 4
+            assert shared_bytes <= 227 << 10
 
 
 def test_splits_fill_the_gpu_and_no_more() -> None:

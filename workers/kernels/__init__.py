@@ -15,9 +15,12 @@ if TYPE_CHECKING:
     from .interface import Kernels
 
 
-def create(device: str, dtype: torch.dtype, batch_invariant: bool) -> Kernels:
+def create(
+    device: str, dtype: torch.dtype, batch_invariant: bool, e4m7_weights: str = "off"
+) -> Kernels:
     """The kernels of `device` for activations, weights and KV cache of `dtype`.
 
+    e4m7_weights: see EngineConfig; of GPUs only.
     Starts no threads, touches no GPU and compiles nothing yet: see Kernels.warm_up.
     Raises ValueError for a device or a dtype without kernels.
     """
@@ -26,11 +29,11 @@ def create(device: str, dtype: torch.dtype, batch_invariant: bool) -> Kernels:
 
         return CpuKernels(dtype, batch_invariant)
     if device == "cuda":
-        return _create_cuda(dtype, batch_invariant)
+        return _create_cuda(dtype, batch_invariant, e4m7_weights)
     raise ValueError(f"no kernels for device {device!r}: there are some for 'cpu' and 'cuda'")
 
 
-def _create_cuda(dtype: torch.dtype, batch_invariant: bool) -> Kernels:
+def _create_cuda(dtype: torch.dtype, batch_invariant: bool, e4m7_weights: str) -> Kernels:
     import torch
 
     try:
@@ -42,4 +45,4 @@ def _create_cuda(dtype: torch.dtype, batch_invariant: bool) -> Kernels:
             "device 'cuda' needs Triton, which comes with PyTorch's CUDA builds: "
             "pip install 'albireo[cuda]'"
         ) from None
-    return CudaKernels(dtype, batch_invariant, torch.device("cuda"))
+    return CudaKernels(dtype, batch_invariant, torch.device("cuda"), e4m7_weights)

@@ -57,10 +57,12 @@ class Kernels(Protocol):
         weight: torch.Tensor,
         bias: torch.Tensor | None,
         out_dtype: torch.dtype | None = None,
+        gated: bool = False,
     ) -> Any:
         """A weight [n, k], contiguous, in the layout `linear` wants. Starts no threads.
 
         A copy: `weight` and `bias` may be views of a mapped file and are not kept.
+        gated: in that of `gated_linear`, and for nothing else.
         out_dtype: of linear's result where it is not the model's dtype, such as
         float32 logits of a bfloat16 head.
         """
@@ -77,8 +79,8 @@ class Kernels(Protocol):
         """
         ...
 
-    def reads(self, packed: Any) -> torch.Tensor | None:
-        """The weight [n, k] that `linear` reads, where fetching it ahead of time can help."""
+    def reads(self, packed: Any, rows: int) -> torch.Tensor | None:
+        """What of the weight `linear` reads for so many rows, where fetching it early can help."""
         ...
 
     def embed(self, tokens: torch.Tensor, table: torch.Tensor, first_id: int) -> torch.Tensor:

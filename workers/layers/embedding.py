@@ -41,7 +41,10 @@ class LMHead:
         self._packed = rank.kernels.pack_linear(
             rank.share(weights["weight"], 0), None, torch.float32
         )
-        self.reads = rank.kernels.reads(self._packed)
+
+    def reads(self, rows: int) -> torch.Tensor | None:
+        """See Kernels.reads."""
+        return self._kernels.reads(self._packed, rows)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return self._kernels.linear(x, self._packed)

@@ -22,21 +22,23 @@ class ColumnParallelLinear:
 
     names: the projections ("q_proj", "k_proj", "v_proj"); each is split by its
     outputs, and a rank's parts lie side by side in their order.
+    is_gated: for `gated`, and not to be called.
     """
 
-    def __init__(self, weights: Weights, names: Sequence[str], rank: Rank) -> None:
+    def __init__(
+        self, weights: Weights, names: Sequence[str], rank: Rank, is_gated: bool = False
+    ) -> None:
         parts = [rank.share(weights[f"{name}.weight"], 0) for name in names]
         biases = [weights.find(f"{name}.bias") for name in names]
         shares = [rank.share(bias, 0) for bias in biases if bias is not None]
         self._kernels = rank.kernels
         self._packed = rank.kernels.pack_linear(
-            torch.cat(parts), torch.cat(shares) if shares else None
+            torch.cat(parts), torch.cat(shares) if shares else None, gated=is_gated
         )
 
-    @property
-    def reads(self) -> torch.Tensor | None:
+    def reads(self, rows: int) -> torch.Tensor | None:
         """See Kernels.reads."""
-        return self._kernels.reads(self._packed)
+        return self._kernels.reads(self._packed, rows)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return self._kernels.linear(x, self._packed)

@@ -41,9 +41,12 @@ class MixtureOfExperts:
                 weight = weights.at(f"experts.{index}")["down_proj.weight"]
                 yield rank.share(weight, 1).contiguous()
 
-        self.reads: torch.Tensor | None = None  # Which experts, the router says then.
         self._gate_up = rank.kernels.pack_experts(gate_up(), experts)
         self._down = rank.kernels.pack_experts(down(), experts)
+
+    def reads(self, rows: int) -> torch.Tensor | None:
+        """See Kernels.reads: which experts, only the router says."""
+        return None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         kernels = self._kernels

@@ -17,7 +17,7 @@ class MLP:
 
     def __init__(self, weights: Weights, activation: str, rank: Rank) -> None:
         self._activation = activation
-        self._gate_up = ColumnParallelLinear(weights, ("gate_proj", "up_proj"), rank)
+        self._gate_up = ColumnParallelLinear(weights, ("gate_proj", "up_proj"), rank, is_gated=True)
         self.reads = self._gate_up.reads
         self._down = RowParallelLinear(weights, "down_proj", rank)
 

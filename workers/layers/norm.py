@@ -8,6 +8,8 @@ than 1, of which bfloat16 would keep little.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from .rank import Rank
@@ -29,11 +31,11 @@ class RMSNorm:
         self._rank = rank
         self._weight = norm_weight(weights, "weight", rank)
         self._eps = eps
-        self._ahead: torch.Tensor | None = None
+        self._reads: Callable[[int], torch.Tensor | None] = lambda rows: None
 
-    def feeds(self, reads: torch.Tensor | None) -> None:
-        """reads: what the layer behind this norm reads first, see Kernels.reads."""
-        self._ahead = reads
+    def feeds(self, reads: Callable[[int], torch.Tensor | None]) -> None:
+        """reads: of the layer behind this norm, see Kernels.reads."""
+        self._reads = reads
 
     def add(
         self, x: torch.Tensor, residual: torch.Tensor, inner: RMSNorm | None = None
@@ -43,4 +45,5 @@ class RMSNorm:
         x: the sum of what the ranks give here, each its share; it is overwritten.
         """
         weight = None if inner is None else inner._weight
-        return self._rank.add_rms_norm(x, residual, self._weight, self._eps, weight, self._ahead)
+        ahead = self._reads(len(x))
+        return self._rank.add_rms_norm(x, residual, self._weight, self._eps, weight, ahead)

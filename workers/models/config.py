@@ -158,6 +158,11 @@ class ModelConfig:
                     )
                     yield layer, name.removesuffix(".weight"), picked * math.prod(shape)
 
+    def linear_params(self) -> int:
+        """Weights of the layers' linear layers, experts not among them, and of the LM head."""
+        layers = sum(size for _, module, size in self.products() if ".experts." not in module)
+        return int(layers) + self.vocab_size * self.hidden_size
+
     def num_params(self) -> int:
         """Number of weights, tied embeddings counted once."""
         return sum(math.prod(shape) for shape in self.tensor_shapes().values())

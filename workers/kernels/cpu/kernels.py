@@ -82,12 +82,13 @@ class CpuKernels:
         weight: torch.Tensor,
         bias: torch.Tensor | None,
         out_dtype: torch.dtype | None = None,
+        gated: bool = False,
     ) -> PackedLinear:
         if weight.dtype != self.dtype:
             raise ValueError(f"a weight of {weight.dtype} for kernels of {self.dtype}")
         return pack_linear(weight, bias, out_dtype)
 
-    def reads(self, packed: PackedLinear) -> torch.Tensor | None:
+    def reads(self, packed: PackedLinear, rows: int) -> torch.Tensor | None:
         return None
 
     def linear(self, x: torch.Tensor, packed: PackedLinear) -> torch.Tensor:

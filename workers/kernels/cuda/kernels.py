@@ -21,7 +21,15 @@ from .activation import gated, gelu_mul, silu_mul
 from .attention import Attention
 from .embedding import embed
 from .experts import experts, pack_experts
-from .linear import PackedLinear, gated_linear, invariant_linear, linear, pack_linear
+from .linear import (
+    NarrowLinear,
+    PackedLinear,
+    gated_linear,
+    invariant_linear,
+    linear,
+    pack_linear,
+    weight_of,
+)
 from .norm import rms_norm
 from .rope import rope_and_cache
 
@@ -33,15 +41,19 @@ class CudaKernels:
 
     device: where weights and caches go; "cuda" is the process's current device
     at the time.  A CPU device works under Triton's interpreter, for tests.
+    e4m7: "beside", "only" or "off", see EngineConfig.e4m7_weights; not with batch_invariant.
     """
 
-    def __init__(self, dtype: torch.dtype, batch_invariant: bool, device: torch.device) -> None:
+    def __init__(
+        self, dtype: torch.dtype, batch_invariant: bool, device: torch.device, e4m7: str = "off"
+    ) -> None:
         if dtype not in _DTYPES:
             names = " and ".join(str(d).removeprefix("torch.") for d in _DTYPES)
             raise ValueError(f"no CUDA kernels for {dtype}: there are some for {names}")
         self.dtype = dtype
         self.batch_invariant = batch_invariant
         self.device = device
+        self._e4m7 = "off" if batch_invariant else e4m7
         self._attention = Attention(batch_invariant)
 
     def set_threads(self, threads: int) -> None:
@@ -55,21 +67,26 @@ class CudaKernels:
         weight: torch.Tensor,
         bias: torch.Tensor | None,
         out_dtype: torch.dtype | None = None,
-    ) -> PackedLinear:
+        gated: bool = False,
+    ) -> PackedLinear | NarrowLinear:
         if weight.dtype != self.dtype:
             raise ValueError(f"a weight of {weight.dtype} for kernels of {self.dtype}")
-        return pack_linear(weight, bias, out_dtype, self.device)
+        return pack_linear(weight, bias, out_dtype, self.device, self._e4m7, gated)
 
-    def linear(self, x: torch.Tensor, packed: PackedLinear) -> torch.Tensor:
-        return invariant_linear(x, packed) if self.batch_invariant else linear(x, packed)
+    def linear(self, x: torch.Tensor, packed: PackedLinear | NarrowLinear) -> torch.Tensor:
+        if self.batch_invariant and isinstance(packed, PackedLinear):
+            return invariant_linear(x, packed)
+        return linear(x, packed)
 
-    def gated_linear(self, x: torch.Tensor, packed: PackedLinear, activation: str) -> torch.Tensor:
-        if self.batch_invariant:
+    def gated_linear(
+        self, x: torch.Tensor, packed: PackedLinear | NarrowLinear, activation: str
+    ) -> torch.Tensor:
+        if self.batch_invariant and isinstance(packed, PackedLinear):
             return gated(invariant_linear(x, packed), activation)
         return gated_linear(x, packed, activation)
 
-    def reads(self, packed: PackedLinear) -> torch.Tensor | None:
-        return packed.weight
+    def reads(self, packed: PackedLinear | NarrowLinear, rows: int) -> torch.Tensor | None:
+        return weight_of(packed, rows)
 
     def embed(self, tokens: torch.Tensor, table: torch.Tensor, first_id: int) -> torch.Tensor:
         return embed(tokens, table, first_id)

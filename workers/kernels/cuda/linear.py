@@ -7,7 +7,8 @@ of summation for all batches; it is what `--batch-invariant` pays for.
 Where the weights' bytes decide, cuBLAS reads them at three quarters of the memory's
 speed: a single row has a kernel of its own (gemv.py), and so have some (few_rows.py),
 and a large layer of a decode batch (hopper_gemm.py), its activation included, which is what
-it does for a prompt's rows, too.
+it does for a prompt's rows, too.  On Hopper weights may have 12 bits besides, or only
+(e4m7.py): then e4m7_gemm.py does what it is faster at, or all.
 """
 
 from __future__ import annotations
@@ -20,17 +21,34 @@ import triton
 import triton.language as tl
 
 from .activation import gated
+from .e4m7 import E4M7, fits, pack
+from .e4m7_gemm import e4m7_gemm, e4m7_tiling, ever_faster, faster
+from .e4m7_gemm import supported as e4m7_supported
 from .few_rows import MAX_ROWS, counters, few_rows, few_rows_tiling
 from .gemv import gemv, gemv_tiling
-from .hopper_gemm import HopperTiling, hopper_gemm, hopper_tiling, supported
+from .hopper import HopperTiling
+from .hopper_gemm import hopper_gemm, hopper_tiling, supported
 from .overlap import can_overlap
 
 
 @dataclass(frozen=True, slots=True)
 class PackedLinear:
-    """weight [n, k] and bias [n] on the device, row-major; out_dtype: of the result."""
+    """weight [n, k] and bias [n] on the device, row-major; out_dtype: of the result.
+
+    narrow: the weight in 12 bits.
+    """
 
     weight: torch.Tensor
+    bias: torch.Tensor | None
+    out_dtype: torch.dtype
+    narrow: E4M7 | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NarrowLinear:
+    """A PackedLinear whose weight there is in 12 bits only."""
+
+    narrow: E4M7
     bias: torch.Tensor | None
     out_dtype: torch.dtype
 
@@ -40,22 +58,41 @@ def pack_linear(
     bias: torch.Tensor | None,
     out_dtype: torch.dtype | None,
     device: torch.device,
-) -> PackedLinear:
-    """A copy on the device."""
+    e4m7: str = "off",
+    gated: bool = False,
+) -> PackedLinear | NarrowLinear:
+    """A copy on the device.  e4m7: "beside", "only" or "off", see EngineConfig.e4m7_weights.
+
+    gated: it is for gated_linear.  Raises RuntimeError for "only" where that does not work.
+    """
     if weight.stride() != (weight.shape[1], 1):
         raise ValueError(f"a weight of shape {tuple(weight.shape)} that is not contiguous")
     weight = weight.to(device, copy=True)
     counters(weight.device)
-    return PackedLinear(
-        weight,
-        None if bias is None else bias.to(device, copy=True),
-        out_dtype or weight.dtype,
-    )
+    bias = None if bias is None else bias.to(device, copy=True)
+    out_dtype = out_dtype or weight.dtype
+    narrow = None
+    if fits(weight) and (e4m7 == "only" or (e4m7 == "beside" and ever_faster(*weight.shape))):
+        if e4m7_supported(weight.device):
+            narrow = pack(weight, gated)
+        elif e4m7 == "only":
+            raise RuntimeError(
+                "--e4m7-weights only: this GPU's kernels for weights of 12 bits do not work, the "
+                "log says why; leave the option out"
+            )
+    if narrow and e4m7 == "only":
+        return NarrowLinear(narrow, bias, out_dtype)
+    return PackedLinear(weight, bias, out_dtype, narrow)
 
 
-def linear(x: torch.Tensor, packed: PackedLinear) -> torch.Tensor:
+def linear(x: torch.Tensor, packed: PackedLinear | NarrowLinear) -> torch.Tensor:
     """[T, k] -> [T, n] by cuBLAS, or by kernels of our own where they are faster."""
     rows, k = x.shape
+    narrow = _narrow(packed, rows)
+    if narrow:
+        tiling = e4m7_tiling(narrow.n, k, rows)
+        return e4m7_gemm(x, narrow, packed.bias, tiling, None, packed.out_dtype)
+    assert isinstance(packed, PackedLinear)
     if x.dtype != torch.bfloat16:
         return cublas(x, packed)
     if rows > MAX_ROWS:
@@ -63,18 +100,42 @@ def linear(x: torch.Tensor, packed: PackedLinear) -> torch.Tensor:
         return hopper_gemm(x, packed.weight, packed.bias, many) if many else cublas(x, packed)
     if rows == 1:
         return gemv(x, packed.weight, packed.bias, packed.out_dtype, gemv_tiling(k))
-    tiling = few_rows_tiling(len(packed.weight), k, rows) if can_overlap(x.device) else None
-    if tiling is None:
+    few = few_rows_tiling(len(packed.weight), k, rows) if can_overlap(x.device) else None
+    if few is None:
         return cublas(x, packed)
-    return few_rows(x, packed.weight, packed.bias, packed.out_dtype, tiling)
+    return few_rows(x, packed.weight, packed.bias, packed.out_dtype, few)
 
 
-def gated_linear(x: torch.Tensor, packed: PackedLinear, activation: str) -> torch.Tensor:
+def gated_linear(
+    x: torch.Tensor, packed: PackedLinear | NarrowLinear, activation: str
+) -> torch.Tensor:
     """[T, k] -> [T, n / 2]: f(first half of linear(x)) * second half, in one kernel if there is."""
-    tiling = _hopper_tiling(x, packed, gated=True) if len(x) > MAX_ROWS else None
-    if tiling:
-        return hopper_gemm(x, packed.weight, packed.bias, tiling, activation)
+    narrow = _narrow(packed, len(x))
+    if narrow:
+        tiling = e4m7_tiling(narrow.n, narrow.k, len(x))
+        return e4m7_gemm(x, narrow, packed.bias, tiling, activation)
+    assert isinstance(packed, PackedLinear)
+    many = _hopper_tiling(x, packed, gated=True) if len(x) > MAX_ROWS else None
+    if many:
+        return hopper_gemm(x, packed.weight, packed.bias, many, activation)
     return gated(linear(x, packed), activation)
+
+
+def _narrow(packed: PackedLinear | NarrowLinear, rows: int) -> E4M7 | None:
+    """The weight in 12 bits, where that is the one to take."""
+    narrow = packed.narrow
+    if narrow is None or isinstance(packed, NarrowLinear) or faster(narrow.n, narrow.k, rows):
+        return narrow
+    return None
+
+
+def weight_of(packed: PackedLinear | NarrowLinear, rows: int) -> torch.Tensor:
+    """The tensor that is read for so many rows, its first dimension being (blocks of) outputs."""
+    narrow = _narrow(packed, rows)
+    if narrow:
+        return narrow.blocks
+    assert isinstance(packed, PackedLinear)
+    return packed.weight
 
 
 def _hopper_tiling(

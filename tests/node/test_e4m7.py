@@ -1,0 +1,68 @@
+"""Which weights a node gets: 12 bits beside bfloat16, only, or none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from albireo.node.e4m7 import decide
+from albireo.node.gpu_memory import estimate
+from albireo.node.gpus import Gpu
+from albireo.node.options import NodeOptions, OptionError
+
+from .test_decisions import MODEL
+
+GIB = 1 << 30
+H100 = Gpu("GPU-0", "H100", 80 * GIB, 79 * GIB, (9, 0))
+A100 = Gpu("GPU-1", "A100", 80 * GIB, 79 * GIB, (8, 0))
+EIGHT = msgspec.structs.replace(MODEL, linear_params=8 << 30, loaded_bytes=17 * GIB)
+
+
+def decided(
+    asked: str, model: Any = EIGHT, tp: int = 1, device: str = "cuda", dtype: str = "bfloat16",
+    gpus: tuple[Gpu, ...] = (H100,), **fields: Any,
+) -> str:  # fmt: skip
+    options = NodeOptions(e4m7_weights=asked, **fields)
+    return decide(options, device, dtype, model, tp, gpus)
+
+
+def test_auto_has_them_where_they_are_small_beside_the_memory() -> None:
+    assert decided("auto") == "beside"
+    large = msgspec.structs.replace(EIGHT, linear_params=32 << 30)
+    assert decided("auto", large) == "off"
+    assert decided("auto", large, tp=4, gpus=(H100,) * 4) == "beside"
+    assert decided("auto", gpu_memory_utilization=0.5) == "off"
+
+
+def test_auto_leaves_out_what_does_not_work() -> None:
+    assert decided("auto", gpus=(H100, A100), tp=2) == "off"
+    assert decided("auto", dtype="float32") == "off"
+    assert decided("auto", device="cpu", gpus=()) == "off"
+    assert decided("auto", batch_invariant=True) == "off"
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"device": "cpu", "gpus": ()}, "only is for GPUs, and --device is cpu: leave it out"),
+        ({"dtype": "float32"}, "only is for bfloat16, and --dtype is float32"),
+        ({"batch_invariant": True}, "which --batch-invariant forbids"),
+        ({"gpus": (A100,)}, r"compute capability 9\.0 \(H100, H200\), and A100 has 8\.0"),
+    ],
+)
+def test_what_cannot_be_is_refused(fields: dict[str, Any], reason: str) -> None:
+    with pytest.raises(OptionError, match=reason):
+        decided("only", **fields)
+    assert decided("off", **fields) == "off"
+
+
+def test_the_cache_has_what_they_leave() -> None:
+    def weights(mode: str, tp: int = 1) -> int:
+        return estimate(EIGHT, tp, 8, 512, 0.9, False, [H100], mode).weights
+
+    assert weights("off") == EIGHT.loaded_bytes + EIGHT.rope_bytes
+    assert weights("beside") - weights("off") == 12 * GIB
+    assert weights("only") - weights("off") == -4 * GIB
+    assert weights("beside", 2) - weights("off", 2) == 6 * GIB
