@@ -27,7 +27,8 @@ from albireo.workers.kernels.cuda.hopper import HopperTiling  # noqa: E402
 from albireo.workers.kernels.cuda.linear import NarrowLinear, PackedLinear  # noqa: E402
 from albireo.workers.kernels.cuda.norm import rms_norm  # noqa: E402
 
-DEVICE = torch.device("cuda", 0)
+from .gemm_reference import DEVICE, expected, random  # noqa: E402
+
 TILINGS = [
     HopperTiling(rows, groups, splits)
     for rows, groups, splits in itertools.product(
@@ -42,20 +43,6 @@ pytestmark = [
         reason="needs an H100 or H200",
     ),
 ]
-
-
-def random(*shape: int) -> torch.Tensor:
-    return torch.randn(shape, device=DEVICE, dtype=torch.bfloat16)
-
-
-def expected(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: str | None
-) -> torch.Tensor:
-    y = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
-    if activation is None:
-        return y
-    gate, up = y.chunk(2, 1)
-    return (F.silu(gate) if activation == "silu" else F.gelu(gate, approximate="tanh")) * up
 
 
 def check(
