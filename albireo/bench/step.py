@@ -10,8 +10,8 @@ polls instead of sleeping between tokens.  Steps at which the machine itself was
 (disturbance.py) are counted, and P99 is also given without them.
 
 The floor is the bytes that a step cannot avoid, over the bandwidth of a large
-copy on the same device: the weights, those of linear layers at 12 bits where the
-node has them so (--e4m7-weights), but for the input embedding, of which only
+copy on the same device: the weights, those of all linear layers at 12 bits where
+the node has some so (--e4m7-weights), but for the input embedding, of which only
 the batch's rows are read, and for experts that no row picks, and the keys and
 values of all sequences at the middle of the measured answer.  On several ranks
 each has its share; all-reduces are taken to cost nothing.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 
 from albireo.ipc.config import ModelInfo
@@ -9,7 +10,8 @@ from albireo.ipc.config import ModelInfo
 from .gpus import Gpu
 from .options import NodeOptions, OptionError
 
-_CAPABILITY = (9, 0)
+_CAPABILITY, _CORES = (9, 0), 132 * 128
+"""What the kernels are cut up for (workers/kernels/cuda/hopper.py)."""
 _BITS, _ALL_BITS = 12, 16
 _LEAST_SHARE = 0.2
 """Of the memory that a group may use: more than this the copies are not worth to the KV cache."""
@@ -53,8 +55,17 @@ def _in_the_way(options: NodeOptions, device: str, dtype: str, gpus: Sequence[Gp
         return f"is for bfloat16, and --dtype is {dtype}"
     if options.batch_invariant:
         return "chooses a kernel by the number of rows, which --batch-invariant forbids"
-    others = [gpu for gpu in gpus if gpu.capability != _CAPABILITY]
-    if others:
-        has = ".".join(map(str, others[0].capability))
-        return f"needs GPUs of compute capability 9.0 (H100, H200), and {others[0].name} has {has}"
+    for gpu in gpus:
+        if gpu.capability != _CAPABILITY:
+            has = ".".join(map(str, gpu.capability))
+            return f"needs GPUs of compute capability 9.0 (H100, H200), and {gpu.name} has {has}"
+        if 0 < gpu.cores < _CORES:
+            return f"needs GPUs of {_CORES} cores (H100 SXM, H200), and {gpu.name} has {gpu.cores}"
+    if not _has_bindings():
+        return "needs the package cuda-bindings, which is not installed"
     return ""
+
+
+def _has_bindings() -> bool:
+    # Of a package in one that is not there, find_spec() raises.
+    return all(importlib.util.find_spec(name) is not None for name in ("cuda", "cuda.bindings"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
@@ -16,13 +17,17 @@ from .options import OptionError
 
 
 class Gpu(msgspec.Struct, frozen=True):
-    """Memory in bytes; free: at the time of asking.  capability: CUDA's, major and minor."""
+    """Memory in bytes; free: at the time of asking.
+
+    capability: CUDA's, major and minor.  cores: of all multiprocessors.  0 where NVML does not say.
+    """
 
     uuid: str
     name: str
     total: int
     free: int
     capability: tuple[int, int] = (0, 0)
+    cores: int = 0
 
 
 def visible_gpus() -> list[Gpu]:
@@ -77,6 +82,17 @@ def _describe(nvml: object, index: int) -> Gpu:
             nvml.nvmlDeviceGetName(handle),  # type: ignore[attr-defined]
         )
     ]
-    capability = nvml.nvmlDeviceGetCudaComputeCapability(handle)  # type: ignore[attr-defined]
-    major, minor = map(int, capability)
-    return Gpu(texts[0], texts[1], int(memory.total), int(memory.free), (major, minor))
+    major, minor = _asked(nvml, "nvmlDeviceGetCudaComputeCapability", handle) or (0, 0)
+    cores = _asked(nvml, "nvmlDeviceGetNumGpuCores", handle) or 0
+    return Gpu(
+        texts[0], texts[1], int(memory.total), int(memory.free), (int(major), int(minor)),
+        int(cores),
+    )  # fmt: skip
+
+
+def _asked(nvml: Any, function: str, handle: object) -> Any:
+    """None where this driver or its bindings do not know."""
+    try:
+        return getattr(nvml, function)(handle)
+    except (AttributeError, nvml.NVMLError):
+        return None

@@ -7,10 +7,9 @@ below 1 and loses mantissa as a float's subnormal numbers do:
     weight = scale of the row x (-1)^sign x   2^(exponent - 15) x (1 + mantissa / 128)
                                               2^-14 x mantissa / 128, where exponent is 0
 
-All weights above 2^-14 of their row's largest are exact, smaller ones to half of 2^-21 of it:
-less than what float32 sums of products lose.  That lossless weights need 11 bits, 2.6 of them
-for the exponent, is from "70% Size, 100% Accuracy" (Zhang et al., 2025); a fixed width needs
-no tables and no search where a row begins.
+All weights above 2^-14 of their row's largest are exact, smaller ones to half of 2^-21 of it.
+That lossless weights need 11 bits, 2.6 of them for the exponent, is from "70% Size, 100% Accuracy"
+(Zhang et al., 2025); a fixed width needs no tables and no search where a row begins.
 
 Memory has them as the tensor cores' registers do (PTX ISA, "Register Fragments for
 wgmma.mma_async.m64nNk16", matrix A), so that a thread reads and unpacks its own:

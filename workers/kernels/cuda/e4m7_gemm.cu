@@ -92,6 +92,7 @@ __device__ __forceinline__ void multiply_all(Sums& sums, const Rings& at, int co
         Eight w[STEPS];
 #pragma unroll
         for (int i = 0; i < STEPS; ++i) w[i] = load(mine + weights_at.stage * WEIGHT_BYTES, i);
+        __syncwarp();  // All lanes have read.
         release(at.weights_empty + weights_at.stage * 8);
 #pragma unroll
         for (int i = 0; i < STEPS; ++i) {

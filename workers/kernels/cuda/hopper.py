@@ -163,7 +163,9 @@ def works(device: torch.device, what: str, trial: Callable[[], float]) -> bool:
     """
     if not available(device):
         return False
-    if torch.cuda.get_device_properties(device).multi_processor_count < PROGRAMS[1]:
+    count = torch.cuda.get_device_properties(device).multi_processor_count
+    if count < PROGRAMS[1]:
+        logging.warning("%s: %d multiprocessors, and not %d", what, count, PROGRAMS[1])
         return False
     try:
         error = trial()

@@ -130,10 +130,10 @@ def _narrow(packed: PackedLinear | NarrowLinear, rows: int) -> E4M7 | None:
 
 
 def weight_of(packed: PackedLinear | NarrowLinear, rows: int) -> torch.Tensor:
-    """The tensor that is read for so many rows, its first dimension being (blocks of) outputs."""
+    """What is read for so many rows: [n, k], or a row for each block of outputs and columns."""
     narrow = _narrow(packed, rows)
     if narrow:
-        return narrow.blocks
+        return narrow.blocks.flatten(0, 1)
     assert isinstance(packed, PackedLinear)
     return packed.weight
 
