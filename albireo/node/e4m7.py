@@ -2,35 +2,26 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 
 from albireo.ipc.config import ModelInfo
+from albireo.workers.kernels.cuda.needs import CAPABILITY, MULTIPROCESSORS, has_bindings
 
+from .gpu_memory import e4m7_bytes, estimate
 from .gpus import Gpu
 from .options import NodeOptions, OptionError
 
-_CAPABILITY, _CORES = (9, 0), 132 * 128
-"""What the kernels are cut up for (workers/kernels/cuda/hopper.py)."""
-_BITS, _ALL_BITS = 12, 16
+_GIB = 1 << 30
+_CORES = MULTIPROCESSORS * 128
 _LEAST_SHARE = 0.2
 """Of the memory that a group may use: more than this the copies are not worth to the KV cache."""
 
 
-def e4m7_bytes(model: ModelInfo, tp: int) -> int:
-    """Of a rank's weights in 12 bits."""
-    return model.linear_params * _BITS // 8 // tp
-
-
-def spared_bytes(model: ModelInfo, tp: int) -> int:
-    """Of the same weights in bfloat16."""
-    return model.linear_params * _ALL_BITS // 8 // tp
-
-
 def decide(
-    options: NodeOptions, device: str, dtype: str, model: ModelInfo, tp: int, gpus: Sequence[Gpu]
-) -> str:
-    """ "beside", "only" or "off"; gpus: of the group's ranks.
+    options: NodeOptions, device: str, dtype: str, model: ModelInfo, tp: int, max_model_len: int,
+    batched: int, gpus: Sequence[Gpu],
+) -> str:  # fmt: skip
+    """ "beside", "only" or "off"; batched: tokens of a step; gpus: of the group's ranks.
 
     Raises OptionError where the user asks for what cannot be.
     """
@@ -39,12 +30,29 @@ def decide(
         return asked
     reason = _in_the_way(options, device, dtype, gpus)
     if asked == "auto":
-        room = min((gpu.free for gpu in gpus), default=0) * options.gpu_memory_utilization
-        worth_it = not reason and e4m7_bytes(model, tp) <= _LEAST_SHARE * room
+        worth_it = not reason and _leave_room(options, model, tp, max_model_len, batched, gpus)
         return "beside" if worth_it else "off"
     if reason:
         raise OptionError(f"--e4m7-weights {asked} {reason}: leave it out")
     return asked
+
+
+def _leave_room(
+    options: NodeOptions, model: ModelInfo, tp: int, max_model_len: int, batched: int,
+    gpus: Sequence[Gpu],
+) -> bool:  # fmt: skip
+    """Whether copies leave the KV cache that is asked for, or the longest request's, and most."""
+    memory = estimate(
+        model, tp, options.max_num_seqs, batched, options.gpu_memory_utilization,
+        options.cuda_graphs, gpus, "beside",
+    )  # fmt: skip
+    if e4m7_bytes(model, tp) > _LEAST_SHARE * memory.free * memory.utilization:
+        return False
+    blocks = -(-max_model_len // options.block_size)
+    wanted: float = blocks * model.kv_bytes_per_token * options.block_size
+    if options.kv_cache_gib is not None:
+        wanted = options.kv_cache_gib * _GIB
+    return memory.kv_bytes * tp >= wanted
 
 
 def _in_the_way(options: NodeOptions, device: str, dtype: str, gpus: Sequence[Gpu]) -> str:
@@ -56,16 +64,11 @@ def _in_the_way(options: NodeOptions, device: str, dtype: str, gpus: Sequence[Gp
     if options.batch_invariant:
         return "chooses a kernel by the number of rows, which --batch-invariant forbids"
     for gpu in gpus:
-        if gpu.capability != _CAPABILITY:
+        if gpu.capability != CAPABILITY:
             has = ".".join(map(str, gpu.capability))
             return f"needs GPUs of compute capability 9.0 (H100, H200), and {gpu.name} has {has}"
         if 0 < gpu.cores < _CORES:
             return f"needs GPUs of {_CORES} cores (H100 SXM, H200), and {gpu.name} has {gpu.cores}"
-    if not _has_bindings():
+    if not has_bindings():
         return "needs the package cuda-bindings, which is not installed"
     return ""
-
-
-def _has_bindings() -> bool:
-    # Of a package in one that is not there, find_spec() raises.
-    return all(importlib.util.find_spec(name) is not None for name in ("cuda", "cuda.bindings"))

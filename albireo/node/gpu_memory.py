@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from albireo.ipc.config import ModelInfo
 from albireo.workers.engine.cuda.mixed_sizes import MOST_ROWS
 
-from .e4m7 import e4m7_bytes, spared_bytes
 from .gpus import Gpu
 
 _GIB = 1 << 30
@@ -31,6 +30,7 @@ _CONTEXT_BYTES = 768 << 20
 _COMMUNICATOR_BYTES = 512 << 20
 _GRAPH_BYTES = 512 << 20
 _LOGITS_COPIES = 4
+_E4M7_BITS, _BFLOAT16_BITS = 12, 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +62,11 @@ class GpuMemory:
         )
 
 
+def e4m7_bytes(model: ModelInfo, tp: int) -> int:
+    """Of a rank's weights in 12 bits."""
+    return model.linear_params * _E4M7_BITS // 8 // tp
+
+
 def estimate(
     model: ModelInfo,
     tp: int,
@@ -80,7 +85,7 @@ def estimate(
     if e4m7_weights != "off":
         weights += e4m7_bytes(model, tp)
     if e4m7_weights == "only":
-        weights -= spared_bytes(model, tp)
+        weights -= model.linear_params * _BFLOAT16_BITS // 8 // tp
     return GpuMemory(
         gpu=fullest.name,
         free=fullest.free,

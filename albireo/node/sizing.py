@@ -36,11 +36,7 @@ def size_engine(
             f"--max-model-len {max_model_len} exceeds the model's context of {model.context_len}"
         )
     batched = _batched_tokens(options, device)
-    e4m7 = decide(options, device, dtype, model, tp, gpus)
-    if (e4m7, options.e4m7_weights) == ("beside", "auto") and not _leaves_room(
-        options, model, tp, max_model_len, batched, gpus
-    ):
-        e4m7 = "off"
+    e4m7 = decide(options, device, dtype, model, tp, max_model_len, batched, gpus)
     num_blocks = _num_blocks(options, device, model, tp, max_model_len, batched, gpus, e4m7)
     return EngineConfig(
         model_path=model_path,
@@ -66,22 +62,6 @@ def size_engine(
         num_swap_blocks=_num_swap_blocks(options, model),
         itl_target_ms=options.itl_target_ms,
     )
-
-
-def _leaves_room(
-    options: NodeOptions, model: ModelInfo, tp: int, max_model_len: int, batched: int,
-    gpus: Sequence[Gpu],
-) -> bool:  # fmt: skip
-    """Whether copies in 12 bits leave the KV cache that is asked for, or the longest request's."""
-    memory = estimate(
-        model, tp, options.max_num_seqs, batched, options.gpu_memory_utilization,
-        options.cuda_graphs, gpus, "beside",
-    )  # fmt: skip
-    blocks = -(-max_model_len // options.block_size)
-    wanted: float = blocks * model.kv_bytes_per_token * options.block_size
-    if options.kv_cache_gib is not None:
-        wanted = options.kv_cache_gib * _GIB
-    return memory.kv_bytes * tp >= wanted
 
 
 def _batched_tokens(options: NodeOptions, device: str) -> int:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
+
+from albireo.workers.kernels.cuda.norm import rms_norm
 
 DEVICE = torch.device("cuda", 0)
 
@@ -21,3 +25,30 @@ def expected(
         return y
     gate, up = y.chunk(2, 1)
     return (F.silu(gate) if activation == "silu" else F.gelu(gate, approximate="tanh")) * up
+
+
+def check_in_a_graph(
+    layer: Callable[[torch.Tensor], torch.Tensor], weight: torch.Tensor, rows: int
+) -> None:
+    """layer: gated by SiLU, of weight [2048, 1024]; norms write what it reads."""
+    norm, x = torch.ones(1024, device=DEVICE), random(rows, 1024)
+
+    def run() -> torch.Tensor:
+        y = rms_norm(x, None, norm, 1e-6)
+        for _ in range(3):
+            y = rms_norm(layer(y), None, norm, 1e-6)
+        return y
+
+    run()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = run()
+    for _ in range(20):
+        x.normal_()
+        y = F.rms_norm(x.float(), (1024,), eps=1e-6)
+        for _ in range(3):
+            wide = expected(y.bfloat16(), weight, None, "silu")
+            y = F.rms_norm(wide.float(), (1024,), eps=1e-6)
+        graph.replay()
+        assert (captured.float() - y).norm() < 0.02 * y.norm()

@@ -8,7 +8,6 @@ import pytest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
-import torch.nn.functional as F  # noqa: E402
 
 from albireo.workers.kernels.cuda import hopper_gemm as hopper_gemm_module  # noqa: E402
 from albireo.workers.kernels.cuda import nvrtc  # noqa: E402
@@ -18,9 +17,8 @@ from albireo.workers.kernels.cuda.hopper_gemm import (  # noqa: E402
     hopper_tiling,
     supported,
 )
-from albireo.workers.kernels.cuda.norm import rms_norm  # noqa: E402
 
-from .gemm_reference import DEVICE, expected, random  # noqa: E402
+from .gemm_reference import DEVICE, check_in_a_graph, expected, random  # noqa: E402
 
 NOTHING = ('extern "C" __global__ void nothing() {}', (), "nothing", 32, 0, (1, 1, 1))
 """A CompiledKernel's arguments."""
@@ -119,28 +117,8 @@ def test_a_prompts_rows(rows: int) -> None:
 
 
 def test_in_a_graph_behind_a_kernel_that_writes_its_input() -> None:
-    weight, norm, x = random(2048, 1024) / 32, torch.ones(1024, device=DEVICE), random(200, 1024)
-    tiling = HopperTiling(256, 3, 2)
-
-    def run() -> torch.Tensor:
-        y = rms_norm(x, None, norm, 1e-6)
-        for _ in range(3):
-            y = rms_norm(hopper_gemm(y, weight, None, tiling, "silu"), None, norm, 1e-6)
-        return y
-
-    run()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = run()
-    for _ in range(20):
-        x.normal_()
-        y = F.rms_norm(x.float(), (1024,), eps=1e-6)
-        for _ in range(3):
-            wide = expected(y.bfloat16(), weight, None, "silu")
-            y = F.rms_norm(wide.float(), (1024,), eps=1e-6)
-        graph.replay()
-        assert (captured.float() - y).norm() < 0.02 * y.norm()
+    weight, tiling = random(2048, 1024) / 32, HopperTiling(256, 3, 2)
+    check_in_a_graph(lambda y: hopper_gemm(y, weight, None, tiling, "silu"), weight, 200)
 
 
 def test_what_is_kept_and_not_whole_is_compiled_anew(

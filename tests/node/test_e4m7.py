@@ -28,7 +28,7 @@ EIGHT = msgspec.structs.replace(
 
 @pytest.fixture(autouse=True)
 def with_bindings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(e4m7, "_has_bindings", lambda: True)
+    monkeypatch.setattr(e4m7, "has_bindings", lambda: True)
 
 
 def decided(
@@ -36,7 +36,7 @@ def decided(
     gpus: tuple[Gpu, ...] = (H100,), **fields: Any,
 ) -> str:  # fmt: skip
     options = NodeOptions(e4m7_weights=asked, **fields)
-    return decide(options, device, dtype, model, tp, gpus)
+    return decide(options, device, dtype, model, tp, 4096, 2048, gpus)
 
 
 def test_auto_has_them_where_they_are_small_beside_the_memory() -> None:
@@ -72,7 +72,7 @@ def test_what_cannot_be_is_refused(fields: dict[str, Any], reason: str) -> None:
 
 
 def test_without_the_bindings_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(e4m7, "_has_bindings", lambda: False)
+    monkeypatch.setattr(e4m7, "has_bindings", lambda: False)
     assert decided("auto") == "off"
     with pytest.raises(OptionError, match="needs the package cuda-bindings"):
         decided("beside")

@@ -10,7 +10,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
-from albireo.workers.kernels.cuda import nvrtc
+from albireo.workers.kernels.cuda import needs, nvrtc
 
 
 def test_a_kernel_is_kept_whole_or_not_at_all(
@@ -40,7 +40,7 @@ def test_without_the_bindings_there_is_no_compiler(
         return object() if name in there else None
 
     monkeypatch.setattr(nvrtc.torch.cuda, "get_device_capability", lambda device: (9, 0))
-    monkeypatch.setattr(nvrtc.importlib.util, "find_spec", find_spec)
+    monkeypatch.setattr(needs.importlib.util, "find_spec", find_spec)
     assert nvrtc.available(torch.device("cuda", 0)) == (len(there) == 2)
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,11 @@ import torch
 import torch.nn.functional as F
 
 from .e4m7 import BLOCK_BYTES, E4M7, pack
-from .hopper import BLOCK, COLUMNS, PROGRAMS, HopperTiling, gemm, tensor_map, works
+from .hopper import COLUMNS, HopperTiling, fitting, gemm, tensor_map, works
 from .nvrtc import CompiledKernel
 
 _SOURCE = Path(__file__).with_suffix(".cu")
 _TILE_ROWS = (8, 16, 32, 64, 128, 192, 256)
-_INPUT_BYTES = {1: 128 << 10, 2: 96 << 10, 3: 96 << 10, 4: 96 << 10}
-"""Of x that can be on their way, by warpgroups that multiply."""
 _FEW_ROWS = 128
 """Up to here weights cost more than arithmetic: the more warpgroups the faster."""
 _STEPS = 4
@@ -80,31 +77,14 @@ def e4m7_tiling(n: int, k: int, rows: int) -> HopperTiling:
     """For a weight [n, k] and so many rows; measured as `faster`."""
     if rows > _TILE_ROWS[-1]:
         several = (HopperTiling(*tile, 1) for tile in _SEVERAL_TILES)
-        return max(several, key=lambda tiling: _speed(tiling, n, rows))
+        return max(several, key=lambda t: t.busy(rows, n) * _SEVERAL_TILES[t.rows, t.groups])
     tile = min(size for size in _TILE_ROWS if size >= rows)
-    fitting = list(_fitting(n, k, tile))
-    if not fitting:  # What is larger than the GPU goes in rounds.
+    at_once = list(fitting(n, k, tile))
+    if not at_once:  # What is larger than the GPU goes in rounds.
         return HopperTiling(tile, 3, 1)
     if rows > _FEW_ROWS:
-        return max(fitting, key=lambda tiling: (tiling.filled(n), -tiling.splits))
-    return max(fitting, key=lambda tiling: (tiling.splits, -tiling.groups))
-
-
-def _fitting(n: int, k: int, tile: int) -> Iterator[HopperTiling]:
-    """All whose programs are on the GPU at once."""
-    most_groups = 4 if tile <= _FEW_ROWS else 3
-    for splits, programs in PROGRAMS.items():
-        for groups in range(1, most_groups + 1):
-            if -(-n // (BLOCK * groups)) * splits <= programs and k // COLUMNS >= splits:
-                yield HopperTiling(tile, groups, splits)
-
-
-def _speed(tiling: HopperTiling, n: int, rows: int) -> float:
-    """Share of the GPU's time that is spent on what is wanted, times the tile's speed."""
-    tiles, outputs, _ = tiling.grid(rows, n)
-    rounds = -(-tiles * outputs // PROGRAMS[1])
-    work = rounds * PROGRAMS[1] * tiling.outputs * tiling.rows
-    return n * rows / work * _SEVERAL_TILES[tiling.rows, tiling.groups]
+        return max(at_once, key=lambda tiling: (tiling.filled(n), -tiling.splits))
+    return max(at_once, key=lambda tiling: (tiling.splits, -tiling.groups))
 
 
 def e4m7_gemm(
@@ -157,6 +137,6 @@ def kernel_arguments(
     rows, groups = _ONE_STEP
     ahead = 1 if tiling.rows > rows and tiling.groups == groups else _STEPS
     return gemm(
-        _SOURCE, tiling, "registers", BLOCK_BYTES, _INPUT_BYTES[tiling.groups], activation,
+        _SOURCE, tiling, "registers", BLOCK_BYTES, activation,
         {"WIDE": int(out_dtype == torch.float32), "AHEAD": ahead},
     )  # fmt: skip

@@ -18,19 +18,20 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
+from .needs import MULTIPROCESSORS
 from .nvrtc import TensorMap, available
 
 COLUMNS = 64
 """Of k in a stage."""
 BLOCK = 64
 """Outputs of a warpgroup."""
-PROGRAMS = {1: 132, 2: 132, 3: 126}
+PROGRAMS = {1: MULTIPROCESSORS, 2: MULTIPROCESSORS, 3: 126}
 """That an H100 or H200 has room for at once, by how many make a cluster."""
 _GATES = {None: 0, "silu": 1, "gelu": 2}
 _ALIGNMENT = 1024
@@ -44,6 +45,10 @@ _WIDEST_INSTRUCTION = 192
 """Rows of one instruction for which the registers at a program's start are enough."""
 _REGISTERS = {1: (0, 0), 2: (232, 40), 3: (160, 32), 4: (112, 32)}
 """Of a thread that multiplies and of one that copies, by warpgroups that multiply; 0: as it has."""
+_MOST_ROWS = {1: 256, 2: 256, 3: 256, 4: 128}
+"""Of a tile, by warpgroups, for sums that fit into the registers."""
+_INPUT_BYTES = {1: 128 << 10, 2: 96 << 10, 3: 96 << 10, 4: 96 << 10}
+"""Of x that can be on their way, by warpgroups: the fewer, the more of x comes for each weight."""
 _FEW_ROWS = 64
 """Of a tile, for whose sums any program has registers."""
 _TRIAL_ERROR = 0.02
@@ -70,7 +75,23 @@ class HopperTiling(NamedTuple):
 
     def filled(self, n: int) -> float:
         """Work of a tile's programs over what all multiprocessors could do."""
-        return n * self.splits / (PROGRAMS[1] * self.outputs)
+        return n * self.splits / (MULTIPROCESSORS * self.outputs)
+
+    def busy(self, rows: int, n: int) -> float:
+        """Share that is wanted of what all multiprocessors compute, in whole rounds of programs."""
+        tiles, outputs, _ = self.grid(rows, n)
+        rounds = -(-tiles * outputs // MULTIPROCESSORS)
+        return n * rows / (rounds * MULTIPROCESSORS * self.outputs * self.rows)
+
+
+def fitting(n: int, k: int, rows: int) -> Iterator[HopperTiling]:
+    """For a layer [n, k] in one tile of so many rows, all whose programs are on the GPU at once."""
+    for splits, programs in PROGRAMS.items():
+        for groups, most_rows in _MOST_ROWS.items():
+            tiling = HopperTiling(rows, groups, splits)
+            fits = -(-n // tiling.outputs) * splits <= programs and k // COLUMNS >= splits
+            if fits and rows <= most_rows:
+                yield tiling
 
 
 class Stages(NamedTuple):
@@ -81,22 +102,22 @@ class Stages(NamedTuple):
     shared_bytes: int
 
 
-def stages(tiling: HopperTiling, block_bytes: int, input_bytes: int) -> Stages:
-    """block_bytes: of a warpgroup's weights in a stage; input_bytes: of x on their way, at most.
+def stages(tiling: HopperTiling, block_bytes: int) -> Stages:
+    """block_bytes: of a warpgroup's weights in a stage.
 
     Weights have the rest of a program's memory.
     """
     weight = tiling.groups * block_bytes + _BARRIERS_BYTES
     one = tiling.rows * COLUMNS * 2
-    inputs = min(_MOST_STAGES, input_bytes // one)
+    inputs = min(_MOST_STAGES, _INPUT_BYTES[tiling.groups] // one)
     taken = _ALIGNMENT + inputs * (one + _BARRIERS_BYTES)
     weights = min(_MOST_STAGES, (_SHARED_BYTES - taken) // weight)
     return Stages(weights, inputs, taken + weights * weight)
 
 
 def gemm(
-    path: Path, tiling: HopperTiling, weights: str, block_bytes: int, input_bytes: int,
-    activation: str | None, defines: dict[str, int],
+    path: Path, tiling: HopperTiling, weights: str, block_bytes: int, activation: str | None,
+    defines: dict[str, int],
 ) -> tuple[str, list[str], str, int, int, tuple[int, int, int]]:  # fmt: skip
     """A CompiledKernel's arguments, for the kernel of `path`, which bears its name.
 
@@ -105,7 +126,7 @@ def gemm(
     rows, groups, splits = tiling
     parts = 1 if rows <= _WIDEST_INSTRUCTION or groups == 1 else 2
     multiplying, copying = _REGISTERS[groups] if rows > _FEW_ROWS else (0, 0)
-    room = stages(tiling, block_bytes, input_bytes)
+    room = stages(tiling, block_bytes)
     tiles = Path(__file__).with_name("hopper_tiles.cu").read_text()
     defines = {
         **defines, "ROWS": rows, "PARTS": parts, "GROUPS": groups, "SPLITS": splits,
@@ -164,8 +185,8 @@ def works(device: torch.device, what: str, trial: Callable[[], float]) -> bool:
     if not available(device):
         return False
     count = torch.cuda.get_device_properties(device).multi_processor_count
-    if count < PROGRAMS[1]:
-        logging.warning("%s: %d multiprocessors, and not %d", what, count, PROGRAMS[1])
+    if count < MULTIPROCESSORS:
+        logging.warning("%s: %d multiprocessors, and not %d", what, count, MULTIPROCESSORS)
         return False
     try:
         error = trial()

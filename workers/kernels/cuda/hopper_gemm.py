@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from .hopper import BLOCK, COLUMNS, PROGRAMS, HopperTiling, gemm, tensor_map, works
+from .hopper import BLOCK, COLUMNS, HopperTiling, fitting, gemm, tensor_map, works
 from .nvrtc import CompiledKernel
 
 MAX_ROWS = 256
@@ -26,10 +25,6 @@ MAX_GATED_ROWS = 2048
 _SOURCE = Path(__file__).with_suffix(".cu")
 _TILE_ROWS = 64
 """Tiles of so many rows, twice as many, ..."""
-_INPUT_BYTES = {1: 128 << 10, 2: 96 << 10, 3: 96 << 10, 4: 96 << 10}
-"""Of x that can be on their way, by warpgroups: the fewer, the more of x comes for each weight."""
-_MOST_ROWS = {1: 256, 2: 256, 3: 256, 4: 128}
-"""Of a tile, for sums that fit into the registers."""
 _FEWER_ROWS = 128
 """Of more, arithmetic costs as much as the weights, and too many sums of a k that is shared out
 too much."""
@@ -81,7 +76,11 @@ def hopper_tiling(n: int, k: int, rows: int, gated: bool = False) -> HopperTilin
         return None
     if rows > MAX_ROWS:
         return _several_tiles(n, rows) if gated and rows <= MAX_GATED_ROWS else None
-    tilings = _tilings(n, k, -(-rows // _TILE_ROWS) * _TILE_ROWS)
+    tilings = (
+        tiling
+        for tiling in fitting(n, k, -(-rows // _TILE_ROWS) * _TILE_ROWS)
+        if tiling.splits == 1 or tiling.groups == 1 or tiling.rows <= _FEWER_ROWS
+    )
     fullest = max(tilings, key=lambda tiling: tiling.filled(n), default=None)
     least = _LEAST_FILLED if rows <= _FEWER_ROWS else _LEAST_FILLED_MANY
     return fullest if fullest and fullest.filled(n) >= least else None
@@ -89,26 +88,8 @@ def hopper_tiling(n: int, k: int, rows: int, gated: bool = False) -> HopperTilin
 
 def _several_tiles(n: int, rows: int) -> HopperTiling | None:
     """The tiles that leave least of the GPU idle, or at work on rows that are not there."""
-
-    def busy(tiling: HopperTiling) -> float:
-        programs = -(-rows // tiling.rows) * -(-n // tiling.outputs)
-        at_once = PROGRAMS[1]
-        rounds = -(-programs // at_once)
-        return n * rows / (rounds * at_once * tiling.outputs * tiling.rows)
-
-    best = max((HopperTiling(tile, 3, 1) for tile in _TILES_OF_MANY), key=busy)
-    return best if busy(best) >= _LEAST_BUSY else None
-
-
-def _tilings(n: int, k: int, rows: int) -> Iterator[HopperTiling]:
-    """All whose programs are on the GPU at once."""
-    for splits, programs in PROGRAMS.items():
-        for groups, most_rows in _MOST_ROWS.items():
-            tiling = HopperTiling(rows, groups, splits)
-            fits = -(-n // tiling.outputs) * splits <= programs and k // COLUMNS >= splits
-            few_sums = splits == 1 or groups == 1 or rows <= _FEWER_ROWS
-            if fits and few_sums and rows <= most_rows:
-                yield tiling
+    best = max((HopperTiling(tile, 3, 1) for tile in _TILES_OF_MANY), key=lambda t: t.busy(rows, n))
+    return best if best.busy(rows, n) >= _LEAST_BUSY else None
 
 
 def hopper_gemm(
@@ -156,6 +137,6 @@ def _kernel(device: torch.device, tiling: HopperTiling, activation: str | None) 
 def kernel_arguments(tiling: HopperTiling, activation: str | None) -> tuple[Any, ...]:
     """See hopper.gemm."""
     return gemm(
-        _SOURCE, tiling, "descriptor", BLOCK * COLUMNS * 2, _INPUT_BYTES[tiling.groups], activation,
+        _SOURCE, tiling, "descriptor", BLOCK * COLUMNS * 2, activation,
         {"WIDE": 0},
     )  # fmt: skip

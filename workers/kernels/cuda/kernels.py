@@ -74,14 +74,16 @@ class CudaKernels:
         return pack_linear(weight, bias, out_dtype, self.device, self._e4m7, gated)
 
     def linear(self, x: torch.Tensor, packed: PackedLinear | NarrowLinear) -> torch.Tensor:
-        if self.batch_invariant and isinstance(packed, PackedLinear):
+        if self.batch_invariant:
+            assert isinstance(packed, PackedLinear)
             return invariant_linear(x, packed)
         return linear(x, packed)
 
     def gated_linear(
         self, x: torch.Tensor, packed: PackedLinear | NarrowLinear, activation: str
     ) -> torch.Tensor:
-        if self.batch_invariant and isinstance(packed, PackedLinear):
+        if self.batch_invariant:
+            assert isinstance(packed, PackedLinear)
             return gated(invariant_linear(x, packed), activation)
         return gated_linear(x, packed, activation)
 

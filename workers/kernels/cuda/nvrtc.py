@@ -10,7 +10,6 @@ import contextlib
 import ctypes
 import functools
 import hashlib
-import importlib.util
 import logging
 import os
 import tempfile
@@ -21,9 +20,9 @@ from typing import Any, NamedTuple
 import torch
 
 from ....ipc.paths import cache_dir
+from .needs import CAPABILITY, has_bindings
 
 _ARCHITECTURE = "sm_90a"
-_CAPABILITY = (9, 0)
 
 _MAP_BYTES = 128
 """Of a CUtensorMap, and what it has to be aligned to."""
@@ -40,10 +39,9 @@ class Code(NamedTuple):
 
 def available(device: torch.device) -> bool:
     """Whether it is a Hopper GPU, and there is what compiles for it.  It may still not load."""
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) != _CAPABILITY:
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) != CAPABILITY:
         return False
-    # Of a package in one that is not there, find_spec() raises.
-    return all(importlib.util.find_spec(name) is not None for name in ("cuda", "cuda.bindings"))
+    return has_bindings()
 
 
 def compiled(source: str, defines: Sequence[str], anew: bool = False) -> Code:

@@ -1,0 +1,16 @@
+"""What kernels of CUDA C++ need, known without PyTorch: a node decides before it forks."""
+
+from __future__ import annotations
+
+import importlib.util
+
+CAPABILITY = (9, 0)
+"""CUDA's, of Hopper."""
+MULTIPROCESSORS = 132
+"""Of the GPU that layers are cut up for: H100 SXM and H200."""
+
+
+def has_bindings() -> bool:
+    """Whether there is what compiles them."""
+    # Of a package in one that is not there, find_spec() raises.
+    return all(importlib.util.find_spec(name) is not None for name in ("cuda", "cuda.bindings"))
