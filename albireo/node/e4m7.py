@@ -13,7 +13,7 @@ from .options import NodeOptions, OptionError
 
 _GIB = 1 << 30
 _CORES = MULTIPROCESSORS * 128
-_LEAST_SHARE = 0.2
+_MOST_SHARE = 0.2
 """Of the memory that a group may use: more than this the copies are not worth to the KV cache."""
 
 
@@ -41,12 +41,12 @@ def _leave_room(
     options: NodeOptions, model: ModelInfo, tp: int, max_model_len: int, batched: int,
     gpus: Sequence[Gpu],
 ) -> bool:  # fmt: skip
-    """Whether copies leave the KV cache that is asked for, or the longest request's, and most."""
+    """Whether copies are small, and leave the KV cache asked for, or the longest request's."""
     memory = estimate(
         model, tp, options.max_num_seqs, batched, options.gpu_memory_utilization,
         options.cuda_graphs, gpus, "beside",
     )  # fmt: skip
-    if e4m7_bytes(model, tp) > _LEAST_SHARE * memory.free * memory.utilization:
+    if e4m7_bytes(model, tp) > _MOST_SHARE * memory.free * memory.utilization:
         return False
     blocks = -(-max_model_len // options.block_size)
     wanted: float = blocks * model.kv_bytes_per_token * options.block_size
