@@ -140,6 +140,12 @@ def connect_error(path: str, node: str | None, error: OSError) -> AlbireoError:
     """The exception for a connect() that failed.  `node` is None where a path was given."""
     if isinstance(error, PermissionError):
         return NodeNotRunning(f"the socket {path} belongs to another user: {error.strerror}")
+    if isinstance(error, ConnectionResetError | BrokenPipeError):
+        return NodeNotRunning(
+            f"the router at {path} ended while this client connected ({error.strerror}); the node "
+            "starts it again: try once more",
+            retry=True,
+        )
     what = f"no node answers at {path}" if node is None else f"no node named {node!r} is running"
     start = "albireo node start" + (f" --name {node}" if node not in (None, "default") else "")
     reason = (

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import select
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -274,6 +276,20 @@ def test_no_node_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     (tmp_path / "api.sock").touch()
     with pytest.raises(NodeNotRunning, match="nobody listens there"):
         Client.connect(str(tmp_path / "api.sock"))
+
+
+def test_a_router_that_dies_under_a_hello(tmp_path: Path) -> None:
+    path = tmp_path / "api.sock"
+    with socket.socket(socket.AF_UNIX) as listener, ThreadPoolExecutor(1) as pool:
+        listener.bind(str(path))
+        listener.listen()
+        client = pool.submit(Client.connect, str(path))
+        connection, _ = listener.accept()
+        with connection:
+            select.select([connection], [], [], WAIT_S)  # What is not read then resets it.
+        with pytest.raises(NodeNotRunning, match=r"ended while .* try once more") as error:
+            client.result(5)
+        assert error.value.retry
 
 
 def test_eos_is_not_what_the_fakes_generate() -> None:

@@ -119,7 +119,9 @@ class Streams:
                 done.acquire()
 
     def wait_for_tokens(self, count: int) -> None:
+        """Of the slow client, whose handler may be holding its other stream up, one will do."""
         wait_for("the streams run", lambda: all(len(e) >= count for e in self.tokens[:4]), 20)
+        wait_for("the slow ones, too", lambda: any(self.tokens[4:]), 20)
 
     def join(self) -> None:
         self.go_on.set()
