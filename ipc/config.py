@@ -23,6 +23,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     eos_token_ids: the model's own end tokens (generation config included).
     kv_bytes_per_token: keys and values of one token over all layers and heads.
+    head_dim: of its attention.
     tp_degrees: the degrees of tensor parallelism its shapes divide by.
     activation_bytes_per_token: most that a token needs at once within a forward pass.
     loaded_bytes: of the weights as layers keep them: a tied LM head is a table of its own.
@@ -43,6 +44,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     weight_bytes: int
     kv_bytes_per_token: int
     tp_degrees: tuple[int, ...]
+    head_dim: int = 0
     activation_bytes_per_token: int = 0
     loaded_bytes: int = 0
     linear_params: int = 0
@@ -64,6 +66,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     async_output: text is made while the next step runs; else the next plan waits for it.
     prefix_caching: prompts share the KV blocks of their common prefixes.
     e4m7_weights: of linear layers, on a Hopper GPU: 12 bits "beside" bfloat16, "only", or "off".
+    kv_cache_dtype: "auto" for `dtype`, or "e4m7", 12 bits a number, on a GPU.
     num_swap_blocks: blocks of host memory for preempted sequences, on every rank.
     itl_target_ms: prefill chunks are sized so that a step stays below it; 0 = no target.
     """
@@ -88,6 +91,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     async_output: bool = True
     prefix_caching: bool = True
     e4m7_weights: str = "off"
+    kv_cache_dtype: str = "auto"
     num_swap_blocks: int = 0
     itl_target_ms: float = 0.0
 

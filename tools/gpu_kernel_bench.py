@@ -1,7 +1,7 @@
 """Times the CUDA kernels in the shapes of a model's decode step, each beside its floor.
 
     python tools/gpu_kernel_bench.py [--shape qwen3-8b] [--batch 1,64] [--json]
-                                     [--e4m7-weights beside] [--apart]
+                                     [--e4m7-weights beside] [--kv-cache-dtype e4m7] [--apart]
                                      [--tune | --tune-linear | --tune-prefill]
 
 A kernel runs once a layer, for some layers with weights and KV of their own
@@ -12,8 +12,8 @@ the bandwidth of a large copy, measured first.  --tune: decode attention alone,
 over ways to cut it up.  --tune-linear: the linear layers alone, by cuBLAS, as gemv.py,
 few_rows.py and hopper_gemm.py have them now ("chosen"), and their best three tilings.
 --tune-prefill: prefill attention alone, over tiles.  --apart: kernels wait for
-each other instead of coming up early (overlap.py).  --e4m7-weights: as a node's; the floor is
-that of 12 bits then.
+each other instead of coming up early (overlap.py).  --e4m7-weights, --kv-cache-dtype: as a
+node's; the floor is that of 12 bits then.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from albireo.workers.kernels.cuda import overlap
 def measure(options: argparse.Namespace, bandwidth: float) -> Iterator[Row]:
     batches = [int(size) for size in options.batch.split(",")]
     for name in options.shape.split(","):
-        bench = ShapeBench(name, bandwidth, options.e4m7_weights)
+        bench = ShapeBench(name, bandwidth, options.e4m7_weights, options.kv_cache_dtype)
         if options.tune_linear:
             for layer, rows in itertools.product(bench.sizes, batches):
                 yield from tune_linear(bench, layer, rows)
@@ -61,6 +61,7 @@ def main() -> None:
     parser.add_argument("--tune-linear", action="store_true", help="linear layers alone")
     parser.add_argument("--tune-prefill", action="store_true", help="prefill attention alone")
     parser.add_argument("--e4m7-weights", choices=("off", "beside", "only"), default="off")
+    parser.add_argument("--kv-cache-dtype", choices=("auto", "e4m7"), default="auto")
     parser.add_argument("--apart", action="store_true", help="kernels that wait for each other")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     options = parser.parse_args()

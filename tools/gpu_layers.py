@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
+from albireo.node.kv_cache import e4m7_bytes
 from albireo.workers.engine.batch import StepBatch
 from albireo.workers.kernels import create
 from albireo.workers.kernels.interface import KVLayer
@@ -102,11 +103,16 @@ def copy_bandwidth() -> float:
 
 
 class ShapeBench:
-    """A model's layers on the GPU.  e4m7: see EngineConfig.e4m7_weights."""
+    """A model's layers on the GPU.  e4m7, kv_cache_dtype: see EngineConfig."""
 
-    def __init__(self, name: str, bandwidth: float, e4m7: str = "off") -> None:
+    def __init__(
+        self, name: str, bandwidth: float, e4m7: str = "off", kv_cache_dtype: str = "auto"
+    ) -> None:
         self.name, self.shape, self.bandwidth = name, SHAPES[name], bandwidth
-        self.kernels = k = create("cuda", DTYPE, False, e4m7)
+        self.kernels = k = create("cuda", DTYPE, False, e4m7, kv_cache_dtype)
+        self.kv_token_bytes = self.shape.kv_heads * self.shape.head_dim * 4
+        if kv_cache_dtype == "e4m7":
+            self.kv_token_bytes = e4m7_bytes(self.kv_token_bytes, self.shape.head_dim)
         shape = self.shape
         sizes = {
             "qkv": (shape.qkv_width, shape.hidden),
@@ -138,8 +144,13 @@ class ShapeBench:
         shape, made = self.shape, []
         for _ in range(LAYERS):
             kv = self.kernels.new_kv_layer(blocks, _BLOCK, shape.kv_heads, shape.head_dim, DTYPE)
-            kv.keys.normal_()
-            kv.values.normal_()
+            if kv.keys.dtype == torch.uint8:
+                # All bytes are numbers, but for the powers of two at a block's end.
+                memory = kv.keys.random_(256).view(blocks, -1)
+                memory[:, -4 * _BLOCK * shape.kv_heads :].view(DTYPE).fill_(1.0)
+            else:
+                kv.keys.normal_()
+                kv.values.normal_()
             made.append(kv)
         return made
 
@@ -177,7 +188,7 @@ class ShapeBench:
             y = k.gated_linear(y, self.linears["gate_up"][i], "silu")
             return k.linear(y, self.linears["down"][i])
 
-        kv_bytes = rows * CONTEXT * shape.kv_heads * shape.head_dim * 4
+        kv_bytes = rows * CONTEXT * self.kv_token_bytes
         weights = self.weight_bytes
         calls: list[tuple[str, Callable[[int], object], float]] = [
             ("add_rms_norm", norm, 4 * x.nbytes),

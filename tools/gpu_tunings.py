@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
-from gpu_layers import DTYPE, Row, ShapeBench, random, replay_us, scattered
+from gpu_layers import Row, ShapeBench, random, replay_us, scattered
 
 from albireo.workers.kernels.cuda import attention, few_rows, gemv, hopper_gemm, linear
 from albireo.workers.kernels.cuda.hopper import HopperTiling
@@ -38,6 +38,7 @@ _PREFILL_TILES = (
     (128, 64, 8, 2),
     (128, 64, 8, 3),
     (128, 128, 8, 2),
+    (128, 64, 4, 2),
     (64, 64, 4, 2),
     (64, 64, 4, 3),
     (64, 128, 4, 2),
@@ -50,7 +51,7 @@ def tune_decode(bench: ShapeBench, rows: int, context: int) -> Iterator[Row]:
     batch, blocks = scattered(rows, context - 1, 1)
     caches = bench.caches(blocks)
     q = random(rows, shape.heads, shape.head_dim)
-    size = rows * context * shape.kv_heads * shape.head_dim * 4 + 2 * q.nbytes
+    size = rows * context * bench.kv_token_bytes + 2 * q.nbytes
 
     def timed(tiling: attention.DecodeTiling, case: str) -> Row:
         attention.decode_tiling = lambda *_: tiling
@@ -59,11 +60,13 @@ def tune_decode(bench: ShapeBench, rows: int, context: int) -> Iterator[Row]:
         )
         return bench.row("attention", f"B={rows} n={context} {case}{tiling}", us, size)
 
-    now = chosen(shape.head_dim, DTYPE, rows * shape.kv_heads)
+    now = chosen(shape.head_dim, caches[0].keys.dtype, rows * shape.kv_heads)
     yield timed(now, "chosen: ")
     made = [
         timed(attention.DecodeTiling(*options), "")
-        for options in itertools.product((32, 64), (32, 64), (2, 3, 4, 6, 8), (2, 4), (2, 3, 4))
+        for options in itertools.product(
+            (32, 64, 128), (32, 64), (2, 3, 4, 6, 8), (2, 4), (2, 3, 4)
+        )
     ]
     attention.decode_tiling = chosen
     yield from sorted(made, key=lambda row: row.us)[:8]

@@ -32,6 +32,7 @@ import uvloop
 from albireo.client import AsyncClient
 from albireo.ipc.cpu_quota import usable_cores
 from albireo.node.core_plan import make_core_plan
+from albireo.node.kv_cache import e4m7_bytes
 from albireo.node.options import NodeOptions
 from albireo.workers.models.config import ModelConfig
 from albireo.workers.models.load import read_config
@@ -79,10 +80,7 @@ def bench_step(
         bandwidth = measure_bandwidth(measured["device"])
     for row in measured["results"]:
         context = input_len + row.pop("first_token") + row["steps"] / rounds / 2
-        _add_floor(
-            row, config, options.groups[0], measured["dtype"], measured["e4m7_weights"], context,
-            bandwidth,
-        )  # fmt: skip
+        _add_floor(row, config, options.groups[0], measured, context, bandwidth)
     return {
         "bench": "step",
         "machine": machine(),
@@ -173,6 +171,7 @@ async def _measure(
         "device": model["device"],
         "dtype": model["dtype"],
         "e4m7_weights": model["e4m7_weights"],
+        "kv_cache_dtype": model["kv_cache_dtype"],
         "client_polls": client_polls,
         "results": results,
     }
@@ -185,18 +184,22 @@ async def _worker_means(client: AsyncClient) -> dict[str, float]:
 
 
 def _add_floor(
-    row: dict[str, Any], config: ModelConfig, tp: int, dtype: str, e4m7_weights: str,
-    context: float, bandwidth: float,
+    row: dict[str, Any], config: ModelConfig, tp: int, measured: dict[str, Any], context: float,
+    bandwidth: float,
 ) -> None:  # fmt: skip
     """The bytes of a step on each rank, the time they take, and what the step takes of that."""
-    element = 2 if dtype == "bfloat16" else 4
+    element = 2 if measured["dtype"] == "bfloat16" else 4
     read = config.num_params() - _unread_experts(config, row["batch"])
     if not config.tie_embeddings:
         read -= config.vocab_size * config.hidden_size
     windows = [config.window(layer) for layer in range(config.num_layers)]
     seen = sum(min(context, window or context) for window in windows)
     kv_token = 2 * config.num_kv_heads * config.head_dim * element
-    spared = config.linear_params() / 2 if e4m7_weights != "off" else 0.0  # Bytes of four bits.
+    if measured["kv_cache_dtype"] == "e4m7":
+        kv_token = e4m7_bytes(kv_token, config.head_dim)
+    spared = 0.0
+    if measured["e4m7_weights"] != "off":
+        spared = config.linear_params() / 2  # Bytes of four bits.
     weights = (read * element - spared) / tp
     kv = row["batch"] * seen * kv_token / tp
     floor_ms = (weights + kv) / bandwidth * 1e3

@@ -7,7 +7,7 @@ import json
 import click
 
 from albireo.bench.shapes import SHAPES
-from albireo.node.options import DTYPES, E4M7_WEIGHTS, NodeOptions, parse_groups
+from albireo.node.options import DTYPES, E4M7_WEIGHTS, KV_CACHE_DTYPES, NodeOptions, parse_groups
 
 from .bench_parts import bench_errors
 
@@ -32,10 +32,13 @@ from .bench_parts import bench_errors
 @click.option("--dtype", type=click.Choice(DTYPES), default="auto", show_default=True)
 @click.option("--cuda-graphs/--no-cuda-graphs", default=True, show_default=True)
 @click.option("--e4m7-weights", type=click.Choice(E4M7_WEIGHTS), default="auto", show_default=True)
+@click.option(
+    "--kv-cache-dtype", type=click.Choice(KV_CACHE_DTYPES), default="auto", show_default=True
+)
 @click.option("--json", "as_json", is_flag=True, help="The result as JSON.")
 def prefill(
     shape: str, groups: str, prompts: str, mixed: str, device: str, dtype: str,
-    cuda_graphs: bool, e4m7_weights: str, as_json: bool,
+    cuda_graphs: bool, e4m7_weights: str, kv_cache_dtype: str, as_json: bool,
 ) -> None:  # fmt: skip
     """Prompts, alone and between decodes, against the cost of the matrix products."""
     from albireo.bench.prefill import bench_prefill
@@ -47,6 +50,7 @@ def prefill(
             dtype=dtype,
             cuda_graphs=cuda_graphs,
             e4m7_weights=e4m7_weights,
+            kv_cache_dtype=kv_cache_dtype,
         )
         cases = [_pair(part) for part in prompts.split(",")]
         result = bench_prefill(shape, options, cases, _pair(mixed))

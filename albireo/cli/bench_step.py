@@ -8,7 +8,7 @@ import math
 import click
 
 from albireo.bench.shapes import SHAPES
-from albireo.node.options import DTYPES, E4M7_WEIGHTS, NodeOptions, parse_groups
+from albireo.node.options import DTYPES, E4M7_WEIGHTS, KV_CACHE_DTYPES, NodeOptions, parse_groups
 
 from .bench_parts import bench_errors, sizes_of
 
@@ -41,6 +41,9 @@ _HIDDEN = ("tiny",)
 @click.option("--cuda-graphs/--no-cuda-graphs", default=True, show_default=True)
 @click.option("--e4m7-weights", type=click.Choice(E4M7_WEIGHTS), default="auto", show_default=True)
 @click.option(
+    "--kv-cache-dtype", type=click.Choice(KV_CACHE_DTYPES), default="auto", show_default=True
+)
+@click.option(
     "--client-polls/--client-sleeps",
     default=True,
     show_default=True,
@@ -57,7 +60,7 @@ _HIDDEN = ("tiny",)
 def step(
     shape: str, groups: str, batch: str, input_len: int, output_len: int, sampling: str,
     device: str, dtype: str, async_scheduling: bool, cuda_graphs: bool,
-    e4m7_weights: str, client_polls: bool, rounds: int, as_json: bool,
+    e4m7_weights: str, kv_cache_dtype: str, client_polls: bool, rounds: int, as_json: bool,
 ) -> None:  # fmt: skip
     """A decode step, every token delivered to a client, against the memory's floor."""
     from albireo.bench.step import bench_step
@@ -66,6 +69,7 @@ def step(
         options = NodeOptions(
             groups=parse_groups(groups), device=device, dtype=dtype,
             async_scheduling=async_scheduling, cuda_graphs=cuda_graphs, e4m7_weights=e4m7_weights,
+            kv_cache_dtype=kv_cache_dtype,
         )  # fmt: skip
         result = bench_step(
             shape, options, sizes_of(batch), input_len, output_len, sampling, client_polls,

@@ -13,6 +13,7 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 DTYPES = ("auto", "bfloat16", "float32")
 RESUME_S = 10.0
 SAMPLING_MODES = ("auto", "gather", "sequence", "vocab")
+KV_CACHE_DTYPES = ("auto", "e4m7")
 E4M7_WEIGHTS = ("auto", "beside", "only", "off")
 
 
@@ -96,6 +97,7 @@ class NodeOptions(msgspec.Struct, frozen=True, kw_only=True):
     sampling_mode: Annotated[str, _one_of(SAMPLING_MODES)] = "auto"
     batch_invariant: bool = False
     e4m7_weights: Annotated[str, _one_of(E4M7_WEIGHTS)] = "auto"
+    kv_cache_dtype: Annotated[str, _one_of(KV_CACHE_DTYPES)] = "auto"
     threads: Annotated[int, msgspec.Meta(ge=1, le=512)] | None = None
     step_timeout_s: _Positive = 30.0
     start_timeout_s: _Positive = 600.0

@@ -154,6 +154,7 @@ def _model_info(load: Load, config: Any, dtype: str, text: Any) -> ModelInfo:
         num_params=params,
         weight_bytes=params * element,
         kv_bytes_per_token=kv_bytes,
+        head_dim=config.head_dim,
         tp_degrees=config.tp_degrees(),
         activation_bytes_per_token=widest * element,
         loaded_bytes=(params + head) * element,

@@ -14,6 +14,7 @@ from .core_plan import CorePlan
 from .e4m7 import decide
 from .gpu_memory import estimate
 from .gpus import Gpu
+from .kv_cache import with_kv_cache
 from .options import NodeOptions, OptionError
 
 _GIB = 1 << 30
@@ -36,6 +37,7 @@ def size_engine(
             f"--max-model-len {max_model_len} exceeds the model's context of {model.context_len}"
         )
     batched = _batched_tokens(options, device)
+    model = with_kv_cache(options, device, dtype, model, gpus)
     e4m7 = decide(options, device, dtype, model, tp, max_model_len, batched, gpus)
     num_blocks = _num_blocks(options, device, model, tp, max_model_len, batched, gpus, e4m7)
     return EngineConfig(
@@ -59,6 +61,7 @@ def size_engine(
         async_output=options.async_output,
         prefix_caching=options.enable_prefix_caching,
         e4m7_weights=e4m7,
+        kv_cache_dtype=options.kv_cache_dtype,
         num_swap_blocks=_num_swap_blocks(options, model),
         itl_target_ms=options.itl_target_ms,
     )

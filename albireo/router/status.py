@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from albireo._version import __version__
-from albireo.ipc.config import ActorSpec
+from albireo.ipc.config import ActorSpec, EngineConfig
 from albireo.ipc.histogram import WHOLE_REQUEST_S, Histogram
 from albireo.ipc.messages import ActorInfo, SchedulerStats
 from albireo.ipc.protocol import PROTOCOL_VERSION
@@ -70,6 +70,7 @@ def status_tree(
             "device": engine.device,
             "dtype": engine.dtype,
             "e4m7_weights": engine.e4m7_weights,
+            "kv_cache_dtype": _kv_cache_dtype(engine),
         },
         "uptime_s": round(uptime_s, 1),
         "draining": draining,
@@ -82,6 +83,10 @@ def status_tree(
             for group, gpus in zip(groups, _gpus(spec), strict=True)
         ],
     }
+
+
+def _kv_cache_dtype(engine: EngineConfig) -> str:
+    return engine.dtype if engine.kv_cache_dtype == "auto" else engine.kv_cache_dtype
 
 
 def _gpus(spec: ActorSpec) -> list[list[str]]:

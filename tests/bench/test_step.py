@@ -30,13 +30,16 @@ def test_shapes(shape: str, tmp_path: Path) -> None:
     assert text.token_bytes is not None
 
 
+BFLOAT16 = {"dtype": "bfloat16", "kv_cache_dtype": "bfloat16", "e4m7_weights": "off"}
+
+
 def test_the_floor_is_that_of_the_feasibility_study(tmp_path: Path) -> None:
     """At 3.0 TB/s and a context of 320: 5.06 ms for one sequence, 9.07 for 256."""
     write_model("qwen3-8b", tmp_path)
     config = read_config(tmp_path)
     for batch, floor_ms in ((1, 5.06), (256, 9.07)):
         row = {"batch": batch, "step_ms_median": 10.0}
-        _add_floor(row, config, 1, "bfloat16", "off", 320, 3.0e12)
+        _add_floor(row, config, 1, BFLOAT16, 320, 3.0e12)
         assert row["floor_ms"] == pytest.approx(floor_ms, rel=0.01)
         assert row["ratio"] == pytest.approx(10 / floor_ms, rel=0.01)
 
@@ -46,9 +49,17 @@ def test_the_floor_of_weights_of_12_bits(tmp_path: Path) -> None:
     write_model("qwen3-8b", tmp_path)
     config = read_config(tmp_path)
     row = {"batch": 1, "step_ms_median": 10.0}
-    _add_floor(row, config, 2, "bfloat16", "beside", 320, 3.0e12)
+    _add_floor(row, config, 2, BFLOAT16 | {"e4m7_weights": "beside"}, 320, 3.0e12)
     assert config.linear_params() == pytest.approx(7.568e9, rel=1e-3)
     assert row["weights_gb"] == pytest.approx(1.5 * 7.568 / 2, rel=1e-3)
+
+
+def test_the_floor_of_a_kv_cache_of_12_bits(tmp_path: Path) -> None:
+    write_model("qwen3-8b", tmp_path)
+    config = read_config(tmp_path)
+    row = {"batch": 256, "step_ms_median": 10.0}
+    _add_floor(row, config, 1, BFLOAT16 | {"kv_cache_dtype": "e4m7"}, 320, 3.0e12)
+    assert row["kv_gb"] == pytest.approx(256 * 320 * 36 * 8 * (3 * 128 + 4) / 1e9, abs=1e-3)
 
 
 def test_the_floor_counts_the_experts_that_are_picked(tmp_path: Path) -> None:
@@ -57,7 +68,7 @@ def test_the_floor_counts_the_experts_that_are_picked(tmp_path: Path) -> None:
     config = read_config(tmp_path)
     for batch, billions in ((1, 3.04), (256, 30.2)):
         row = {"batch": batch, "step_ms_median": 10.0}
-        _add_floor(row, config, 1, "bfloat16", "off", 320, 3.0e12)
+        _add_floor(row, config, 1, BFLOAT16, 320, 3.0e12)
         assert row["weights_gb"] == pytest.approx(2 * billions, rel=0.01)
 
 

@@ -7,6 +7,7 @@ import importlib.util
 import os
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -167,6 +168,17 @@ def test_graphs_change_no_token(make_engine: Callable[[EngineConfig], Results]) 
     captured = _many(Driver(make_engine(_BIG).step, _BIG), 40, 12)
     assert _many(Driver(make_engine(eager).step, eager), 40, 12) == captured
     assert _many(cpu_driver(_BIG), 40, 12) == captured
+
+
+def test_graphs_change_no_token_of_a_cache_of_12_bits(
+    make_engine: Callable[..., Results],
+) -> None:
+    fields = {"dtype": "bfloat16", "kv_cache_dtype": "e4m7", "batch_invariant": True}
+    graphs = msgspec.structs.replace(_BIG, **fields)
+    eager = msgspec.structs.replace(graphs, cuda_graphs=False)
+    config = replace(CONFIG, head_dim=64)
+    captured = _many(Driver(make_engine(graphs, config).step, graphs), 40, 12)
+    assert _many(Driver(make_engine(eager, config).step, eager), 40, 12) == captured
 
 
 def _random_chunks(driver: Driver) -> list[list[int]]:

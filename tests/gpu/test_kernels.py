@@ -33,8 +33,10 @@ PHI3, GEMMA = Shape(32, 32, 96), Shape(16, 8, 256, window=200)
 
 
 @functools.cache
-def kernels(dtype: torch.dtype, batch_invariant: bool = False) -> Kernels:
-    return create("cuda", dtype, batch_invariant)
+def kernels(
+    dtype: torch.dtype, batch_invariant: bool = False, kv_cache_dtype: str = "auto"
+) -> Kernels:
+    return create("cuda", dtype, batch_invariant, kv_cache_dtype=kv_cache_dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -115,6 +117,29 @@ def test_steps_of_chunks_and_decodes(dtype: torch.dtype, shape: Shape) -> None:
     checks.check_attention(kernels(dtype), conversation, conversation.decode_last())
 
 
+@pytest.mark.parametrize("invariant", [False, True])
+@pytest.mark.parametrize(
+    "shape", [LLAMA, SMOL, GEMMA, Shape(28, 4, 128, window=100), Shape(8, 4, 256)], ids=str
+)
+def test_a_cache_of_12_bits(shape: Shape, invariant: bool) -> None:
+    """Chunks and decodes, padded, and decodes of many sequences at once."""
+    k = kernels(torch.bfloat16, invariant, "e4m7")
+    conversation = Conversation(shape, torch.bfloat16, [1, 15, 16, 17, 65, 150, 320, 700], 1)
+    steps = conversation.cut([1, 16, 40, 130, 300])
+    checks.check_attention(k, conversation, steps, normed=shape == GEMMA)
+    checks.check_attention(k, conversation, conversation.decode_last(), padding=(100, 200, 60))
+    many = Conversation(shape, torch.bfloat16, [1 + 37 * i % 500 for i in range(70)], 2)
+    first = checks.check_attention(k, many, many.decode_last())
+    _, again = many.run(k, many.decode_last())
+    assert torch.equal(again, first)
+    _, same = many.run(kernels(torch.bfloat16, invariant), many.decode_last())
+    assert (first.double() - same.double()).norm() / same.double().norm() < 1e-3
+
+
+def test_the_smallest_numbers_of_a_cache_of_12_bits_count() -> None:
+    checks.check_small_numbers_count(kernels(torch.bfloat16, kv_cache_dtype="e4m7"))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("sequences", [1, 7, 70])
 def test_decodes_of_any_number(dtype: torch.dtype, sequences: int) -> None:
@@ -154,14 +179,15 @@ def test_nan_stays_in_its_row(dtype: torch.dtype) -> None:
     checks.check_nan_stays_in_its_row(kernels(dtype), dtype)
 
 
+@pytest.mark.parametrize("cache", ["auto", "e4m7"])
 @pytest.mark.parametrize("sequences", [2, 80])
-def test_a_captured_step_serves_any_lengths(sequences: int) -> None:
+def test_a_captured_step_serves_any_lengths(sequences: int, cache: str) -> None:
     """One graph of a layer's kernels, replayed as contexts grow: the bits of eager launches."""
-    shape, dtype, k = LLAMA, torch.bfloat16, kernels(torch.bfloat16)
+    shape, dtype, k = LLAMA, torch.bfloat16, kernels(torch.bfloat16, kv_cache_dtype=cache)
     conversation = Conversation(shape, dtype, [400] * sequences, 0)
-    kv = k.new_kv_layer(conversation.paged.num_blocks, 16, shape.kv_heads, shape.head_dim, dtype)
-    kv.keys.normal_()
-    kv.values.normal_()
+    kv = checks.empty_cache(k, conversation.paged, shape, dtype)
+    for each in (kv.keys, kv.values):
+        each.zero_() if each.dtype == torch.uint8 else each.normal_()
     rope = conversation.rope.to(k.device)
     head = k.pack_linear(
         torch.randn(64, shape.heads * shape.head_dim).to(dtype), None, torch.float32

@@ -1,7 +1,8 @@
 """What must hold of CudaKernels, on a GPU as in Triton's interpreter.
 
 Each check draws its data from a seed and compares with ReferenceKernels on the
-CPU.  Caches are full of NaN before they are written, as reused blocks may be.
+CPU.  Caches are full of NaN before they are written, as reused blocks may be (in 12 bits their
+powers are).
 """
 
 from __future__ import annotations
@@ -68,8 +69,8 @@ def on_device(batch: StepBatch, device: torch.device) -> StepBatch:
 
 def empty_cache(k: Kernels, paged: PagedSequences, shape: Shape, dtype: torch.dtype) -> KVLayer:
     kv = k.new_kv_layer(paged.num_blocks, shape.block_size, shape.kv_heads, shape.head_dim, dtype)
-    kv.keys.fill_(float("nan"))
-    kv.values.fill_(float("nan"))
+    for each in (kv.keys, kv.values):
+        each.fill_(255 if each.dtype == torch.uint8 else float("nan"))
     return kv
 
 
@@ -282,6 +283,35 @@ def check_attention(
         assert error < (1e-5 if got.dtype == torch.float32 else 5e-3)
         torch.testing.assert_close(got, wanted, rtol=0.02, atol=4 * TOLERANCE[got.dtype])
     return outputs
+
+
+def check_small_numbers_count(k: Kernels) -> None:
+    """Of a cache in 12 bits: numbers 2^16 times smaller than a row's largest, which have few bits
+    of mantissa left, and which the tensor cores get as subnormal ones."""
+    torch.manual_seed(0)
+    tokens, head_dim = 40, 64
+    q, key, value = torch.randn(3, tokens, head_dim)
+    q, key, value = q * 2.0**14, key * 2.0**-16, value * 2.0**-16
+    q[:, 0], key[:, 0], value[:, 0] = 0.0, 1.0, 1.0
+    qkv = torch.cat([q, key, value], 1).bfloat16()
+    q, key, value = qkv.double().chunk(3, 1)
+    paged = PagedSequences([tokens], 16, 0)
+    batch = paged.batch([(0, 0, tokens)])
+    batch.positions.zero_()  # Nothing is turned: the largest numbers stay where they are.
+    kv = k.new_kv_layer(paged.num_blocks, 16, 1, head_dim, torch.bfloat16)
+    rope = rope_table(head_dim, 1).to(k.device)
+    there = on_device(batch, k.device)
+    queries = k.rope_and_cache(
+        qkv.to(k.device), 1, 1, head_dim, None, None, EPS, rope, there, kv
+    )  # fmt: skip
+    chunk = k.attention(queries, kv, there, 1.0, 0)[-1:]
+    last = on_device(paged.batch([(0, tokens - 1, 1)]), k.device)
+    last.num_chunks = 0
+    decode = k.attention(queries[-1:].contiguous(), kv, last, 1.0, 0)
+    expected = torch.softmax(q[-1:] @ key.T, 1) @ value
+    for got in (chunk, decode):
+        error = (got.cpu().double() - expected)[:, 1:].norm() / expected[:, 1:].norm()
+        assert error < 0.03
 
 
 def check_nan_stays_in_its_row(k: Kernels, dtype: torch.dtype) -> None:

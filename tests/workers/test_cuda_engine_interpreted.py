@@ -148,12 +148,13 @@ def make_engine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Results]:
     # The interpreter takes half a second for the 20 best of a row.
     for name in ("MAX_PLAN_SCORES", "MAX_TOP_LOGPROBS"):
         monkeypatch.setattr(f"{profile_plans.__module__}.{name}", 2)
-    kernels = CudaKernels(torch.float32, False, torch.device("cpu"))
+    numbers = CudaKernels(torch.float32, False, torch.device("cpu"))
 
     def make(
-        engine: EngineConfig, config: ModelConfig = CONFIG, plan_memory: memoryview | None = None
-    ) -> Results:
-        model = load_rank("", config, torch.float32, "dummy", 1, 0, kernels, print)
+        engine: EngineConfig, config: ModelConfig = CONFIG, plan_memory: memoryview | None = None,
+        kernels: CudaKernels = numbers,
+    ) -> Results:  # fmt: skip
+        model = load_rank("", config, kernels.dtype, "dummy", 1, 0, kernels, print)
         vocab, seqs = config.vocab_size, engine.max_num_seqs
         sampler = CudaSampler(seqs, vocab, 0, None, "cpu")
         logprobs = Logprobs(seqs, MAX_PLAN_SCORES, vocab, 0, SingleRank(), "cpu")
@@ -266,6 +267,21 @@ def test_all_parameters_against_one_forward_pass(
     check_story(story)
     assert all(story.moves.values()), story.moves
     results.engine.finish()
+
+
+def test_a_cache_of_12_bits_changes_no_token(make_engine: Callable[..., Results]) -> None:
+    """Its blocks are copied within it, to the host and back as any others."""
+    found = []
+    for e4m7 in (False, True):
+        kernels = CudaKernels(torch.bfloat16, False, torch.device("cpu"), e4m7_cache=e4m7)
+        engine = msgspec.structs.replace(PARAMETERS, dtype="bfloat16")
+        results = make_engine(engine, replace(CONFIG, head_dim=64), kernels=kernels)
+        story = ParameterStory(results.step, 3, seed=14, outputs=4, scores=2)
+        story.play()
+        assert all(story.moves.values()), story.moves
+        found.append([player.tokens for player in story.players])
+        results.engine.finish()
+    assert found[0] == found[1]
 
 
 def test_grammars_bind_the_tokens_as_on_the_cpu(results: Results) -> None:

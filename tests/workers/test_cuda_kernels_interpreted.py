@@ -30,8 +30,11 @@ DTYPES = [
 
 
 @functools.cache
-def kernels(dtype: torch.dtype, batch_invariant: bool = False) -> CudaKernels:
-    return CudaKernels(dtype, batch_invariant, torch.device("cpu"))
+def kernels(
+    dtype: torch.dtype, batch_invariant: bool = False, e4m7_cache: bool = False
+) -> CudaKernels:
+    device = torch.device("cpu")
+    return CudaKernels(dtype, batch_invariant, device, e4m7_cache=e4m7_cache)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -136,6 +139,31 @@ def test_steps_of_chunks_and_decodes(dtype: torch.dtype, shape: Shape, lengths: 
     steps = conversation.cut([1, 5, 16, 40])
     normed = shape.heads % 2 == 0
     checks.check_attention(kernels(dtype), conversation, steps, normed)
+
+
+@pytest.mark.parametrize(
+    ("shape", "lengths"),
+    [
+        (Shape(8, 2, 64), [40, 3]),
+        (Shape(9, 3, 64, window=13), [50, 1, 20]),
+        (Shape(4, 1, 128, block_size=32), [80, 5]),
+        (Shape(4, 1, 256, window=24), [50, 3]),
+    ],
+    ids=str,
+)
+def test_steps_with_a_cache_of_12_bits(shape: Shape, lengths: list[int]) -> None:
+    conversation = Conversation(shape, torch.bfloat16, lengths, seed=1)
+    steps = conversation.cut([1, 5, 16, 40])
+    normed = shape.heads % 2 == 0
+    k = kernels(torch.bfloat16, e4m7_cache=True)
+    got = checks.check_attention(k, conversation, steps, normed)
+    # Nothing but its smallest numbers differs from what bfloat16 holds.
+    _, same = conversation.run(kernels(torch.bfloat16), steps, normed)
+    assert (got.double() - same.double()).norm() / same.double().norm() < 1e-3
+
+
+def test_the_smallest_numbers_of_a_cache_of_12_bits_count() -> None:
+    checks.check_small_numbers_count(kernels(torch.bfloat16, e4m7_cache=True))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

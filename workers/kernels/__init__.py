@@ -16,11 +16,12 @@ if TYPE_CHECKING:
 
 
 def create(
-    device: str, dtype: torch.dtype, batch_invariant: bool, e4m7_weights: str = "off"
-) -> Kernels:
+    device: str, dtype: torch.dtype, batch_invariant: bool, e4m7_weights: str = "off",
+    kv_cache_dtype: str = "auto",
+) -> Kernels:  # fmt: skip
     """The kernels of `device` for activations, weights and KV cache of `dtype`.
 
-    e4m7_weights: see EngineConfig; of GPUs only.
+    e4m7_weights, kv_cache_dtype: see EngineConfig; of GPUs only.
     Starts no threads, touches no GPU and compiles nothing yet: see Kernels.warm_up.
     Raises ValueError for a device or a dtype without kernels.
     """
@@ -29,11 +30,13 @@ def create(
 
         return CpuKernels(dtype, batch_invariant)
     if device == "cuda":
-        return _create_cuda(dtype, batch_invariant, e4m7_weights)
+        return _create_cuda(dtype, batch_invariant, e4m7_weights, kv_cache_dtype)
     raise ValueError(f"no kernels for device {device!r}: there are some for 'cpu' and 'cuda'")
 
 
-def _create_cuda(dtype: torch.dtype, batch_invariant: bool, e4m7_weights: str) -> Kernels:
+def _create_cuda(
+    dtype: torch.dtype, batch_invariant: bool, e4m7_weights: str, kv_cache_dtype: str
+) -> Kernels:
     import torch
 
     try:
@@ -45,4 +48,5 @@ def _create_cuda(dtype: torch.dtype, batch_invariant: bool, e4m7_weights: str) -
             "device 'cuda' needs Triton, which comes with PyTorch's CUDA builds: "
             "pip install 'albireo[cuda]'"
         ) from None
-    return CudaKernels(dtype, batch_invariant, torch.device("cuda"), e4m7_weights)
+    device = torch.device("cuda")
+    return CudaKernels(dtype, batch_invariant, device, e4m7_weights, kv_cache_dtype == "e4m7")

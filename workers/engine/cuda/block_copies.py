@@ -76,7 +76,8 @@ class BlockCopies:
     """
 
     def __init__(self, kv: Sequence[KVLayer], host_blocks: int) -> None:
-        tensors = [each for layer in kv for each in (layer.keys, layer.values)]
+        both = (each for layer in kv for each in (layer.keys, layer.values))
+        tensors = list({each.data_ptr(): each for each in both}.values())  # Or one that is both.
         if any(not each.is_contiguous() for each in tensors):
             raise ValueError("KV blocks must be contiguous to be copied")
         first = tensors[0]

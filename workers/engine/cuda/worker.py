@@ -54,7 +54,9 @@ def create_engine(
     device = _take_device(spec)
     memory = MemoryAccount(device)
     dtype = getattr(torch, engine.dtype)
-    kernels = create("cuda", dtype, engine.batch_invariant, engine.e4m7_weights)
+    kernels = create(
+        "cuda", dtype, engine.batch_invariant, engine.e4m7_weights, engine.kv_cache_dtype
+    )
     with memory.taking("the weights"):
         model = load_rank(
             engine.model_path, config, dtype, engine.load_format, engine.tp, spec.rank,

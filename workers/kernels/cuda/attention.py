@@ -43,13 +43,15 @@ class DecodeTiling(NamedTuple):
 
 
 def decode_tiling(width: int, dtype: torch.dtype, row_heads: int) -> DecodeTiling:
-    """How decodes are cut up; width: of a head's tile.  row_heads: decodes x KV heads.
+    """How decodes are cut up; width: of a head's tile.  dtype: of the cache.  row_heads: decodes
+    x KV heads.
 
     Many: rounds of 16 KB of keys, and as much of values.  Few, where every
     program has only some rounds and latency decides: half of that, a round more on
     its way, for half the warps, and all programs at once.  Measured on an H100 (tools/
     gpu_kernel_bench.py --tune; head size 128, context 320, 4 KV heads) at 4, 64 and 256
     sequences x heads: 5.7 us, 9.7 and 19.0, where rounds of 16 KB take 25.3 for 256.
+    A cache of 12 bits has twice as many keys in a round, for as many instructions a key.
     """
     keys = min(max(16384 // (width * dtype.itemsize), 16), 128)
     if row_heads <= _FEW_ROW_HEADS:
@@ -111,7 +113,7 @@ class Attention:
         longest = batch.block_tables.shape[1] * block_size
         if window:
             longest = min(longest, window + block_size)
-        tiling = decode_tiling(padded(head_dim), q.dtype, decodes * kv_heads)
+        tiling = decode_tiling(padded(head_dim), kv.keys.dtype, decodes * kv_heads)
         splits = num_splits(decodes * kv_heads, self._processors, longest, tiling)
         shape = (decodes, kv_heads, splits, group)
         alone = splits == 1
@@ -144,6 +146,7 @@ class Attention:
             ROWS=max(16, triton.next_power_of_2(group)),
             TILE=tiling.keys,
             STEP=tiling.step,
+            **_format(kv),
             num_warps=tiling.warps,
             num_stages=tiling.stages,
             **overlapped(q.device),
@@ -174,7 +177,7 @@ def _prefill(
     rows, heads, head_dim = q.shape
     _, kv_heads, block_size, _ = kv.keys.shape
     group = heads // kv_heads
-    tile_rows, tile_keys, warps, stages = _prefill_tile(padded(head_dim), q.dtype, group)
+    tile_rows, tile_keys, warps, stages = _prefill_tile(padded(head_dim), kv.keys.dtype, group)
     tiles = rows // (tile_rows // group) + chunks
     prefill[(kv_heads, tiles)](
         q,
@@ -196,20 +199,29 @@ def _prefill(
         WINDOW=window,
         ROWS=tile_rows,
         TILE=tile_keys,
+        **_format(kv),
         num_warps=warps,
         num_stages=stages,
         **overlapped(q.device),
     )
 
 
-def _prefill_tile(width: int, dtype: torch.dtype, group: int) -> tuple[int, int, int, int]:
-    """(rows, keys, warps, stages) of a tile; width: of a head's tile.
+def _format(kv: KVLayer) -> dict[str, bool]:
+    """Of the cache, and how it is read."""
+    return {"E4M7": kv.keys.dtype == torch.uint8, "ASSEMBLY": kv.keys.is_cuda}
 
-    Sizes for which a thread's registers are enough.
+
+def _prefill_tile(width: int, dtype: torch.dtype, group: int) -> tuple[int, int, int, int]:
+    """(rows, keys, warps, stages) of a tile; width: of a head's tile.  dtype: of the cache.
+
+    Sizes for which a thread's registers are enough.  In 12 bits the more rows, the fewer unpack
+    the same keys.
     """
     least = triton.next_power_of_2(group)
     if dtype == torch.float32:
         return max(16 if width > 64 else 32, least), 16 if width > 128 else 32, 4, 2
+    if dtype == torch.uint8:
+        return (max(64, least), 32, 8, 2) if width > 128 else (max(128, least), 64, 8, 2)
     if width > 128:
         return max(128, least), 32, 8, 2
     return max(64, least), 64, 4, 3

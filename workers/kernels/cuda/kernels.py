@@ -42,18 +42,23 @@ class CudaKernels:
     device: where weights and caches go; "cuda" is the process's current device
     at the time.  A CPU device works under Triton's interpreter, for tests.
     e4m7: "beside", "only" or "off", see EngineConfig.e4m7_weights; not with batch_invariant.
+    e4m7_cache: the KV cache has 12 bits a number; with bfloat16.
     """
 
     def __init__(
-        self, dtype: torch.dtype, batch_invariant: bool, device: torch.device, e4m7: str = "off"
-    ) -> None:
+        self, dtype: torch.dtype, batch_invariant: bool, device: torch.device, e4m7: str = "off",
+        e4m7_cache: bool = False,
+    ) -> None:  # fmt: skip
         if dtype not in _DTYPES:
             names = " and ".join(str(d).removeprefix("torch.") for d in _DTYPES)
             raise ValueError(f"no CUDA kernels for {dtype}: there are some for {names}")
+        if e4m7_cache and dtype != torch.bfloat16:
+            raise ValueError(f"a KV cache of 12 bits is for bfloat16, and not for {dtype}")
         self.dtype = dtype
         self.batch_invariant = batch_invariant
         self.device = device
         self._e4m7 = "off" if batch_invariant else e4m7
+        self._e4m7_cache = e4m7_cache
         self._attention = Attention(batch_invariant)
 
     def set_threads(self, threads: int) -> None:
@@ -152,4 +157,6 @@ class CudaKernels:
         if dtype != self.dtype:
             raise ValueError(f"a KV cache of {dtype} for kernels of {self.dtype}")
         self._attention.prepare(self.device)
-        return paging.new_kv_layer(num_blocks, block_size, kv_heads, head_dim, dtype, self.device)
+        return paging.new_kv_layer(
+            num_blocks, block_size, kv_heads, head_dim, dtype, self.device, self._e4m7_cache
+        )

@@ -6,6 +6,9 @@ So the tokens of a block that one KV head owns are one piece of memory (4 KB
 for 16 tokens of 128 bfloat16), and attention loads tiles of several blocks
 row by row, 16 bytes a thread.  A tile is a power of two wide (`padded`); where
 head_dim is none, what is beyond it is masked: neither loaded nor stored.
+
+With 12 bits a number (e4m7_cache.py) one tensor of bytes is both, the last size is
+3 head_dim + 4, and a block's memory is in another order.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import triton
 import triton.language as tl
 
 from ..interface import KVLayer
+from .e4m7_cache import HEAD_DIMS
 
 _MIN_HEAD_DIM, _MAX_HEAD_DIM = 16, 256
 _HEAD_DIM_STEP = 16
@@ -55,10 +59,16 @@ def new_kv_layer(
     head_dim: int,
     dtype: torch.dtype,
     device: torch.device,
+    e4m7: bool = False,
 ) -> KVLayer:
     """An empty cache of one layer."""
     check_shape(block_size, head_dim)
     shape = (num_blocks, kv_heads, block_size, head_dim)
+    if e4m7:
+        if head_dim not in HEAD_DIMS:
+            raise ValueError(f"head size {head_dim}: a KV cache in 12 bits takes {HEAD_DIMS}")
+        both = torch.zeros(*shape[:-1], 3 * head_dim + 4, dtype=torch.uint8, device=device)
+        return KVLayer(both, both)
     return KVLayer(
         torch.zeros(shape, dtype=dtype, device=device),
         torch.zeros(shape, dtype=dtype, device=device),

@@ -13,6 +13,7 @@ import triton.language as tl
 
 from ...engine.batch import StepBatch
 from ..interface import KVLayer
+from .e4m7_cache import store
 from .overlap import come_up, overlapped, wait
 from .paging import in_head, padded
 
@@ -51,9 +52,9 @@ def _rope_and_cache(
     qkv, out, keys, values, q_norm, k_norm, rope, positions, kv_index, eps,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, NORM: tl.constexpr, SOME: tl.constexpr, WIDTH: tl.constexpr,
-    OVERLAP: tl.constexpr,
+    OVERLAP: tl.constexpr, E4M7: tl.constexpr,
 ):  # fmt: skip
-    """WIDTH: of a tile that holds half a head."""
+    """WIDTH: of a tile that holds half a head.  E4M7: the cache has 12 bits a number."""
     come_up(OVERLAP)
     HALF: tl.constexpr = HEAD_DIM // 2
     TOTAL: tl.constexpr = HEADS + 2 * KV_HEADS
@@ -90,10 +91,17 @@ def _rope_and_cache(
 
     block, offset = place // BLOCK_SIZE, place % BLOCK_SIZE
     kv_head = tl.where(is_v, head - HEADS - KV_HEADS, head - HEADS)
-    cached = ((block * KV_HEADS + kv_head) * BLOCK_SIZE + offset) * HEAD_DIM
     _write(out, (token * HEADS + head) * HEAD_DIM, i, turned_low, turned_high, is_q, HALF, WIDTH)
-    _write(keys, cached, i, turned_low, turned_high, is_k, HALF, WIDTH)
-    _write(values, cached, i, low_in, high_in, is_v, HALF, WIDTH)
+    if E4M7:
+        if tl.program_id(1) * SOME + SOME > HEADS:  # Most programs have only queries.
+            row = kv_head * BLOCK_SIZE + offset
+            low = tl.where(is_v[:, None], low_in, turned_low)
+            high = tl.where(is_v[:, None], high_in, turned_high)
+            store(keys, block, row, is_v, i, low, high, is_k | is_v, KV_HEADS, BLOCK_SIZE, HALF)
+    else:
+        cached = ((block * KV_HEADS + kv_head) * BLOCK_SIZE + offset) * HEAD_DIM
+        _write(keys, cached, i, turned_low, turned_high, is_k, HALF, WIDTH)
+        _write(values, cached, i, low_in, high_in, is_v, HALF, WIDTH)
 
 
 def rope_and_cache(
@@ -130,6 +138,7 @@ def rope_and_cache(
             NORM=q_norm is not None and k_norm is not None,
             SOME=_HEADS_A_PROGRAM,
             WIDTH=padded(head_dim // 2),
+            E4M7=kv.keys.dtype == torch.uint8,
             num_warps=2,
             **overlapped(qkv.device),
         )
