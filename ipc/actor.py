@@ -19,7 +19,9 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -101,6 +103,8 @@ class Actor:
         self.stop_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.ping_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._pinged = False
+        self._answering = threading.Lock()
+        self._busy_until_s = 0.0
         self._encoder = msgspec.msgpack.Encoder()
         self._control = socket.socket(fileno=fds["control"])
         name_process(f"alb {spec.name}")
@@ -130,9 +134,23 @@ class Actor:
     def answer_ping(self, step: int = 0) -> None:
         """Called by the main loop; does nothing unless it was asked.  step: what it is at."""
         if self._pinged:
-            self._pinged = False
-            os.eventfd_read(self.ping_fd)
-            self._tell(Pong(step))
+            with self._answering:
+                if self._pinged:
+                    self._pinged = False
+                    os.eventfd_read(self.ping_fd)
+                    self._tell(Pong(step))
+
+    @contextmanager
+    def busy(self, at_most_s: float) -> Iterator[None]:
+        """Within, the control thread answers for the main loop, for so long: where one piece of
+        work may take more than a step.  A process that is stopped, or whose interpreter is, still
+        does not answer."""
+        self._busy_until_s = time.monotonic() + at_most_s
+        self.answer_ping()  # one that came before is nobody else's to answer
+        try:
+            yield
+        finally:
+            self._busy_until_s = 0.0
 
     def fatal(self, message: str, *, hung: bool = False) -> None:
         """Reports the end of this process and leaves it; hung: because another one hangs."""
@@ -171,6 +189,8 @@ class Actor:
             if isinstance(_from_supervisor.decode(payload), Ping):
                 os.eventfd_write(self.ping_fd, 1)
                 self._pinged = True
+                if time.monotonic() < self._busy_until_s:
+                    self.answer_ping()
             else:
                 self.stopping.set()
                 os.eventfd_write(self.stop_fd, 1)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +44,19 @@ class FakeActor:
         self.stop_fd = os.eventfd(0, os.EFD_NONBLOCK)
         self.ping_fd = os.eventfd(0, os.EFD_NONBLOCK)
         self.is_ready = threading.Event()
+        self.is_busy = False
 
     def ready(self, **_detail: Any) -> None:
         self.is_ready.set()
 
     def answer_ping(self, step: int = 0) -> None:
         pass
+
+    @contextmanager
+    def busy(self, at_most_s: float) -> Iterator[None]:
+        self.is_busy = True
+        yield
+        self.is_busy = False
 
     def stop(self) -> None:
         self.stopping.set()

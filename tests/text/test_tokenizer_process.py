@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +32,20 @@ from .test_request import byte_tokens
 
 @pytest.fixture
 def router_of_tokenizer(tmp_path: Path) -> Iterator[Hub[Any]]:
-    spec = actor_spec(tmp_path, "tokenizer")
+    with running_tokenizer(tmp_path) as (hub, _):
+        yield hub
+
+
+@contextmanager
+def running_tokenizer(directory: Path) -> Iterator[tuple[Hub[Any], FakeActor]]:
+    """The router's end of a tokenizer process, and its actor."""
+    spec = actor_spec(directory, "tokenizer")
     hub: Hub[Any] = Hub(spec.socket_path("router"), ToRouter)
     actor = FakeActor(spec)
     running = Running(tokenizer.main, actor, {})
     assert receive(hub) == [Joined("tokenizer", -1, 3, os.getpid())]
     assert actor.is_ready.wait(DEADLINE_S)
-    yield hub
+    yield hub, actor
     running.stop()
     hub.close()
 
@@ -67,6 +75,22 @@ def test_a_bad_request_harms_nobody(router_of_tokenizer: Hub[Any]) -> None:
     assert unknown == TextFailed(3, "invalid_request", unknown.message)
     assert "token id 1000000 is outside" in unknown.message
     assert ask(hub, EncodeText(4, "a", False)) == Encoded(4, byte_tokens("a"))
+
+
+def test_whoever_tokenizes_a_long_text_does_not_hang(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def encode(_text: str, _add_special_tokens: bool) -> list[int]:
+        busy.append(actor.is_busy)
+        return []
+
+    busy: list[bool] = []
+    monkeypatch.setattr(MODEL, "encode", encode)
+    with running_tokenizer(tmp_path) as (hub, actor):
+        ask(hub, EncodeText(1, "a", False))
+        ask(hub, EncodeText(2, "b", False))
+        assert busy == [True, True]
+        assert not actor.is_busy
 
 
 def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenized(

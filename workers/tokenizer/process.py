@@ -40,6 +40,10 @@ if TYPE_CHECKING:
     from albireo.workers.grammar.vocabulary import Vocabulary
 
 
+_LONGEST_S = 60.0
+"""What one request may take; the longest texts take 16 s, where nothing else runs."""
+
+
 def main(
     actor: Actor, fds: Mapping[str, int], text: TextModel, vocabulary: Vocabulary | None = None
 ) -> None:
@@ -65,7 +69,9 @@ def main(
         actor.answer_ping()
         for request in router.drain():
             start_ns = time.monotonic_ns()
-            _send(router, answer(text, request, grammars), request.key)
+            with actor.busy(_LONGEST_S):
+                reply = answer(text, request, grammars)
+            _send(router, reply, request.key)
             timeline.record(Stage.ENCODE, NO_STEP, start_ns, time.monotonic_ns(), 1)
             actor.answer_ping()
             if actor.stopping.is_set():
