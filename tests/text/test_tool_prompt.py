@@ -11,6 +11,14 @@ from albireo.workers.tokenizer.tool_prompt import as_text
 from .test_chat_template import CHATML, GEMMA
 from .tiny_tokenizers import byte_level, text_model
 
+PHI4_MINI = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'system' and 'tools' in message and message['tools'] is not none %}"
+    "<|system|>{{ message['content'] }}<|tool|>{{ message['tools'] }}<|/tool|><|end|>"
+    "{% else %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endif %}{% endfor %}"
+    "<|assistant|>"
+)
+"""In the manner of its own: tools are looked for in the system message."""
 ASK = ChatMessage(role="user", content="Rome and Paris?")
 CALLS = ChatMessage(
     role="assistant",
@@ -46,3 +54,12 @@ def test_parallel_calls_can_be_continued(template: str) -> None:
     tools = Tools(functions=(Tool(name="weather"),))
     rendered = model.render_chat([ASK, CALLS, ROME, PARIS], tools)
     assert f"user\n{ROME_TEXT}\n{PARIS_TEXT}<" in rendered
+
+
+def test_a_template_with_the_word_alone_knows_nothing_of_tools() -> None:
+    model = text_model(byte_level(), chat_template=PHI4_MINI)
+    rendered = model.render_chat([ASK, CALLS, ROME], Tools(functions=(Tool(name="weather"),)))
+    assert rendered.startswith("<|system|># Tools")
+    assert '"name": "weather"' in rendered
+    assert "<|tool|>" not in rendered
+    assert f"<|user|>{ROME_TEXT}<|end|><|assistant|>" in rendered

@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 
 import jinja2
 import jinja2.ext
+import jinja2.meta
 import jinja2.nodes
 import jinja2.parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -45,17 +46,22 @@ class ChatTemplate:
     """A compiled template.
 
     named_tokens: what the template may call by name ("bos_token", ...).
+    takes_tools: whether it writes the tools that render() is given.
     Raises TextModelError when the source is not a template.
     """
 
     def __init__(self, source: str, named_tokens: Mapping[str, Any]) -> None:
         self._named_tokens = dict(named_tokens)
+        environment = _environment()
         try:
-            self._template = _environment().from_string(source)
+            self._template = environment.from_string(source)
+            # Phi-4-mini's has the word, but looks for them in messages.
+            variables = jinja2.meta.find_undeclared_variables(environment.parse(source))
         except jinja2.TemplateSyntaxError as error:
             raise TextModelError(
                 f"the chat template has an error in line {error.lineno}: {error.message}"
             ) from error
+        self.takes_tools = "tools" in variables
 
     def render(
         self,

@@ -55,7 +55,6 @@ class TextModel:
         self.strips_first_space = self._strips_first_space()
         template = chat_template or source.chat_template
         self._template = ChatTemplate(template, source.named_tokens) if template else None
-        self._knows_tools = "tools" in (template or "")
         self.tool_style = tool_style(template or "")
 
     def has_token(self, token: int) -> bool:
@@ -132,7 +131,7 @@ class TextModel:
         if not messages:
             raise TextModelError("a conversation needs at least one message")
         functions = tools.functions if tools is not None and tools.bind else ()
-        if self._knows_tools:
+        if self._template.takes_tools:
             return self._template.render(as_maps(messages), described(functions) or None)
         return self._template.render(as_text(messages, functions))
 

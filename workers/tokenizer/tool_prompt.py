@@ -1,7 +1,7 @@
 """Tools in conversations: as templates want them, and for templates that know nothing of them.
 
-A template that never names `tools` gets the tools in the system message, in the Hermes form that
-most open models have seen, and calls and their results as text.
+A template that makes nothing of `tools` gets the tools in the system message, in the Hermes form
+that most open models have seen, and calls and their results as text.
 """
 
 from __future__ import annotations
