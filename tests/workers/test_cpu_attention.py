@@ -198,6 +198,27 @@ def test_nan_stays_in_its_sequence() -> None:
     assert torch.equal(out[others], expected[others])
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_scores_of_minus_infinity_are_no_weights(dtype: torch.dtype) -> None:
+    """A row that sees nothing else is NaN, as in PyTorch; those behind it are as they were."""
+    torch.manual_seed(0)
+    k = kernels(dtype)
+    paged = PagedSequences([3], 16)
+    batch, rope = paged.everything(), rope_table(16, 3)
+    qkv = torch.randn(3, 3 * 16).to(dtype)
+    qkv[0, :16], qkv[0, 16:32] = 1e20, -1e20
+    kv = empty_cache(k, paged, 1, 16)
+    q = k.rope_and_cache(qkv, 1, 1, 16, None, None, EPS, rope, batch, kv)
+    out = k.attention(q, kv, batch, 0.25, 2)
+    assert out[0].isnan().all()
+    parts = qkv.double()
+    turned = rotate(parts[:, :32].view(3, 2, 16), rope, batch.positions).to(dtype)
+    last = attend(turned[2:, :1], turned[1:, 1:], parts[1:, 32:].view(2, 1, 16), 0.25, 0)
+    torch.testing.assert_close(
+        out[2:].view(1, 1, 16).double(), last, atol=TOLERANCE[dtype], rtol=1e-2
+    )
+
+
 def test_what_cannot_be_paged_is_refused() -> None:
     k = kernels(torch.bfloat16)
     with pytest.raises(ValueError, match=r"blocks of 8 tokens.*multiple of 16"):

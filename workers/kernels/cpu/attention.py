@@ -240,7 +240,8 @@ def _finish(p, scratch, first_head, rows, size):  # type: ignore[no-untyped-def]
     totals = pointer_f32(scratch + _TOTAL)
     for r in range(rows):
         sums = pointer_f32(scratch + _SUMS + r * width * 4)
-        inverse = np.float32(1) / totals[r]
+        # Scores of -inf alone: NaN, as in PyTorch.
+        inverse = np.float32(1) / totals[r] if totals[r] > 0 else np.float32(np.nan)
         for i in range(head_dim):
             sums[i] *= inverse
         place = first_head + (r // share) * heads + r % share
