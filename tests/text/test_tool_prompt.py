@@ -63,3 +63,13 @@ def test_a_template_with_the_word_alone_knows_nothing_of_tools() -> None:
     assert '"name": "weather"' in rendered
     assert "<|tool|>" not in rendered
     assert f"<|user|>{ROME_TEXT}<|end|><|assistant|>" in rendered
+
+
+def test_what_is_not_ascii_is_written_as_it_is() -> None:
+    model = text_model(byte_level(), chat_template=CHATML)
+    tool = Tool(name="weather", description="Погода", parameters={"title": "市"})
+    call = ToolCall(id="c0", name="weather", arguments='{"市": "ローマ"}')
+    asked = ChatMessage(role="assistant", content="", tool_calls=(call,))
+    rendered = model.render_chat([ASK, asked, ROME], Tools(functions=(tool,)))
+    assert '"name": "weather", "description": "Погода", "parameters": {"title": "市"}' in rendered
+    assert '{"name": "weather", "arguments": {"市": "ローマ"}}' in rendered

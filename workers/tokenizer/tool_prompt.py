@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import groupby
 from typing import Any
 
 from albireo.ipc.protocol import ChatMessage
 from albireo.ipc.tools import HERMES, LLAMA, Tool, ToolCall
+
+_json = partial(json.dumps, ensure_ascii=False)
+"""As templates write it."""
 
 _PROMPT = """{system}# Tools
 
@@ -63,7 +67,7 @@ def as_text(messages: Sequence[ChatMessage], tools: Sequence[Tool]) -> list[dict
         system = ""
         if maps and maps[0]["role"] == "system":
             system = maps.pop(0)["content"] + "\n\n"
-        functions = "\n".join(map(json.dumps, described(tools)))
+        functions = "\n".join(map(_json, described(tools)))
         prompt = _PROMPT.format(system=system, functions=functions)
         maps.insert(0, {"role": "system", "content": prompt})
     return maps
@@ -104,7 +108,7 @@ def _turns(messages: Sequence[ChatMessage]) -> Iterator[dict[str, Any]]:
 def _written(message: ChatMessage) -> str:
     content = message.content
     for call in message.tool_calls:
-        body = json.dumps({"name": call.name, "arguments": _arguments(call)})
+        body = _json({"name": call.name, "arguments": _arguments(call)})
         content += f"{chr(10) if content else ''}<tool_call>\n{body}\n</tool_call>"
     return f"<tool_response>\n{content}\n</tool_response>" if message.role == "tool" else content
 
