@@ -6,6 +6,7 @@ Single-threaded from the first line to the last; see forkserver.py.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from albireo.ipc.config import ModelInfo
@@ -31,6 +32,7 @@ def load_everything(load: Load, phase: Callable[[str], Any]) -> tuple[Loaded, An
     phase("reading the tokenizer")
     config = read_config(load.model_path)  # first: who has neither is told that it is no model
     text = load_text_model(load.tokenizer_path, load.chat_template)
+    config = _with_end_of(text, config)
     for tp in load.tp_degrees:
         check_degree(config, tp)
     device, dtype = load.device, load.dtype
@@ -53,6 +55,15 @@ def load_everything(load: Load, phase: Callable[[str], Any]) -> tuple[Loaded, An
         dtype = "bfloat16"
     info = _model_info(load, config, dtype, text)
     return Loaded(info, device, dtype), text, vocabulary, model
+
+
+def _with_end_of(text: Any, config: Any) -> Any:
+    """The config with the tokenizer's end token among its own: many a fine-tune names the end of
+    its turns there alone."""
+    end = text.eos_token_id
+    if end is None or end >= config.vocab_size:
+        return config
+    return replace(config, eos_token_ids=tuple(dict.fromkeys((*config.eos_token_ids, end))))
 
 
 def _vocabulary(text: Any, config: Any) -> Any:

@@ -38,6 +38,7 @@ class TextModel:
     vocab_size: ids are 0 .. vocab_size - 1; a model's embedding may have more rows.
     longest_token: most bytes of text that a token stands for, as in longest_token.py.
     special_ids: ids whose text `skip_special_tokens` leaves out.
+    eos_token_id: the token that the tokenizer's files call its end token; None = they name none.
     tool_style: how the template teaches tool calls, as in workers/grammar/tools.py.
     token_bytes: the bytes of every id where the tokenizer is byte-level: the
         bytes of a text are those of its tokens, one after the other.  Else None.
@@ -51,6 +52,7 @@ class TextModel:
         self.vocab_size = source.vocab_size
         self.longest_token = longest_token(source.tokenizer)
         self.special_ids = _special_ids(source)
+        self.eos_token_id = _eos_token_id(source)
         self.token_bytes = token_bytes(source.tokenizer, source.vocab_size)
         self.strips_first_space = self._strips_first_space()
         template = chat_template or source.chat_template
@@ -208,6 +210,11 @@ def _template_text(chat_template: str | None) -> str | None:
         raise TextModelError(
             f"the chat template {chat_template} cannot be read: {error}"
         ) from error
+
+
+def _eos_token_id(source: TextSource) -> int | None:
+    named = source.named_tokens.get("eos_token")
+    return source.tokenizer.token_to_id(named) if isinstance(named, str) else None
 
 
 def _special_ids(source: TextSource) -> frozenset[int]:
