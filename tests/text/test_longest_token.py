@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import unicodedata
 from collections.abc import Callable
 
@@ -10,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
-from albireo.workers.tokenizer.longest_token import longest_token
+from albireo.workers.tokenizer.longest_token import longest_token, lost_bytes
+from albireo.workers.tokenizer.text_model import TextModelError
 
-from .tiny_tokenizers import byte_level, sentencepiece
+from .tiny_tokenizers import byte_level, sentencepiece, text_model
 
 
 def changed(tokenizer: Tokenizer, **parts: object) -> Tokenizer:
@@ -24,6 +26,15 @@ def changed(tokenizer: Tokenizer, **parts: object) -> Tokenizer:
         else:
             setattr(copy, name, part)
     return copy
+
+
+def without_some_bytes() -> Tokenizer:
+    """Like SmolLM2's: bytes that it was not trained on have no tokens."""
+    layout = json.loads(byte_level().to_str())
+    trained = set("".join(left + right for left, right in layout["model"]["merges"]))
+    for name in set(pre_tokenizers.ByteLevel.alphabet()) - trained:
+        del layout["model"]["vocab"][name]
+    return Tokenizer.from_str(json.dumps(layout))
 
 
 def composing() -> Tokenizer:
@@ -45,12 +56,23 @@ def test_the_longest_token_is_counted_in_bytes_of_the_text() -> None:
     assert longest_token(changed(sentencepiece(), added=token)) == 103
 
 
-@pytest.mark.parametrize("make", [byte_level, sentencepiece, composing])
+@pytest.mark.parametrize("make", [byte_level, without_some_bytes, sentencepiece, composing])
 @given(
     text=st.lists(
         st.one_of(
             st.characters(codec="utf-8"),
-            st.sampled_from(["\u212a", "\u1fbe\u0308\u0301", "\u1fef", "<|end|>", "   ", "▁▁"]),
+            st.sampled_from(
+                [
+                    "\u212a",
+                    "\u1fbe\u0308\u0301",
+                    "\u1fef",
+                    "<|end|>",
+                    "   ",
+                    "▁▁",
+                    "\x16",
+                    "th\x16e",
+                ]
+            ),
         ),
         max_size=40,
     ).map("".join)
@@ -60,7 +82,19 @@ def test_no_text_has_fewer_tokens_than_its_length_says(
 ) -> None:
     tokenizer = make()
     ids = tokenizer.encode(text, add_special_tokens=False).ids
-    assert len(text.encode()) <= longest_token(tokenizer) * len(ids)
+    counted = text.encode().translate(None, lost_bytes(tokenizer))
+    assert len(counted) <= longest_token(tokenizer) * len(ids)
+
+
+def test_bytes_without_tokens_do_not_count() -> None:
+    assert lost_bytes(byte_level()) == lost_bytes(sentencepiece()) == b""
+    assert b"\x16" in lost_bytes(without_some_bytes())
+    assert not set(b"the ") & set(lost_bytes(without_some_bytes()))
+    assert longest_token(without_some_bytes()) == longest_token(byte_level())
+    model = text_model(without_some_bytes())
+    model.check_length("\x16" * 9999, 3)  # which is no token at all
+    with pytest.raises(TextModelError, match="the context holds 3"):
+        model.check_length("\x16the" * 9999, 3)
 
 
 def test_composition_makes_a_byte_of_four_at_most() -> None:
@@ -101,6 +135,9 @@ SWALLOWING = {
     ),
     "white space between words": lambda: changed(
         sentencepiece(), pre_tokenizer=pre_tokenizers.WhitespaceSplit()
+    ),
+    "bytes without tokens that composition makes": lambda: changed(
+        without_some_bytes(), normalizer=normalizers.NFC()
     ),
     "strip": lambda: changed(byte_level(), normalizer=normalizers.Strip()),
     "NFKC": lambda: changed(byte_level(), normalizer=normalizers.NFKC()),

@@ -1,9 +1,9 @@
 """How many bytes of text a token stands for at most: so a text's length tells how few it can have.
 
-BPE with a token for every byte cuts a text up and loses nothing of it.  Whatever
-else may swallow characters without limit: unknown tokens, white space that is
-dropped beside added tokens or between words, most normalizers.  What is not known
-here not to do so counts as if it did.
+BPE with a token for every byte cuts a text up and loses nothing of it, and byte-level
+BPE that lacks some loses these alone.  Whatever else may swallow characters without
+limit: unknown tokens, white space that is dropped beside added tokens or between
+words, most normalizers.  What is not known here not to do so counts as if it did.
 """
 
 from __future__ import annotations
@@ -23,15 +23,27 @@ _COMPOSED_BYTES = 4
 """Bytes of a text that NFC makes one of, at most: three or four characters become one."""
 
 
+def lost_bytes(tokenizer: Tokenizer) -> bytes:
+    """Bytes that byte-level BPE has no token for: of a text it leaves them out."""
+    model = tokenizer.model
+    if not _is_byte_level(tokenizer) or type(model) is not models.BPE or model.unk_token:
+        return b""
+    names = pre_tokenizers.ByteLevel.alphabet()
+    to_byte = byte_of_character()
+    return bytes(to_byte.get(ord(n), ord(n)) for n in names if model.token_to_id(n) is None)
+
+
 def longest_token(tokenizer: Tokenizer) -> int:
-    """Most bytes of UTF-8 that one token stands for; 0 = there may be no such limit."""
+    """Most bytes of UTF-8, lost_bytes left out, that one token stands for; 0 = there may be no such
+    limit."""
     added = tokenizer.get_added_tokens_decoder().values()
     cuts = _steps(tokenizer.pre_tokenizer, "pretokenizers")
     rules = _steps(tokenizer.normalizer, "normalizers")
     composes = [rule["type"] for rule in rules] == ["NFC"]
-    byte_level = any(cut["type"] == "ByteLevel" for cut in cuts)
+    byte_level = _is_byte_level(tokenizer)
     if (
         not _knows_every_byte(tokenizer.model, byte_level)
+        or (rules and lost_bytes(tokenizer))
         or not all(map(_keeps_text, cuts))
         or not (composes or all(map(_never_shortens, rules)))
         or any(token.lstrip or token.rstrip for token in added)
@@ -64,13 +76,21 @@ def _steps(part: Any, name: str) -> list[dict[str, Any]]:
     return found
 
 
+def _is_byte_level(tokenizer: Tokenizer) -> bool:
+    return any(
+        cut["type"] == "ByteLevel" for cut in _steps(tokenizer.pre_tokenizer, "pretokenizers")
+    )
+
+
 def _knows_every_byte(model: models.Model, byte_level: bool) -> bool:
-    """Whether it makes tokens of any text, and no unknown ones."""
+    """Whether it makes tokens of any text but for lost_bytes, and no unknown ones."""
     if type(model) is not models.BPE:
         return False
     if model.continuing_subword_prefix or model.end_of_word_suffix:
         return False
     if byte_level:
+        if not model.unk_token:
+            return True
         names = pre_tokenizers.ByteLevel.alphabet()
     elif model.byte_fallback:
         names = [f"<0x{byte:02X}>" for byte in range(256)]

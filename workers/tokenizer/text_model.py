@@ -24,7 +24,7 @@ from .chat_template import ChatTemplate
 from .errors import TextModelError
 from .gguf_tokenizer import read_gguf_text
 from .hf_directory import read_hf_text
-from .longest_token import longest_token
+from .longest_token import longest_token, lost_bytes
 from .source import TextSource
 from .token_bytes import bytes_of_piece, token_bytes
 from .tool_prompt import as_maps, as_text, described, tool_style
@@ -51,6 +51,7 @@ class TextModel:
         self._plain: Tokenizer | None = None
         self.vocab_size = source.vocab_size
         self.longest_token = longest_token(source.tokenizer)
+        self._lost_bytes = lost_bytes(source.tokenizer)
         self.special_ids = _special_ids(source)
         self.eos_token_id = _eos_token_id(source)
         self.token_bytes = token_bytes(source.tokenizer, source.vocab_size)
@@ -89,7 +90,7 @@ class TextModel:
         """
         if not self.longest_token or not context:
             return
-        size = len(text.encode())
+        size = len(text.encode().translate(None, self._lost_bytes))
         over = size - (context - 1) * self.longest_token
         if over > 0:
             raise TextModelError(
