@@ -111,7 +111,7 @@ class Admission:
 
     def _seat(self, request: Request, found: Found) -> int:
         """Takes the queue's head to a slot, with what was found of it."""
-        self._state.queue.take(request)
+        self._state.queue.take(request, len(request.tokens) - found.tokens)
         slot = self._state.sequences.place(request, found.tokens)
         self._state.shares[request.share] += 1
         request.take[TAKE_START] = found.tokens

@@ -109,12 +109,12 @@ class _Priority:
                 return first
             heapq.heapreplace(self._by_tag, (tenant.tag, first.arrival, name))
 
-    def take(self, request: Request) -> None:
-        """Removes the head; its tenant pays for its tokens, but not again after a preemption."""
+    def take(self, request: Request, tokens: int) -> None:
+        """Removes the head; its tenant pays for these tokens, but not again after a preemption."""
         if not request.preemptions:
-            cost, tag = len(request.tokens), self._tenants[request.tenant].tag
-            self.charge(request.share, cost)
-            self._turn = max(self._turn, tag) + cost / (self._weights + 1.0)
+            tag = self._tenants[request.tenant].tag
+            self.charge(request.share, tokens)
+            self._turn = max(self._turn, tag) + tokens / (self._weights + 1.0)
         self.remove(request)
 
     def remove(self, request: Request) -> None:
@@ -171,9 +171,9 @@ class WaitingQueue:
         number = min(self._priorities, key=lambda p: (self._priorities[p].oldest_rank(), p))
         return self._priorities[number].head()
 
-    def take(self, request: Request) -> None:
-        """Takes the head out: it is admitted."""
-        self._priorities[request.priority].take(request)
+    def take(self, request: Request, tokens: int) -> None:
+        """Takes the head out: it is admitted.  tokens: of its prompt, to be computed."""
+        self._priorities[request.priority].take(request, tokens)
         self._removed(request)
 
     def remove(self, request: Request) -> None:

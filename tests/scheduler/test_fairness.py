@@ -38,7 +38,7 @@ class Queue:
         request = self.queue.head()
         assert request is not None
         assert self.queue.head() is request
-        self.queue.take(request)
+        self.queue.take(request, len(request.tokens))
         return request
 
     def take_all(self) -> list[Request]:
@@ -202,6 +202,21 @@ def test_a_flood_does_not_keep_another_tenant_waiting(prefix_caching: bool) -> N
         waits.append(steps_to_first_token(made, request))
     assert max(waits) <= 3 * (alone + made.limits.lookahead + 1)
     made.run()
+    made.check_streams()
+
+
+def test_what_the_prefix_cache_has_costs_no_turns() -> None:
+    made = group(max_num_seqs=1, prefix_caching=True)
+    made.submit(submission(1, prompt_len=44, max_tokens=1, seed=40_001, tenant="common"))
+    made.run()
+    for request in range(2, 42):
+        tenant, prompt_len, shared = [("own", 4, 0), ("common", 44, 40_000)][request % 2]
+        seed = shared + request
+        made.submit(submission(request, prompt_len, max_tokens=1, seed=seed, tenant=tenant))
+    made.run()
+    served = [made.streams[request].submit.tenant for request in made.admitted[1:]]
+    for count in range(2, 33, 2):  # Of each at most 4 tokens are computed, and 16 charged at once.
+        assert abs(served[:count].count("own") - count // 2) <= 4
     made.check_streams()
 
 
