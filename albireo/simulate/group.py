@@ -87,14 +87,14 @@ class SimulatedGroup:
 
     def __init__(self, number: int, shape: GroupShape, profile: Profile, most: int) -> None:
         limits = shape.limits
-        most_rows = limits.max_num_seqs + limits.max_num_batched_tokens
+        rows = range(limits.max_num_seqs + limits.max_num_batched_tokens + 1)
         self.number = number
         self.scheduler = Scheduler(limits)
         self.busy_s = 0.0
         self.gaps = Histogram()
         self.delivered = 0
         self.done: list[Done] = []
-        self._times = StepTimes(profile, most_rows, shape.ranks)
+        self._times = StepTimes(profile, rows, shape.ranks)
         self._free_at = 0.0
         self._flights: deque[_Flight] = deque()
         # A number rests for long after its request's end: nothing in flight names it then.

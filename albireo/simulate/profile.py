@@ -12,6 +12,7 @@ and take parallel_us more, for what they exchange.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated
@@ -56,20 +57,20 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class StepTimes:
-    """Of a profile: the first term of the sum, for up to most_rows rows, is computed beforehand.
+    """Of a profile: the first term of the sum is computed beforehand, for each number of `rows`
+    that a step may have.
 
     least_s: no step takes less.
     """
 
-    def __init__(self, profile: Profile, most_rows: int, ranks: int = 1) -> None:
+    def __init__(self, profile: Profile, rows: Sequence[int], ranks: int = 1) -> None:
         ranks = ranks if profile.split else 1
-        rows = np.arange(most_rows + 1)
         weights_s = np.interp(rows, profile.rows, profile.rows_ms) * 1e-3
-        products_s = rows * (profile.prefill_token_us * 1e-6)
+        products_s = np.array(rows) * (profile.prefill_token_us * 1e-6)
         rows_s = np.maximum(weights_s, products_s) / ranks
         if ranks > 1:
             rows_s += profile.parallel_us * 1e-6
-        self._rows_s: list[float] = rows_s.tolist()
+        self._rows_s: dict[int, float] = dict(zip(rows, rows_s.tolist(), strict=True))
         self._kv_token_s = profile.kv_token_ns * 1e-9 / ranks
         self._pair_s = profile.pair_ns * 1e-9 / ranks
         self._swap_s = profile.swap_block_us * 1e-6 / ranks

@@ -83,9 +83,9 @@ class Simulation:
         self._prompts = Prompts(seed)
         self._profile = profile
         most = limits.max_num_seqs + max_num_queued_reqs
-        most_rows = limits.max_num_seqs + limits.max_num_batched_tokens
+        rows = range(limits.max_num_seqs + limits.max_num_batched_tokens + 1)
         degrees = {shape.ranks for shape in groups}
-        self._least_s = min(StepTimes(profile, most_rows, each).least_s for each in degrees)
+        self._least_s = min(StepTimes(profile, rows, each).least_s for each in degrees)
         self._numbers = _shares(len(groups), processes)
         self._shards: list[Shard] = [
             (LocalShard if not place else RemoteShard)(

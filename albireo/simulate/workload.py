@@ -124,7 +124,7 @@ def arrival_rate(
     prefill, pairs = batch * input_len, batch * input_len * input_len // 2
     rate = 0.0
     for each in ranks:
-        times = StepTimes(profile, max(batch, prefill), each)
+        times = StepTimes(profile, (0, batch, prefill), each)
         decode_s = output_len * times.step_s(batch, context, 0, 0)
         alone_s = times.step_s(prefill, 0, pairs, 0)
         idle_s = times.step_s(0, 0, 0, 0)

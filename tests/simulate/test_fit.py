@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from albireo.cli.main import main
 from albireo.simulate.profile import StepTimes, load_profile
 
-TIMES = StepTimes(load_profile("h100-qwen3-8b"), 10_000)
+TIMES = StepTimes(load_profile("h100-qwen3-8b"), range(10_001))
 SAME = {"shape": "qwen3-8b", "device": "cuda", "dtype": "bfloat16", "groups": [1]}
 noise = random.Random(3)
 
@@ -57,7 +57,7 @@ def test_steps_that_were_not_measured_are_foretold(tmp_path: Path, error: float)
     assert done.exit_code == 0, done.output
     fitted = load_profile(str(tmp_path / "fitted.json"))
     assert "12 decode steps and 2 prompts" in fitted.source
-    times = StepTimes(fitted, 10_000)
+    times = StepTimes(fitted, range(10_001))
     for rows, kv_tokens, pairs in ((32, 32_000, 0), (200, 700_000, 0), (4096, 0, 2 * 2048**2)):
         expected = TIMES.step_s(rows, kv_tokens, pairs, 0)
         assert times.step_s(rows, kv_tokens, pairs, 0) == pytest.approx(

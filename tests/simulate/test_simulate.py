@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -155,7 +156,7 @@ def test_whoever_comes_when_all_ends_are_known_before_they_are_needed(
     tree = figures.tree(at, 0.0)
     assert tree["requests"] == {"completed": len(gaps), "refused": 0}
     assert figures.tokens == sum(each.output_len for each in arrivals)
-    shortest = StepTimes(profile, 68, 2).least_s * 1e3
+    shortest = StepTimes(profile, range(69), 2).least_s * 1e3
     assert tree["ttft_ms"]["p50"] > shortest
     # Each waits at most for all the others, one after the other.
     longest = sum((each.output_len + 3) * 0.02 for each in arrivals) * 4
@@ -306,7 +307,7 @@ def test_percentiles_are_within_one_percent(values: list[float], percent: int) -
 def test_the_profile_of_the_h100_is_what_was_measured() -> None:
     """docs/performance.md: decodes at a context of 320, prompts, and a mixed step."""
     profile = load_profile("h100-qwen3-8b")
-    times = StepTimes(profile, 10_000)
+    times = StepTimes(profile, range(10_001))
     for batch, step_ms in ((1, 5.51), (64, 7.57), (128, 8.87), (256, 12.28)):
         assert times.step_s(batch, batch * 320, 0, 0) * 1e3 == pytest.approx(step_ms, rel=0.01)
     for prompts, length, prompt_ms in ((4, 2048, 208), (1, 8192, 257)):
@@ -338,6 +339,16 @@ def test_a_load_is_a_share_of_what_all_slots_serve() -> None:
     profile = load_profile("sim:20")
     # 64 slots, each of which serves an answer of 10 steps of 20 ms in 0.2 s.
     assert arrival_rate("load:0.5", profile, (1, 4), 32, 8, 10) == pytest.approx(0.5 * 64 / 0.2)
+
+
+def test_the_load_of_long_prompts_takes_no_memory() -> None:
+    profile = load_profile("h100-qwen3-8b")
+    tracemalloc.start()
+    try:
+        assert 0 < arrival_rate("load:0.5", profile, (1, 2), 256, 1 << 20, 64) < 0.1
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_prompts_share_what_they_are_to_share() -> None:
