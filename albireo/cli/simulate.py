@@ -139,7 +139,6 @@ def _run(
         prefix_caching=caching,
         num_swap_blocks=swap_space_tokens // block_size,
         itl_target_ms=itl_target_ms,
-        swap_block_us=steps.swap_block_us,
     )
     shapes = [_shape(limits, each, kv_tokens or each * steps.kv_tokens) for each in ranks]
     if trace is not None:

@@ -13,9 +13,7 @@ from .blocks import blocks_for
 class Limits:
     """Each as the field of EngineConfig of the same name, but for
 
-    swap_block_us: what it takes to move one block to host memory, or back, before
-        a worker has told what it measured.
-    num_spare_slots: slots beyond max_num_seqs, for those that wait for their last step.
+    num_spare_slots: beyond max_num_seqs, for those that wait for their last step.
     """
 
     max_num_seqs: int
@@ -27,7 +25,6 @@ class Limits:
     prefix_caching: bool = True
     num_swap_blocks: int = 0
     itl_target_ms: float = 0.0
-    swap_block_us: float = 0.0
     num_spare_slots: int = SPARE_SLOTS
 
     @property
@@ -37,7 +34,7 @@ class Limits:
 
     @classmethod
     def of(cls, engine: EngineConfig) -> Limits:
-        given = {field.name for field in fields(cls)} - {"swap_block_us", "num_spare_slots"}
+        given = {field.name for field in fields(cls)} - {"num_spare_slots"}
         return cls(**{name: getattr(engine, name) for name in sorted(given)})
 
     def why_never(self, prompt_len: int, max_tokens: int) -> str | None:

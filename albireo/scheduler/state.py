@@ -51,7 +51,7 @@ class State:
 
     requests: all that have not ended.  running: slots that are planned, in the
     order they were given.  shares: how many of each run.
-    swap_block_us: what it takes to move a KV block to host memory, or back.
+    swap_block_us: what it takes to move a KV block to host memory, or back, as a worker says.
     leaving: slot -> the last step that names it.  completed: the last step with
     a result.
     """
@@ -62,7 +62,7 @@ class State:
         self.sequences = Sequences(limits.num_slots, limits.max_model_len)
         self.counters = Counters()
         self.step_times = StepTimes()
-        self.swap_block_us = limits.swap_block_us
+        self.swap_block_us = 0.0
         self.queue = WaitingQueue()
         self.requests: dict[int, Request] = {}
         self.running: Slots = np.empty(0, dtype=np.intp)

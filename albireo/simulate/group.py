@@ -95,6 +95,7 @@ class SimulatedGroup:
         self.delivered = 0
         self.done: list[Done] = []
         self._times = StepTimes(profile, rows, shape.ranks)
+        self.scheduler.swap_block_us = self._times.swap_block_us
         self._free_at = 0.0
         self._flights: deque[_Flight] = deque()
         # A number rests for long after its request's end: nothing in flight names it then.

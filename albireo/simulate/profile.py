@@ -60,7 +60,7 @@ class StepTimes:
     """Of a profile: the first term of the sum is computed beforehand, for each number of `rows`
     that a step may have.
 
-    least_s: no step takes less.
+    least_s: no step takes less.  swap_block_us: of each rank, for its part of a block.
     """
 
     def __init__(self, profile: Profile, rows: Sequence[int], ranks: int = 1) -> None:
@@ -73,7 +73,7 @@ class StepTimes:
         self._rows_s: dict[int, float] = dict(zip(rows, rows_s.tolist(), strict=True))
         self._kv_token_s = profile.kv_token_ns * 1e-9 / ranks
         self._pair_s = profile.pair_ns * 1e-9 / ranks
-        self._swap_s = profile.swap_block_us * 1e-6 / ranks
+        self.swap_block_us = profile.swap_block_us / ranks
         self.least_s = float(rows_s.min())
 
     def step_s(self, rows: int, kv_tokens: int, pairs: int, swapped: int) -> float:
@@ -82,7 +82,7 @@ class StepTimes:
             self._rows_s[rows]
             + kv_tokens * self._kv_token_s
             + pairs * self._pair_s
-            + swapped * self._swap_s
+            + swapped * self.swap_block_us * 1e-6
         )
 
 

@@ -20,7 +20,7 @@ from albireo.cli.main import main
 from albireo.scheduler.limits import Limits
 from albireo.simulate.group import GroupShape
 from albireo.simulate.histogram import Histogram
-from albireo.simulate.profile import ProfileError, StepTimes, known_profiles, load_profile
+from albireo.simulate.profile import Profile, ProfileError, StepTimes, known_profiles, load_profile
 from albireo.simulate.report import Figures
 from albireo.simulate.shard import RemoteShard
 from albireo.simulate.simulation import Simulation, _shares
@@ -267,6 +267,24 @@ def test_prefixes_preemptions_and_goodput_are_counted() -> None:
     # All answers are of one length: the gaps, pauses of the preempted too, are what lies between.
     assert tight["itl_ms"]["mean"] == pytest.approx(tight["tpot_ms"]["mean"], abs=2e-3)
     assert simulate(*arguments, "--slo", "ttft:60000")["goodput"]["share"] == 1
+
+
+@pytest.mark.parametrize(("swap_block_us", "swaps"), [(40.0, True), (60.0, False)])
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_ranks_share_what_is_swapped_as_they_share_what_is_computed(
+    ranks: int, swap_block_us: float, swaps: bool
+) -> None:
+    """So it is as cheap beside the 100 us for which one rank computes a block."""
+    profile = Profile(
+        name="mine", rows=(1,), rows_ms=(0.01,), prefill_token_us=25.0, swap_block_us=swap_block_us
+    )
+    limits = replace(LIMITS, num_swap_blocks=100)
+    arrivals = (Arrival(at=0.0, input_len=20, output_len=40) for _ in range(12))
+    figures = Figures({})
+    Simulation([GroupShape(limits, ranks)], 12, profile, arrivals, 0, figures).run()
+    (group,) = figures._groups
+    assert group.counters.preemptions > 0
+    assert (group.counters.swapped_out_blocks > 0) == swaps
 
 
 def test_what_finds_no_room_is_refused(tmp_path: Path) -> None:
