@@ -60,7 +60,7 @@ def run_foreground(options: NodeOptions, say: Say) -> int:
 def run_detached(options: NodeOptions, say: Say) -> int:
     """Starts a node that outlives this process; returns when it is ready, or has failed.
 
-    Whoever interrupts this ends the node.
+    Whoever interrupts this, or kills it, ends the node.
     """
     process = start_detached(options)
     assert process.stdout is not None
@@ -205,22 +205,26 @@ def end_with(owner: int) -> None:
 def _main() -> None:
     """Entry point of a detached supervisor: options on stdin, events on stdout.
 
-    An argument is the process that the node belongs to: then its log goes with it.
+    An argument is the process that the node belongs to: then its log goes with it.  Nobody knows
+    of a node whose starter is gone before it is ready: it stops.
     """
     owned = len(sys.argv) > 1
     if owned:
         end_with(int(sys.argv[1]))
-    listening = True
+    listening, ready = True, False
 
     def say(event: Event) -> None:
-        nonlocal listening
+        nonlocal listening, ready
         if not listening:
             return
         try:
             sys.stdout.buffer.write(msgspec.json.encode(event) + b"\n")
             sys.stdout.buffer.flush()
+            ready |= isinstance(event, NodeReady)
         except OSError:
             listening = False
+            if not ready:
+                os.kill(os.getpid(), signal.SIGTERM)
 
     try:
         options = msgspec.json.decode(sys.stdin.buffer.read(), type=NodeOptions)

@@ -90,6 +90,18 @@ def test_an_interrupted_start_leaves_no_node(node_home: Path, tiny_model_dir: Pa
     assert not is_running("brief") and not node_dir("brief").exists()
 
 
+@pytest.mark.node
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_so_does_one_that_is_killed(node_home: Path, tiny_model_dir: Path, how: int) -> None:
+    words = [ALBIREO, *SIM, "--detach", "--name", "orphan", "--model", str(tiny_model_dir)]
+    process = subprocess.Popen(words, stderr=subprocess.DEVNULL)
+    wait_for("the node has a directory", lambda: is_running("orphan"), 30)
+    process.send_signal(how)
+    assert process.wait(60) == -how
+    wait_for("the node has ended", lambda: not is_running("orphan"), 30)
+    assert not node_dir("orphan").exists()
+
+
 def test_a_node_that_is_starting_is_no_stranger(node_home: Path) -> None:
     mine = RuntimeDir.claim("slow")
     mine.write_facts({"name": "slow", "pid": 42, "state": "starting"})
