@@ -112,9 +112,8 @@ class _Priority:
     def take(self, request: Request, tokens: int) -> None:
         """Removes the head; its tenant pays for these tokens, but not again after a preemption."""
         if not request.preemptions:
-            tag = self._tenants[request.tenant].tag
+            self._turn = max(self._turn, self._tenants[request.tenant].tag)
             self.charge(request.share, tokens)
-            self._turn = max(self._turn, tag) + tokens / (self._weights + 1.0)
         self.remove(request)
 
     def remove(self, request: Request) -> None:
@@ -127,6 +126,7 @@ class _Priority:
         if not tenant.requests:
             tenant.tag = max(tenant.tag, self._turn)
         tenant.tag += tokens / share.weight
+        self._turn += tokens / (self._weights + 1.0)
 
     def _tenant(self, share: Share) -> _Tenant:
         tenant = self._tenants.get(share.tenant)

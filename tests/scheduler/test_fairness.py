@@ -122,6 +122,19 @@ def test_who_comes_late_gets_a_turn_but_not_the_turns_it_missed() -> None:
     assert late[0].number > flood[-1].number
 
 
+def test_no_number_of_newcomers_keeps_who_has_generated_waiting() -> None:
+    queue = Queue()
+    old = [queue.add("old") for _ in range(2)]
+    newcomers = [queue.add(f"new {number}") for number in range(4)]
+    assert queue.take() is old[0]
+    queue.queue.charge(old[0].share, 96)
+    while (request := queue.take()) is not old[1]:
+        queue.queue.charge(request.share, 96)
+        newcomers.append(queue.add(f"new {len(newcomers)}"))
+        # Four of them wait, besides.  Those who were there at its last turn come first.
+        assert len(newcomers) <= 4 + 2 * (1 + 4)
+
+
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0), (2, 0, 1)])
 def test_preempted_requests_come_first_of_their_tenant_by_age(order: tuple[int, ...]) -> None:
     queue = Queue()
