@@ -24,6 +24,8 @@ class Admission:
         self._block_size = state.limits.block_size
         # How many more the step has room for.
         self._places = 0
+        # The step for which tenants have paid last.
+        self._charged = 0
         # A request that waits for blocks, and how many it needs.
         self._short: tuple[int, int] = 0, 0
 
@@ -35,7 +37,9 @@ class Admission:
         """Before the first call of `next` for a plan: tenants pay for what runs."""
         self._short = 0, 0
         state = self._state
-        if len(state.queue) and state.next_step % _CHARGE_STEPS == 0:
+        step = state.next_step  # The same as before where nothing could be planned.
+        if len(state.queue) and step % _CHARGE_STEPS == 0 and step != self._charged:
+            self._charged = step
             for share, running in state.shares.items():
                 state.queue.charge(share, running * _CHARGE_STEPS)
 

@@ -233,6 +233,26 @@ def test_what_the_prefix_cache_has_costs_no_turns() -> None:
     made.check_streams()
 
 
+def test_a_step_that_is_asked_for_again_is_paid_once() -> None:
+    """While nothing can be planned, every message to the scheduler has it try once more."""
+    made = group(num_blocks=8)
+    made.submit(submission(1, max_tokens=15, tenant="runs"))
+    made.submit(submission(2, prompt_len=28, tenant="waits"))
+    made.submit(submission(3, tenant="runs"))
+    while made.scheduler.next_step < 16:
+        made.plan()
+        if len(made.in_flight) > 1:
+            made.finish_step()
+    (priority,) = made.scheduler._state.queue._priorities.values()
+    paid = []
+    for _ in range(3):
+        assert made.plan() is None
+        paid.append(priority._tenants["runs"].tag)
+    assert paid[0] > 0 and len({*paid}) == 1
+    made.run()
+    made.check_streams()
+
+
 def test_a_flood_fills_what_nobody_else_wants() -> None:
     made = group(max_num_seqs=4)
     for request in range(1, 9):
