@@ -178,17 +178,19 @@ class Simulation:
 
     def _arrive(self, arrival: Arrival, now: float) -> None:
         self._requests += 1
-        running = _Running(self._stream(arrival, now), arrival.at)
+        tenant = arrival.tenant or NOBODY
         try:
             self._table.admit(self._in_flight, 1)
-            self._tenants.admit(running.stream.asker.tenant, 1)
+            self._tenants.admit(tenant, 1)
         except Refusal:
             self.figures.refused += 1
             return
         if self._never(arrival):
             return
         self._in_flight += 1
-        self._tenants.begin(running.stream.asker.tenant, 1)
+        self._tenants.begin(tenant, 1)
+        # Its prompt is made now: what is refused may be longer than memory holds.
+        running = _Running(self._stream(arrival, tenant, now), arrival.at)
         self._running[running.stream.request] = running
         if self._waiting or not self._place(running, now):
             self._waiting.append(running)
@@ -202,9 +204,9 @@ class Simulation:
                 return True
         return False
 
-    def _stream(self, arrival: Arrival, now: float) -> Stream:
+    def _stream(self, arrival: Arrival, tenant: str, now: float) -> Stream:
         number = self._requests
-        terms = self._tenants.terms(arrival.tenant or NOBODY, "")
+        terms = self._tenants.terms(tenant, "")
         asked = Generate(id=number, tenant=terms.tenant, priority=arrival.priority)
         stream = Stream(TokenRequest(_AWAY, asked), 0, number, now)
         prompt = self._prompts.of(arrival)

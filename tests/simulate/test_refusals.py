@@ -58,6 +58,12 @@ def test_numbers_beyond_all_nodes_are_refused(option: str, value: str) -> None:
     assert ended.exit_code == 2 and f"'{option}': {value} is not in the range" in ended.output
 
 
+def test_a_prompt_beyond_all_memory_is_one_that_is_too_long(tmp_path: Path) -> None:
+    trace = write(tmp_path / "trace", {"at": 0.0, "input_len": 1 << 60, "output_len": 1})
+    ended = CliRunner().invoke(main, ["simulate", "--trace", trace])
+    assert ended.exit_code == 1 and "the limit is 8192" in ended.output, ended.output
+
+
 def test_tables_beyond_all_memory_are_said() -> None:
     words = ["simulate", "--arrivals", "poisson:8", "--max-num-seqs", "4096", "--block-size", "1"]
     words += ["--max-model-len", str(1 << 24), "--kv-tokens", str(1 << 28)]
