@@ -49,6 +49,8 @@ class Journal:
     """directory: made if it is not there; one router at a time can have it.
     max_bytes: of all its files together.
     sync_s: how often the disk has to have everything; 0 = when the kernel likes.
+    restarted: this node's router before has used it: where no file can be made now, those that
+        there are count until what they have goes on, and no other request is noted.
 
     found: the requests that were in flight, with all their tokens.  found_ended: those that had
         ended a moment before; their clients may lack the end.  They are in this journal, too.
@@ -56,7 +58,14 @@ class Journal:
     Raises JournalError.
     """
 
-    def __init__(self, directory: Path, max_bytes: int, sync_s: float, opened: Opened) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        max_bytes: int,
+        sync_s: float,
+        opened: Opened,
+        restarted: bool = False,
+    ) -> None:
         self._size = max_bytes // SEGMENTS // 4096 * 4096
         self._opened = opened
         self._encoder = msgspec.msgpack.Encoder()
@@ -72,6 +81,8 @@ class Journal:
         self._gone: list[int] = []
         self._older: list[Segment] = []
         """One at most, as long as it is not off."""
+        self._before: list[Path] = []
+        """Files of the router before, where this one could make none."""
         self._says_full = True
         self._off = False
         try:
@@ -80,7 +91,16 @@ class Journal:
             old = segments_in(directory)
             self.found, self.found_ended = replay([mapped(path) for path in old], opened)
             self._files = Files(directory, self._size, 1 + _last(old), sync_s)
-            first = self._newer = self._begin()
+            try:
+                first = self._newer = self._begin()
+            except OSError as error:
+                if not restarted:
+                    raise
+                self._before = old
+                self._give_up(error)
+                if not (self.found or self.found_ended):
+                    self._void()
+                return
             first.void()  # until it has everything, what it replaces counts
             for record in (*self.found, *self.found_ended):  # those first for which room must be
                 self.accept(record)
@@ -141,7 +161,7 @@ class Journal:
         """Leaves no file behind when no request is in flight."""
         self.step([])
         if not self._live:
-            for segment in (*self._older, self._newer):
+            for segment in self._segments():
                 self._files.retire(segment)
         self._files.close()
         os.close(self._lock)
@@ -173,12 +193,15 @@ class Journal:
                 if not (length := self._append(record)):
                     raise JournalError(f"a record needs more than a file of {self._size} bytes")
         except (OSError, JournalError) as error:
-            self._off = True
-            _log.error(
-                "the journal cannot be written any more, requests end with this router: %s", error
-            )
+            self._give_up(error)
             return 0
         return length
+
+    def _give_up(self, error: Exception) -> None:
+        self._off = True
+        _log.error(
+            "the journal cannot be written any more, requests end with this router: %s", error
+        )
 
     def _append(self, record: Record) -> int:
         """Appends a record to this segment; returns its bytes, 0 when there is no room."""
@@ -220,8 +243,14 @@ class Journal:
 
     def _void(self) -> None:
         """Who is gone cannot be noted any more: what would bring them back counts for nothing."""
-        for segment in (*self._older, self._newer):
+        for segment in self._segments():
             segment.void()
+        for path in self._before:
+            path.unlink(missing_ok=True)
+
+    def _segments(self) -> list[Segment]:
+        """Its own: none where it could not be begun."""
+        return [*self._older, self._newer] if hasattr(self, "_newer") else []
 
     def _begin(self) -> Segment:
         segment = self._files.take()

@@ -159,7 +159,8 @@ class Files:
         """Ends the thread, and deletes what is retired."""
         self._closing = True
         self._wake.set()
-        self._thread.join()
+        if self._thread.is_alive():  # else there was no file to begin with
+            self._thread.join()
 
     def _run(self) -> None:
         while not self._closing:

@@ -94,7 +94,13 @@ def _journal(spec: ActorSpec) -> Journal | None:
         return None
     began = time.monotonic()
     path = Path(spec.journal)
-    journal = Journal(path, spec.journal_bytes, spec.journal_sync_s, opened_by(spec))
+    journal = Journal(
+        path,
+        spec.journal_bytes,
+        spec.journal_sync_s,
+        opened_by(spec),
+        restarted=spec.incarnation > 0,
+    )
     _log.info(
         "the journal has %d requests, which wait %g s for their clients; read in %.3f s",
         len(journal.found), spec.resume_s, time.monotonic() - began,

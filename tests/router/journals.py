@@ -45,8 +45,10 @@ def heavy(client_id: int, max_tokens: int = 50) -> Accepted:
     return Accepted(0, b"owner", client_id, "\U0001f600" * 64, params, {0: [], 1: []})
 
 
-def open_journal(path: Path, size: int = SIZE, sync_s: float = 0.0) -> Journal:
-    return Journal(path, size, sync_s, OPENED)
+def open_journal(
+    path: Path, size: int = SIZE, sync_s: float = 0.0, restarted: bool = False
+) -> Journal:
+    return Journal(path, size, sync_s, OPENED, restarted)
 
 
 def found(path: Path) -> dict[int, Tokens]:

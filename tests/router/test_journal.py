@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 from pathlib import Path
 
 import msgspec
@@ -279,6 +281,51 @@ def test_a_journal_that_cannot_note_who_is_gone_brings_nobody_back(
     assert again.accept(record(3))
     drop_journal(again)
     assert set(found(path)) == {3}
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_a_router_that_is_restarted_on_a_full_disk_serves(
+    path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, goes_on: bool
+) -> None:
+    """What was in flight can go on; who might have other tokens then does not come back again."""
+    journal = open_journal(path)
+    one = record(1)
+    assert journal.accept(one)
+    one.tokens[0] += [5, 6]
+    journal.step([(one.number, 0, [5, 6])])
+    drop_journal(journal)
+    no_space(monkeypatch)
+    with pytest.raises(JournalError, match="No space left"):  # the first router of a node
+        open_journal(path.with_name("another"))
+    journal = open_journal(path, restarted=True)
+    assert [each.tokens for each in journal.found] == [{0: [5, 6]}]
+    assert caplog.text.count("cannot be written") == 1 and not journal.accept(record(2))
+    journal.step([(7, 0, [1])])
+    assert found(path) == {1: {0: [5, 6]}}
+    if goes_on:
+        journal.forget(journal.found[0], gone=True)
+        journal.step([])
+        assert list(path.iterdir()) == []
+    journal.close()
+    assert (found(path) == {}) == goes_on
+
+
+def test_where_nothing_was_in_flight_a_full_disk_has_no_file_left(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drop_journal(open_journal(path))
+    no_space(monkeypatch)
+    journal = open_journal(path, restarted=True)
+    assert list(path.iterdir()) == [] and not journal.accept(record(1))
+    journal.step([])
+    journal.close()
+
+
+def no_space(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*where: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", fail)
 
 
 def test_one_router_at_a_time(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
