@@ -84,7 +84,7 @@ def decode(kind: type[_T], body: bytes) -> _T:
                 fields = _decode_map(body)
             except msgspec.ValidationError:
                 raise first from None  # It knows the place, by its name.
-            _drop_neutral(fields)
+            _drop_neutral(kind, fields)
             _refuse_strange(kind, fields)
             try:
                 return msgspec.convert(fields, kind)
@@ -108,9 +108,10 @@ def _whole_numbers(value: Any) -> Any:
     return int(value) if exact else value
 
 
-def _drop_neutral(fields: dict[str, Any]) -> None:
+def _drop_neutral(kind: type[msgspec.Struct], fields: dict[str, Any]) -> None:
     """Takes out what is not served but asks for nothing."""
-    _drop(fields, {name: neutral for name, (_, neutral) in _UNSUPPORTED.items()})
+    strange = _UNSUPPORTED.keys() - set(kind.__struct_fields__)
+    _drop(fields, {name: _UNSUPPORTED[name][1] for name in strange})
     options, messages = fields.get("stream_options"), fields.get("messages")
     if isinstance(options, dict):
         _drop(options, _STREAM_OPTIONS)

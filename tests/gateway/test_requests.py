@@ -68,6 +68,14 @@ def test_values_that_ask_for_nothing_are_taken() -> None:
     assert chat_params(found) == chat_params(ChatRequest(messages=found.messages))
 
 
+@pytest.mark.parametrize("beside", [{}, {"store": False}])
+def test_a_value_that_asks_for_something_stays_beside_one_that_does_not(beside: Any) -> None:
+    tool = {"type": "function", "function": {"name": "f"}}
+    body = {"messages": HELLO, "tools": [tool], "tool_choice": "none"}
+    found = decode(ChatRequest, msgspec.json.encode(body | beside))
+    assert found.tool_choice == "none"
+
+
 @pytest.mark.parametrize("value", [True, 0, "1", 2])
 def test_a_neutral_value_of_another_type_is_none(value: Any) -> None:
     assert refusal({"prompt": "a", "best_of": value}).param == "best_of"
