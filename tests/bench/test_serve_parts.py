@@ -95,6 +95,15 @@ def test_custom(tmp_path: Path) -> None:
         make_requests(DatasetOptions(ids=(5, 5)))
 
 
+@pytest.mark.parametrize("name", ["sharegpt", "custom"])
+def test_a_file_that_is_no_utf_8(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "latin"
+    line = '{"prompt": "h\xe9", "conversations": [{"value": "h\xe9"}]}'
+    path.write_text(f"[{line}]" if name == "sharegpt" else line, encoding="latin-1")
+    with pytest.raises(DatasetError, match=r"'utf-8' codec"):
+        make_requests(DatasetOptions(name=name, path=path))
+
+
 # ------------------------------------------------------------------ load
 @pytest.mark.parametrize("burstiness", [0.25, 1.0, 4.0])
 def test_arrivals_have_their_rate_and_burstiness(burstiness: float) -> None:

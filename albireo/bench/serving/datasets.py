@@ -159,7 +159,7 @@ def _sharegpt(options: DatasetOptions, rng: random.Random) -> list[Asked]:
     path = _path(options)
     try:
         found = msgspec.json.decode(path.read_bytes(), type=list[_Conversation])
-    except (OSError, msgspec.MsgspecError) as error:
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise DatasetError(f"{path} is no ShareGPT file: {error}") from None
     asked = []
     for each in found:
@@ -197,7 +197,7 @@ def _custom(options: DatasetOptions, rng: random.Random) -> list[Asked]:
             continue
         try:
             found = decode(line)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise DatasetError(f"{path}, line {number}: {error}") from None
         length = found.output_len or found.output_tokens or options.text_output_len
         asked.append(Asked(found.prompt, length or options.output_len))
