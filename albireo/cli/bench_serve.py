@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,18 +75,33 @@ _file = click.Path(dir_okay=False, path_type=Path)
 @click.option("--json", "as_json", is_flag=True, help="The result as JSON.")
 def serve(**given: Any) -> None:
     """Load on an OpenAI-compatible HTTP server, and what its clients see."""
+    with _errors():
+        run = _run(given)
+    saved = None
+    try:
+        # First: nobody may read what is printed.
+        with _errors():
+            saved = _save(run, given) if _is_saved(given) else None
+            _draw(run, given["plot"])
+    finally:
+        click.echo(json.dumps(run.result, indent=2) if given["as_json"] else _table(run.result))
+        if saved is not None and not given["as_json"]:
+            click.echo(f"saved as {saved}")
+    if not run.result["completed"]:
+        raise click.ClickException("no request was answered")
+
+
+@contextlib.contextmanager
+def _errors() -> Iterator[None]:
+    """What is wrong with the arguments, the server or a file, in one line."""
     from albireo.bench.nodes import BenchError
     from albireo.bench.serving import DatasetError
     from albireo.simulate.plot import PlotError
 
     try:
-        run = _run(given)
-        click.echo(json.dumps(run.result, indent=2) if given["as_json"] else _table(run.result))
-        _keep(run, given)
+        yield
     except (BenchError, DatasetError, PlotError, OSError) as error:
         raise click.ClickException(str(error)) from None
-    if not run.result["completed"]:
-        raise click.ClickException("no request was answered")
 
 
 def _run(given: dict[str, Any]) -> Run:
@@ -191,24 +208,12 @@ def _goodput(first: str | None, more: tuple[str, ...]) -> dict[str, float]:
     return found
 
 
-def _keep(run: Run, given: dict[str, Any]) -> None:
-    """Writes the files that are asked for.  Raises PlotError and OSError."""
-    from albireo.bench.serving.plot import draw_run
-
-    if _is_saved(given):
-        path = _save(run, given)
-        if not given["as_json"]:
-            click.echo(f"saved as {path}")
-    if given["plot"] is not None:
-        draw_run(run, given["plot"])
-
-
 def _is_saved(given: dict[str, Any]) -> bool:
     return bool(given["save_result"] or given["save_detailed"] or given["result_filename"])
 
 
 def _save(run: Run, given: dict[str, Any]) -> Path:
-    """Writes the result; the file's path."""
+    """Writes the result; the file's path.  Raises OSError."""
     now = datetime.now()
     endpoint = given["endpoint"].removeprefix("/v1/").strip("/").replace("/", "-")
     name = given["result_filename"] or (
@@ -221,6 +226,14 @@ def _save(run: Run, given: dict[str, Any]) -> Path:
         tree |= run.details()
     path.write_text(json.dumps(tree, indent=2) + "\n")
     return path
+
+
+def _draw(run: Run, path: Path | None) -> None:
+    """The picture, where one is asked for.  Raises PlotError and OSError."""
+    if path is not None:
+        from albireo.bench.serving.plot import draw_run
+
+        draw_run(run, path)
 
 
 def _table(result: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -116,6 +117,27 @@ def test_a_file_that_cannot_be_written_costs_no_result(server: HttpNode, tmp_pat
     ended = serve(server, *words)
     assert ended.exit_code == 1 and "Is a directory" in ended.output
     assert "2 requests answered, 0 failed" in ended.output
+
+
+def test_a_reader_who_has_gone_costs_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of `albireo bench serve --save-result | head -0`."""
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    async def ask() -> Result:
+        answer = chunked(text("a", "length") + DONE)
+        words = ["--uds", str(tmp_path / "s"), "--model", "m", "--num-prompts", "2"]
+        words += ["--result-dir", str(tmp_path), "--result-filename", "found.json"]
+        async with playing(tmp_path / "s", lambda _: [answer]):
+            return await asyncio.to_thread(CliRunner().invoke, bench, ["serve", *words])
+
+    monkeypatch.setattr("albireo.cli.bench_serve.click.echo", broken)
+    ended = asyncio.run(ask())
+    assert (ended.exit_code, ended.output) == (1, "")
+    assert json.loads((tmp_path / "found.json").read_text())["completed"] == 2
 
 
 @pytest.mark.parametrize("name", ["random", "prefix_repetition"])
