@@ -184,7 +184,8 @@ class Delta(msgspec.Struct, frozen=True, array_like=True, gc=False):
     string, is held back until it is decided.
     choice: which of the n answers.  logprobs: one for each of token_ids, where
     asked for.  prompt_logprobs: of the prompt's tokens from the second on, in
-    the first delta of choice 0.  With n > 1 each choice has its own end.
+    the first delta of choice 0.  prompt_tokens: of the prompt; 0 where index is not.
+    With n > 1 each choice has its own end.
     """
 
     id: int
@@ -195,6 +196,7 @@ class Delta(msgspec.Struct, frozen=True, array_like=True, gc=False):
     choice: int = 0
     logprobs: list[Logprobs] | None = None
     prompt_logprobs: list[Logprobs] | None = None
+    prompt_tokens: int = 0
 
 
 class Deltas(msgspec.Struct, frozen=True, kw_only=True, tag="deltas", tag_field="type"):

@@ -20,7 +20,7 @@ from .http import Request
 from .inbox import Piece
 from .link import Ask, NodeLink
 from .logprobs import ChatLogprobs, chat_logprobs, prompt_logprobs
-from .requests import ChatRequest
+from .requests import ChatRequest, StreamOptions
 from .sampling import chat_params
 from .tool_events import ToolEvents, answered_calls
 from .tools import tools_of
@@ -51,8 +51,8 @@ async def chat_completions(request: Request, link: NodeLink) -> None:
     )
     async with asked(request, link, [order], bool(ask.stream)) as inbox:
         if ask.stream:
-            usage = ask.stream_options is not None and bool(ask.stream_options.include_usage)
-            about = (request.id, link.welcome.model, params.n, usage)
+            options = ask.stream_options or StreamOptions()
+            about = (request.id, link.welcome.model, params.n, options)
             events = ChatEvents(*about)
             if tools is not None:
                 names = [each.name for each in tools.functions]

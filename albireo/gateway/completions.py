@@ -25,7 +25,7 @@ from .logprobs import (
     joined,
     prompt_logprobs,
 )
-from .requests import CompletionRequest
+from .requests import CompletionRequest, StreamOptions
 from .sampling import completion_params, scores_only
 
 MAX_PROMPTS = 1024
@@ -63,9 +63,9 @@ async def completions(request: Request, link: NodeLink) -> None:
     ]  # fmt: skip
     async with asked(request, link, asks, bool(ask.stream)) as inbox:
         if ask.stream:
-            usage = ask.stream_options is not None and bool(ask.stream_options.include_usage)
+            options = ask.stream_options or StreamOptions()
             events = CompletionEvents(
-                request.id, link.welcome.model, params.n, usage, echo.texts, echo.first_tokens,
+                request.id, link.welcome.model, params.n, options, echo.texts, echo.first_tokens,
                 scores_only(ask), link.welcome.strips_first_space,
             )  # fmt: skip
             await stream(request, inbox, events)

@@ -64,7 +64,7 @@ _UNSUPPORTED: Mapping[str, tuple[str, tuple[Any, ...]]] = {
 """Fields that OpenAI or vLLM define and that are not served: why, and the values, besides
 null, that ask for nothing."""
 
-_STREAM_OPTIONS = {"include_obfuscation": (False,), "continuous_usage_stats": (False,)}
+_STREAM_OPTIONS = {"include_obfuscation": (False,)}
 """The same of stream_options."""
 
 _decoders = {

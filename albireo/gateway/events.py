@@ -17,10 +17,12 @@ import msgspec
 from albireo.client import AlbireoError, Delta, End
 
 from .answering import usage_of
+from .answers import Usage
 from .errors import http_error
 from .http import ChunkWriter, Request
-from .inbox import Inbox, Piece
+from .inbox import Inbox, Piece, tokens_so_far
 from .logprobs import Offsets, chat_logprobs, completion_logprobs, echo_logprobs
+from .requests import StreamOptions
 
 DONE = b"data: [DONE]\n\n"
 
@@ -79,7 +81,7 @@ class _Events:
     """
 
     def __init__(
-        self, answer_id: str, kind: str, model: str, n: int, include_usage: bool,
+        self, answer_id: str, kind: str, model: str, n: int, options: StreamOptions,
         before: bytes, after: bytes,
     ) -> None:  # fmt: skip
         head = {"id": answer_id, "object": kind, "created": int(time.time()), "model": model}
@@ -87,9 +89,10 @@ class _Events:
         self._before = before
         self._after = after
         self._n = n
-        self._include_usage = include_usage
-        self._tail = (b',"usage":null' if include_usage else b"") + b"}\n\n"
-        self._plain_end = after + b',"logprobs":null,"finish_reason":null}]' + self._tail
+        self._include_usage = bool(options.include_usage)
+        self._counts = bool(options.continuous_usage_stats)
+        self._prompt_tokens: dict[int, int] = {}
+        self._end_with(b',"usage":null' if self._include_usage else b"")
         self._prefixes: dict[int, bytes] = {}
         self._ends: list[tuple[int, End]] = []
 
@@ -114,25 +117,42 @@ class _Events:
     def _event(self, choice: int, piece: Piece) -> bytes:
         prefix = self._prefixes.get(choice)
         text = piece.text
-        if prefix is not None and piece.end is None and not piece.logprobs:
+        if prefix is not None and piece.end is None and not piece.logprobs and not self._counts:
             return prefix + _encode(text) + self._plain_end if text else b""
-        first = b""
-        if prefix is None:
-            prefix = b'%s{"index":%d,%s' % (self._head, choice, self._before)
-            self._prefixes[choice] = prefix
-            first = self._first(choice, piece)
+        first = self._begin(choice, piece) if prefix is None else b""
+        if self._counts:
+            self._count(choice, piece, tokens_so_far(piece))
         if not text and piece.end is None and not piece.logprobs:
             return first
-        return first + self._full(prefix, choice, text, self._logprobs(choice, piece), piece.end)
+        return first + self._full(choice, text, self._logprobs(choice, piece), piece.end)
 
-    def _full(self, prefix: bytes, choice: int, text: str, logprobs: Any, end: End | None) -> bytes:
+    def _begin(self, choice: int, piece: Piece) -> bytes:
+        """The first word of a choice: what goes ahead of its tokens."""
+        if self._counts:
+            self._count(choice, piece, 0)
+        self._prefixes[choice] = b'%s{"index":%d,%s' % (self._head, choice, self._before)
+        return self._first(choice, piece)
+
+    def _count(self, choice: int, piece: Piece, tokens: int) -> None:
+        """Has the next chunks say that the choice has so many tokens."""
+        prompt = self._prompt_tokens.setdefault(choice, piece.prompt_tokens)
+        usage = Usage(prompt_tokens=prompt, completion_tokens=tokens, total_tokens=prompt + tokens)
+        self._end_with(b',"usage":' + _encode(usage))
+
+    def _end_with(self, usage: bytes) -> None:
+        """Sets what chunks have behind their choice."""
+        self._tail = usage + b"}\n\n"
+        self._plain_end = self._after + b',"logprobs":null,"finish_reason":null}]' + self._tail
+
+    def _full(self, choice: int, text: str, logprobs: Any, end: End | None) -> bytes:
         """An event with everything that it may have."""
         finish = stop = b"null"
         if end is not None:
             self._ends.append((choice, end))
             finish, stop = _encode(end.finish_reason), _encode(end.stop_reason)
         return b'%s%s%s,"logprobs":%s,"finish_reason":%s,"stop_reason":%s}]%s' % (
-            prefix, _encode(text), self._after, _encode(logprobs), finish, stop, self._tail,
+            self._prefixes[choice], _encode(text), self._after, _encode(logprobs), finish, stop,
+            self._tail,
         )  # fmt: skip
 
     def _first(self, choice: int, piece: Piece) -> bytes:
@@ -146,9 +166,9 @@ class _Events:
 class ChatEvents(_Events):
     """Chunks of /v1/chat/completions; the first of each choice has the role."""
 
-    def __init__(self, request_id: str, model: str, n: int, include_usage: bool) -> None:
+    def __init__(self, request_id: str, model: str, n: int, options: StreamOptions) -> None:
         super().__init__(
-            f"chatcmpl-{request_id}", "chat.completion.chunk", model, n, include_usage,
+            f"chatcmpl-{request_id}", "chat.completion.chunk", model, n, options,
             b'"delta":{"content":', b"}",
         )  # fmt: skip
 
@@ -171,11 +191,11 @@ class CompletionEvents(_Events):
     """
 
     def __init__(
-        self, request_id: str, model: str, n: int, include_usage: bool,
+        self, request_id: str, model: str, n: int, options: StreamOptions,
         echoes: list[str], first_tokens: list[str], scores_only: bool, strips_first_space: bool,
     ) -> None:  # fmt: skip
         super().__init__(
-            f"cmpl-{request_id}", "text_completion", model, n, include_usage, b'"text":', b""
+            f"cmpl-{request_id}", "text_completion", model, n, options, b'"text":', b""
         )
         self._echoes = echoes
         self._first_tokens = first_tokens
@@ -207,7 +227,7 @@ class CompletionEvents(_Events):
         if self._first_tokens:
             first = self._first_tokens[prompt]
             logprobs = echo_logprobs(self._prompt_rows.get(prompt, []), text, first)
-        return self._full(self._prefixes[choice], choice, text, logprobs, None)
+        return self._full(choice, text, logprobs, None)
 
     def _logprobs(self, choice: int, piece: Piece) -> Any:
         if not piece.logprobs:
@@ -224,4 +244,4 @@ def without_tokens(piece: Piece) -> Delta:
     end = piece.end
     if end is not None:
         end = End("length", None, end.prompt_tokens, 0)
-    return Delta(0, 0, [], "", end)
+    return Delta(0, 0, [], "", end, prompt_tokens=piece.prompt_tokens)

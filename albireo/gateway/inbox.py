@@ -24,15 +24,20 @@ _MERGED_TEXTS = 64
 
 
 class Merged:
-    """Several Deltas of one choice as one; the fields that a Delta has."""
+    """Several Deltas of one choice as one; the fields that a Delta has.
 
-    __slots__ = ("_texts", "end", "logprobs", "prompt_logprobs")
+    tokens: of the choice, up to the last of them.
+    """
+
+    __slots__ = ("_texts", "end", "logprobs", "prompt_logprobs", "prompt_tokens", "tokens")
 
     def __init__(self, first: Delta) -> None:
         self._texts = [first.text]
         self.end: End | None = first.end
         self.logprobs: list[Logprobs] | None = None if first.logprobs is None else first.logprobs[:]
         self.prompt_logprobs = first.prompt_logprobs
+        self.prompt_tokens = first.prompt_tokens
+        self.tokens = tokens_so_far(first)
 
     def add(self, delta: Delta) -> None:
         self._texts.append(delta.text)
@@ -40,6 +45,7 @@ class Merged:
             # Many small strings take far more memory than their characters.
             self._texts = ["".join(self._texts)]
         self.end = delta.end
+        self.tokens = tokens_so_far(delta)
         if delta.logprobs:
             if self.logprobs is None:
                 self.logprobs = []
@@ -53,6 +59,11 @@ class Merged:
 
 
 Piece = Delta | Merged
+
+
+def tokens_so_far(piece: Piece) -> int:
+    """Of its choice, its own included."""
+    return piece.tokens if isinstance(piece, Merged) else piece.index + len(piece.token_ids)
 
 
 class Waiting(Protocol):

@@ -40,9 +40,13 @@ _Name = Annotated[str, msgspec.Meta(max_length=256)]
 
 
 class StreamOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """include_usage: a last chunk without choices carries the usage."""
+    """include_usage: a last chunk without choices carries the usage.
+
+    continuous_usage_stats: vLLM's; every other chunk has its choice's usage so far.
+    """
 
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
 
 
 class JsonSchemaFormat(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

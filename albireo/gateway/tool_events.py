@@ -16,17 +16,19 @@ from .answers import (
     ToolCallDelta,
 )
 from .events import ChatEvents, _encode
-from .inbox import Piece
+from .inbox import Piece, tokens_so_far
+from .requests import StreamOptions
 
 
 class ToolEvents(ChatEvents):
     """Chunks of a chat answer with tools; names: of the functions; style: Welcome.tool_style."""
 
     def __init__(
-        self, request_id: str, model: str, n: int, include_usage: bool, names: Sequence[str],
+        self, request_id: str, model: str, n: int, options: StreamOptions, names: Sequence[str],
         style: str,
     ) -> None:  # fmt: skip
-        super().__init__(request_id, model, n, include_usage)
+        super().__init__(request_id, model, n, options)
+        self._before = b'"delta":'
         self._names = names
         self._style = style
         self._readers: dict[int, ToolCallReader] = {}
@@ -36,8 +38,9 @@ class ToolEvents(ChatEvents):
         reader = self._readers.get(choice)
         if reader is None:
             reader = self._readers[choice] = ToolCallReader(self._names, self._style)
-            self._prefixes[choice] = b'%s{"index":%d,"delta":' % (self._head, choice)
-            first = self._first(choice, piece)
+            first = self._begin(choice, piece)
+        if self._counts:
+            self._count(choice, piece, tokens_so_far(piece))
         said = reader.add(piece.text)
         end = piece.end
         if end is not None:

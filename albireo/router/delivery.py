@@ -78,7 +78,7 @@ class Delivery:
             outbox.append(
                 Delta(
                     stream.client_id, index, token_ids, piece.text, end,
-                    stream.choice, piece.logprobs, scored,
+                    stream.choice, piece.logprobs, scored, 0 if index else stream.prompt_tokens,
                 )
             )  # fmt: skip
             if end is not None:

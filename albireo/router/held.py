@@ -20,10 +20,14 @@ MAX_PART_BYTES = 1024 * 1024
 class Part:
     """Deltas of one answer that go as one."""
 
-    __slots__ = ("end", "index", "logprobs", "prompt_logprobs", "size", "texts", "token_ids")
+    __slots__ = (
+        "end", "index", "logprobs", "prompt_logprobs", "prompt_tokens", "size", "texts",
+        "token_ids",
+    )  # fmt: skip
 
-    def __init__(self, index: int) -> None:
-        self.index = index
+    def __init__(self, first: Delta) -> None:
+        self.index = first.index
+        self.prompt_tokens = first.prompt_tokens
         self.size = 0
         self.token_ids: list[int] = []
         self.texts: list[str] = []
@@ -48,7 +52,7 @@ class Part:
     def delta(self, request_id: int, choice: int) -> Delta:
         return Delta(
             request_id, self.index, self.token_ids, "".join(self.texts), self.end,
-            choice, self.logprobs, self.prompt_logprobs,
+            choice, self.logprobs, self.prompt_logprobs, self.prompt_tokens,
         )  # fmt: skip
 
 
@@ -64,7 +68,7 @@ class Held:
     def add(self, item: Delta) -> None:
         parts = self.answers.setdefault(item.choice, deque())
         if not parts or parts[-1].size + rough_bytes(item) > MAX_PART_BYTES:
-            parts.append(Part(item.index))
+            parts.append(Part(item))
         parts[-1].add(item)
 
     def take(self, request_id: int) -> Delta:
@@ -85,5 +89,7 @@ def halved(item: Delta) -> list[Delta]:
     half = len(scored) // 2
     if not half:
         return [item]
-    ahead = Delta(item.id, item.index, [], "", None, item.choice, None, scored[:half])
+    ahead = Delta(
+        item.id, item.index, [], "", None, item.choice, None, scored[:half], item.prompt_tokens
+    )
     return [ahead, msgspec.structs.replace(item, prompt_logprobs=scored[half:])]

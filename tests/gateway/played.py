@@ -63,6 +63,7 @@ async def parrot(link: PlayedLink, number: int, ask: Ask, on_reply: Callable[[An
                     choice,
                     rows,
                     prompt_rows,
+                    0 if place else 3,
                 )
             )
 

@@ -155,6 +155,33 @@ def test_a_stream_adds_up_and_its_first_chunk_has_the_role() -> None:
         assert sum(len((each["logprobs"] or {"content": []})["content"]) for each in own) == 3
 
 
+def counts(found: list[dict[str, Any]], index: int = 0) -> list[int]:
+    """How many tokens the chunks of a choice say that it has."""
+    own = [each["usage"] for each in found if [c["index"] for c in each["choices"]] == [index]]
+    for each in own:
+        assert each["prompt_tokens"] == 3
+        assert each["total_tokens"] == 3 + each["completion_tokens"]
+    return [each["completion_tokens"] for each in own]
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_every_chunk_may_have_the_usage_so_far(last: bool) -> None:
+    options = {"continuous_usage_stats": True, "include_usage": last}
+    body = {"messages": HELLO, "n": 2, "max_tokens": 3, "stream": True, "stream_options": options}
+    got = chunks(post(PATH, body))
+    assert counts(got) == counts(got, 1) == [0, 1, 2, 3]
+    assert [each["usage"]["completion_tokens"] for each in got if not each["choices"]] == [6] * last
+    got = chunks(post(PATH, body | {"logprobs": True, "n": 1}))
+    assert counts(got) == [0, 1, 2, 3]
+
+
+def test_a_chunk_of_a_call_has_the_usage_so_far() -> None:
+    link = PlayedLink(saying("<tool_call>", '{"name": "now", "arguments": {}}', "</tool_call>"))
+    body = {"messages": HELLO, "tools": [TOOL], "stream": True}
+    got = chunks(post(PATH, body | {"stream_options": {"continuous_usage_stats": True}}, link))
+    assert counts(got) == [0, 3, 3]
+
+
 def test_what_the_request_says_reaches_the_node() -> None:
     link = PlayedLink()
     ask({"priority": -3, "cache_salt": "s", "user": "u", "seed": 7, "stop": "x"}, link)
@@ -187,7 +214,7 @@ def saying(*texts: str) -> Script:
     ) -> None:
         for place, text in enumerate(texts):
             end = End("stop", None, 3, len(texts)) if place == len(texts) - 1 else None
-            on_reply(Delta(number, place, [place], text, end))
+            on_reply(Delta(number, place, [place], text, end, prompt_tokens=0 if place else 3))
 
     return script
 

@@ -275,3 +275,15 @@ def test_a_grammar_that_is_refused_has_the_name_that_it_was_given(
     link = PlayedLink(failing(InvalidRequest("too deep", param="grammar")))
     answer = post("/v1/completions", {"prompt": "a", "stream": stream} | extra, link)
     assert answer.status_code == 400 and answer.json()["error"]["param"] == param
+
+
+def test_usage_so_far_counts_what_is_shown_of_an_echoed_prompt() -> None:
+    options = {"stream": True, "stream_options": {"continuous_usage_stats": True}}
+    body = {"prompt": ["ab", "c"], "echo": True, "logprobs": 0} | options
+    got = chunks(post(PATH, body | {"max_tokens": 2}))
+    for index in (0, 1):
+        own = [each["usage"] for each in got if each["choices"][0]["index"] == index]
+        assert [each["completion_tokens"] for each in own] == [0, 1, 2]
+        assert {each["prompt_tokens"] for each in own} == {3}
+    got = chunks(post(PATH, body | {"max_tokens": 0}))
+    assert {(c["usage"]["prompt_tokens"], c["usage"]["completion_tokens"]) for c in got} == {(3, 0)}

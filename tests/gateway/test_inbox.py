@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from albireo.client import Delta, End, GroupFailed
 from albireo.gateway.http import ClientGone
-from albireo.gateway.inbox import Inbox, Whole
+from albireo.gateway.inbox import Inbox, Whole, tokens_so_far
 
 from .played import row
 
@@ -53,6 +53,7 @@ def test_merging_leaves_the_nodes_deltas_as_they_are() -> None:
     inbox.put(0, Delta(1, 1, [2], "b", End("stop", "x", 1, 2), 0, [row("b")]))
     piece = inbox.take()[0]
     assert (piece.text, len(piece.logprobs or []), piece.end) == ("ab", 2, End("stop", "x", 1, 2))
+    assert (tokens_so_far(first), tokens_so_far(piece)) == (1, 2)
     assert len(first.logprobs or []) == 1
     assert inbox.open == 0
 

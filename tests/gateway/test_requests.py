@@ -185,7 +185,7 @@ def test_combinations_that_mean_nothing_are_refused() -> None:
     )
     assert refusal({"prompt": "a", "stream": True, "prompt_logprobs": 1}).param == "prompt_logprobs"
     assert refusal({"messages": HELLO, "top_logprobs": 1}, ChatRequest).param == "top_logprobs"
-    for name in ("include_obfuscation", "continuous_usage_stats", "colour"):
+    for name in ("include_obfuscation", "colour"):
         bad = {"prompt": "a", "stream": True, "stream_options": {name: True}}
         error = refusal(bad)
         assert (error.param, error.code) == (f"stream_options.{name}", "unknown_parameter")

@@ -61,7 +61,7 @@ def test_waiting_deltas_are_merged_and_nothing_is_lost(start: Start) -> None:
         assert "".join(str(item[3]) for item in found) == "some text " * batches + "!"
         expected = 0
         for item in found:
-            assert item[1] == expected
+            assert (item[1], item[8]) == (expected, 0 if expected else 1)
             expected += len(item[2])  # type: ignore[arg-type]
     assert frames < batches, "nothing was merged"
 
