@@ -102,16 +102,20 @@ class Resume(_Request, frozen=True, tag="resume", tag_field="type"):
 
 
 class Tokenize(_Request, frozen=True, tag="tokenize", tag_field="type"):
-    """Text, or a conversation, to token ids."""
+    """Text, or a conversation, to token ids.  tenant: as in Generate."""
 
     text: str | None = None
     messages: list[ChatMessage] | None = None
     add_special_tokens: bool = True
+    tenant: str = ""
 
 
 class Detokenize(_Request, frozen=True, tag="detokenize", tag_field="type"):
+    """Token ids to text.  tenant: as in Generate."""
+
     token_ids: list[int]
     skip_special_tokens: bool = False
+    tenant: str = ""
 
 
 class Models(_Request, frozen=True, tag="models", tag_field="type"):

@@ -283,20 +283,27 @@ class AsyncClient:
         if encoded is not None:
             self._link.write(encoded)
 
-    async def tokenize(self, text: str | Messages, *, add_special_tokens: bool = True) -> list[int]:
+    async def tokenize(
+        self, text: str | Messages, *, add_special_tokens: bool = True, tenant: str = ""
+    ) -> list[int]:
         """The ids of a text, or of a conversation through the chat template."""
         answer = await self._ask(
-            Tokens, lambda number: tokenize_message(number, text, add_special_tokens)
+            Tokens, lambda number: tokenize_message(number, text, add_special_tokens, tenant)
         )
         return answer.token_ids
 
-    async def detokenize(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+    async def detokenize(
+        self, ids: Sequence[int], *, skip_special_tokens: bool = False, tenant: str = ""
+    ) -> str:
         """The text of token ids."""
         numbers = token_ids(ids)
         answer = await self._ask(
             Text,
             lambda number: Detokenize(
-                id=number, token_ids=numbers, skip_special_tokens=skip_special_tokens
+                id=number,
+                token_ids=numbers,
+                skip_special_tokens=skip_special_tokens,
+                tenant=tenant,
             ),
         )
         return answer.text

@@ -267,19 +267,26 @@ class Client:
         if encoded is not None:
             self._link.write(encoded)
 
-    def tokenize(self, text: str | Messages, *, add_special_tokens: bool = True) -> list[int]:
+    def tokenize(
+        self, text: str | Messages, *, add_special_tokens: bool = True, tenant: str = ""
+    ) -> list[int]:
         """The ids of a text, or of a conversation through the chat template."""
         return self._ask(
-            Tokens, lambda number: tokenize_message(number, text, add_special_tokens)
+            Tokens, lambda number: tokenize_message(number, text, add_special_tokens, tenant)
         ).token_ids
 
-    def detokenize(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+    def detokenize(
+        self, ids: Sequence[int], *, skip_special_tokens: bool = False, tenant: str = ""
+    ) -> str:
         """The text of token ids."""
         numbers = token_ids(ids)
         return self._ask(
             Text,
             lambda number: Detokenize(
-                id=number, token_ids=numbers, skip_special_tokens=skip_special_tokens
+                id=number,
+                token_ids=numbers,
+                skip_special_tokens=skip_special_tokens,
+                tenant=tenant,
             ),
         ).text
 

@@ -160,11 +160,15 @@ def chat_message(
     )
 
 
-def tokenize_message(request_id: int, text: str | Messages, add_special_tokens: bool) -> Tokenize:
+def tokenize_message(
+    request_id: int, text: str | Messages, add_special_tokens: bool, tenant: str = ""
+) -> Tokenize:
     """Text, or a conversation, to a Tokenize."""
     if isinstance(text, str):
-        return Tokenize(id=request_id, text=text, add_special_tokens=add_special_tokens)
-    return Tokenize(id=request_id, messages=chat_messages(text))
+        return Tokenize(
+            id=request_id, text=text, add_special_tokens=add_special_tokens, tenant=tenant
+        )
+    return Tokenize(id=request_id, messages=chat_messages(text), tenant=tenant)
 
 
 def chat_messages(messages: Messages) -> list[ChatMessage]:

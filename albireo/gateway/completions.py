@@ -52,8 +52,8 @@ async def completions(request: Request, link: NodeLink) -> None:
     params = completion_params(ask)
     request.grammar = grammar_name(ask)
     prompts = _prompts(ask)
-    echo = await _echo(link, ask, prompts)
-    prompts = await _tokenized(link, ask, prompts)
+    echo = await _echo(link, ask, prompts, request.tenant)
+    prompts = await _tokenized(link, ask, prompts, request.tenant)
     asks = [
         Ask(
             prompt=prompt, params=params, priority=ask.priority or 0, tenant=request.tenant,
@@ -97,29 +97,37 @@ def _prompts(ask: CompletionRequest) -> list[_Prompt]:
 
 
 async def _tokenized(
-    link: NodeLink, ask: CompletionRequest, prompts: list[_Prompt]
+    link: NodeLink, ask: CompletionRequest, prompts: list[_Prompt], tenant: str
 ) -> list[_Prompt]:
     """Ids instead of texts, where the node would add special tokens that are not wanted."""
     if ask.add_special_tokens is not False:
         return prompts
     return [
-        await link.tokenize(each, add_special_tokens=False) if isinstance(each, str) else each
+        await link.tokenize(each, tenant, add_special_tokens=False)
+        if isinstance(each, str)
+        else each
         for each in prompts
     ]
 
 
-async def _echo(link: NodeLink, ask: CompletionRequest, prompts: list[_Prompt]) -> _Echo:
+async def _echo(
+    link: NodeLink, ask: CompletionRequest, prompts: list[_Prompt], tenant: str
+) -> _Echo:
     """What the answers begin with."""
     if not ask.echo:
         return _Echo([], [])
-    texts = [each if isinstance(each, str) else await link.detokenize(each) for each in prompts]
+    texts = [
+        each if isinstance(each, str) else await link.detokenize(each, tenant) for each in prompts
+    ]
     if ask.logprobs is None:
         return _Echo(texts, [])
     first_tokens = []
     for each in prompts:
         if isinstance(each, str):
-            each = await link.tokenize(each, add_special_tokens=ask.add_special_tokens is not False)
-        first_tokens.append(await link.detokenize(each[:1]))
+            each = await link.tokenize(
+                each, tenant, add_special_tokens=ask.add_special_tokens is not False
+            )
+        first_tokens.append(await link.detokenize(each[:1], tenant))
     return _Echo(texts, first_tokens)
 
 

@@ -93,13 +93,15 @@ class NodeLink:
         return functools.partial(client.abandon, number)
 
     async def tokenize(
-        self, text: str | list[ChatMessage], *, add_special_tokens: bool = True
+        self, text: str | list[ChatMessage], tenant: str, *, add_special_tokens: bool = True
     ) -> list[int]:
-        return await self._client.tokenize(text, add_special_tokens=add_special_tokens)
+        return await self._client.tokenize(
+            text, add_special_tokens=add_special_tokens, tenant=tenant
+        )
 
-    async def detokenize(self, ids: list[int]) -> str:
+    async def detokenize(self, ids: list[int], tenant: str) -> str:
         """With special tokens in the text."""
-        return await self._client.detokenize(ids)
+        return await self._client.detokenize(ids, tenant=tenant)
 
     async def status(self) -> dict[str, Any]:
         """The status tree, at most STATUS_AGE_S old: probes need no key, and the router has

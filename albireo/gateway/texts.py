@@ -21,7 +21,7 @@ async def tokenize(request: Request, link: NodeLink) -> None:
         raise invalid("give exactly one of prompt and messages", "prompt")
     if ask.prompt is not None:
         tokens = await link.tokenize(
-            ask.prompt, add_special_tokens=ask.add_special_tokens is not False
+            ask.prompt, request.tenant, add_special_tokens=ask.add_special_tokens is not False
         )
     else:
         assert ask.messages is not None
@@ -30,7 +30,7 @@ async def tokenize(request: Request, link: NodeLink) -> None:
                 "a conversation has the special tokens of its chat template and no others",
                 "add_special_tokens",
             )
-        tokens = await link.tokenize(chat_messages(ask.messages))
+        tokens = await link.tokenize(chat_messages(ask.messages), request.tenant)
     answer = Tokenized(count=len(tokens), max_model_len=link.welcome.max_model_len, tokens=tokens)
     await request.answer(200, msgspec.json.encode(answer))
 
@@ -38,5 +38,5 @@ async def tokenize(request: Request, link: NodeLink) -> None:
 async def detokenize(request: Request, link: NodeLink) -> None:
     ask = decode(DetokenizeRequest, await request.body())
     check_model(link, ask.model)
-    text = await link.detokenize(ask.tokens)
+    text = await link.detokenize(ask.tokens, request.tenant)
     await request.answer(200, msgspec.json.encode(Detokenized(prompt=text)))

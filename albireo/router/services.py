@@ -61,7 +61,7 @@ class Services:
         session.check_room()
         check_tokenize(message)
         done = functools.partial(self._text_done, session, message.id)
-        tenant = tenant_of(session)
+        tenant = tenant_of(session, message.tenant)
         if message.text is not None:
             job = self._texts.encode_text(
                 message.text, message.add_special_tokens, done, tenant=tenant
@@ -73,12 +73,12 @@ class Services:
     def detokenize(self, session: Session, message: Detokenize) -> None:
         session.check_id(message.id)
         session.check_room()
-        check_detokenize(self._limits, message.token_ids)
+        check_detokenize(self._limits, message)
         job = self._texts.decode_ids(
             message.token_ids,
             message.skip_special_tokens,
             functools.partial(self._text_done, session, message.id),
-            tenant_of(session),
+            tenant_of(session, message.tenant),
         )
         session.requests[message.id] = TextRequest(session, message.id, job)
 

@@ -14,7 +14,7 @@ from albireo.ipc.config import ActorSpec
 from albireo.ipc.messages import Submit
 from albireo.ipc.params import PRIORITIES, ParameterError, SamplingParams
 from albireo.ipc.plan import MAX_BAD_WORD_TOKENS
-from albireo.ipc.protocol import Chat, Generate, Tokenize
+from albireo.ipc.protocol import Chat, Detokenize, Generate, Tokenize
 
 from .requests import Refusal
 from .tenants import Terms
@@ -83,6 +83,7 @@ def check_chat(limits: RequestLimits, message: Chat) -> None:
 def check_tokenize(message: Tokenize) -> None:
     if (message.text is None) == (message.messages is None):
         raise Refusal("invalid_request", "give exactly one of text and messages", param="text")
+    _check_name("tenant", message.tenant)
     if message.messages == []:
         raise Refusal("invalid_request", "the conversation has no message", param="messages")
     if message.text is not None:
@@ -99,7 +100,9 @@ def check_tokenize(message: Tokenize) -> None:
         )
 
 
-def check_detokenize(limits: RequestLimits, token_ids: list[int]) -> None:
+def check_detokenize(limits: RequestLimits, message: Detokenize) -> None:
+    token_ids = message.token_ids
+    _check_name("tenant", message.tenant)
     if len(token_ids) > MAX_DETOKENIZE_IDS:
         raise Refusal(
             "invalid_request",
@@ -218,13 +221,17 @@ def _check_request(limits: RequestLimits, message: Generate | Chat) -> None:
             f"priority must be between {low} and {high}, not {message.priority}",
             param="priority",
         )
-    for name, value in (("tenant", message.tenant), ("cache_salt", message.cache_salt)):
-        if len(value) > MAX_NAME_CHARS:
-            raise Refusal(
-                "invalid_request",
-                f"{name} may have {MAX_NAME_CHARS} characters, not {len(value)}",
-                param=name,
-            )
+    _check_name("tenant", message.tenant)
+    _check_name("cache_salt", message.cache_salt)
+
+
+def _check_name(field: str, value: str) -> None:
+    if len(value) > MAX_NAME_CHARS:
+        raise Refusal(
+            "invalid_request",
+            f"{field} may have {MAX_NAME_CHARS} characters, not {len(value)}",
+            param=field,
+        )
 
 
 def _check_bad_words(words: tuple[tuple[int, ...], ...]) -> None:

@@ -33,10 +33,12 @@ class _Link(PlayedLink):
             on_reply(Delta(1, 0, [120], "x", end, choice, rows, None if choice else scored))
         return lambda: None
 
-    async def tokenize(self, text: Any, *, add_special_tokens: bool = True) -> list[int]:
+    async def tokenize(
+        self, text: Any, tenant: str, *, add_special_tokens: bool = True
+    ) -> list[int]:
         return [1] * len(text)
 
-    async def detokenize(self, ids: list[int]) -> str:
+    async def detokenize(self, ids: list[int], tenant: str) -> str:
         return "x" * len(ids)
 
 

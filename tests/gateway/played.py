@@ -82,6 +82,7 @@ class PlayedLink:
         )  # fmt: skip
         self.asks: list[Ask] = []
         self.abandoned: list[int] = []
+        self.text_tenants: list[str] = []
         self.tree: dict[str, Any] = status_tree()
         self.watch = AsyncWatch(self.status)
         self._script = script
@@ -111,13 +112,17 @@ class PlayedLink:
         except Exception as error:
             on_reply(InternalError(f"the script failed: {error!r}"))
 
-    async def tokenize(self, text: Any, *, add_special_tokens: bool = True) -> list[int]:
+    async def tokenize(
+        self, text: Any, tenant: str, *, add_special_tokens: bool = True
+    ) -> list[int]:
+        self.text_tenants.append(tenant)
         if text == []:
             raise _no_message()
         said = text if isinstance(text, str) else text[-1].content
         return [ord(each) for each in ("^" if add_special_tokens else "") + said]
 
-    async def detokenize(self, ids: list[int]) -> str:
+    async def detokenize(self, ids: list[int], tenant: str) -> str:
+        self.text_tenants.append(tenant)
         return "".join(chr(each) for each in ids)
 
     async def status(self) -> dict[str, Any]:

@@ -80,4 +80,13 @@ def test_a_wrong_key_is_401_and_the_keys_name_is_the_tenant() -> None:
     assert post("/v1/completions", {"prompt": "a"}, link, keys, good).status_code == 200
     assert link.asks[0].tenant == "alice"
     assert post("/tokenize", {"prompt": "a"}, link, keys).status_code == 401
+    for path, body in (
+        ("/tokenize", {"prompt": "a"}),
+        ("/tokenize", {"messages": [{"role": "user", "content": "a"}]}),
+        ("/detokenize", {"tokens": [97]}),
+        ("/v1/completions", {"prompt": "a", "echo": True, "logprobs": 0}),
+        ("/v1/completions", {"prompt": "a", "add_special_tokens": False}),
+    ):
+        assert post(path, body, link, keys, good).status_code == 200
+    assert link.text_tenants == ["alice"] * 6
     assert post("/ping", b"", link, keys).status_code == 200

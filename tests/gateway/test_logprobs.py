@@ -41,10 +41,12 @@ class ModelLink(PlayedLink):
             self.welcome, strips_first_space=model.strips_first_space
         )
 
-    async def tokenize(self, text: Any, *, add_special_tokens: bool = True) -> list[int]:
+    async def tokenize(
+        self, text: Any, tenant: str, *, add_special_tokens: bool = True
+    ) -> list[int]:
         return self._model.encode(text, add_special_tokens)
 
-    async def detokenize(self, ids: list[int]) -> str:
+    async def detokenize(self, ids: list[int], tenant: str) -> str:
         return self._model.decode(ids, False)
 
     def _rows(self, ids: list[int]) -> list[Logprobs]:

@@ -298,6 +298,7 @@ def test_a_text_is_of_the_tenant_of_its_request(start: Start) -> None:
     client.send(type="tokenize", id=2, text=large)
     client.send(type="generate", id=3, prompt="bob's " + large, tenant="bob")
     client.send(type="chat", id=4, messages=said, tenant="carol")
+    client.send(type="tokenize", id=8, text="dave's", tenant="dave")
     client.send(type="models", id=5)
     assert client.receive()["id"] == 5
     other.send(type="detokenize", id=6, token_ids=[1])
@@ -311,6 +312,7 @@ def test_a_text_is_of_the_tenant_of_its_request(start: Start) -> None:
     assert second.text == large
     tokenizer.send(Encoded(second.key, [1]))
     tokenizer.expect(EncodeChat)
+    assert tokenizer.expect(EncodeText).text == "dave's"
     tokenizer.expect(DecodeIds)
 
 
