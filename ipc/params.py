@@ -61,7 +61,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     stop: texts that end the answer (up to 16).
     stop_token_ids: token ids that end it, besides the model's own end tokens.
     include_stop_str_in_output: keep the matched stop string in the text.
-    ignore_eos: the model's own end tokens do not end the answer.
+    ignore_eos: the model's own end tokens do not end the answer, unless a grammar or tools bind it.
     skip_special_tokens: leave special tokens out of the text.
     grammar: what the answer has to look like; None = free text.
     """
