@@ -190,6 +190,8 @@ def token_ids(ids: Sequence[int]) -> list[int]:
     """Ids of any integer type to a list.  Raises TypeError for anything else."""
     if isinstance(ids, bytes | bytearray):
         raise TypeError("token ids must be integers, not bytes")
+    if isinstance(ids, Mapping):
+        raise TypeError("a prompt is a text, or token ids, without a dict around it")
     return [operator.index(each) for each in ids]
 
 

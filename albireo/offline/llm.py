@@ -278,8 +278,8 @@ def _node_options(
 
 def _prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     """One prompt, or several, to a list of them."""
-    if isinstance(prompts, str):
-        return [prompts]
+    if isinstance(prompts, str | Mapping):  # a map is no prompt: generate_message says so
+        return [cast(Prompt, prompts)]
     if len(prompts) and not _has_length(prompts[0]):
         return [cast("Sequence[int]", prompts)]
     return list(cast("Sequence[Prompt]", prompts))

@@ -144,6 +144,12 @@ def test_parameters_of_another_type_are_said(llm: LLM, params: Any) -> None:
         llm.client.generate("x", params)
 
 
+@pytest.mark.parametrize("prompts", [{"prompt": "x"}, [{"prompt_token_ids": [1]}]])
+def test_a_prompt_in_a_dict_is_said_to_be_none(llm: LLM, prompts: Any) -> None:
+    with pytest.raises(TypeError, match="without a dict around it"):
+        llm.generate(prompts, GREEDY)
+
+
 def test_a_runtime_directory_that_is_too_long(
     module_home: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
