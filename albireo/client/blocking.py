@@ -333,7 +333,11 @@ class Client:
         `handler` is called on the reader's thread with each reply, and must not raise.
         """
         request_id, pending = self._replies.prepare(make, handler, self.welcome.max_frame_bytes)
-        self._link.ask(request_id, pending)
+        try:
+            self._link.ask(request_id, pending)
+        except BaseException:
+            self.abandon(request_id)
+            raise
         return request_id
 
     def abandon(self, request_id: int) -> None:

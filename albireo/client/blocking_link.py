@@ -233,6 +233,11 @@ class _Writer:
                     self._connection.sendall(self._frames.popleft())
             except OSError:
                 self._frames.clear()
+            except BaseException:
+                # Ctrl-C in the middle of a frame: what followed would be taken for its rest.
+                with contextlib.suppress(OSError):
+                    self._connection.shutdown(socket.SHUT_RDWR)
+                raise
             finally:
                 self._busy.release()
             taken = self._take()

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import queue
+import signal
 import socket
 import threading
 import time
@@ -100,6 +101,55 @@ def test_the_reader_never_waits_for_a_node_that_waits_for_it(tmp_path: Path, whe
             ask_all()
         for _ in range(texts):
             assert len(answers.get(timeout=20).token_ids) == len(text)
+
+
+class DeafNode:
+    """Reads nothing on its first connection but the Hello; answers one text on the next."""
+
+    def __init__(self, path: str) -> None:
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.bind(path)
+        self._listener.listen()
+        self.asked: list[str] = []
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def close(self) -> None:
+        self._listener.close()
+
+    def _serve(self) -> None:
+        deaf, _ = self._listener.accept()
+        deaf.recv(4096)
+        deaf.sendall(frame(WELCOME))
+        connection, _ = self._listener.accept()
+        splitter = FrameSplitter()
+        while data := connection.recv(1 << 20):
+            for payload in splitter.feed(data):
+                message = msgspec.msgpack.decode(payload, type=ClientMessage)
+                if isinstance(message, Hello):
+                    connection.sendall(frame(WELCOME))
+                elif isinstance(message, Tokenize):
+                    self.asked.append(message.text or "")
+                    connection.sendall(frame(Tokens(id=message.id, token_ids=[7])))
+
+
+def test_an_interrupt_in_the_middle_of_a_frame_spoils_nothing_after_it(tmp_path: Path) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    path = str(tmp_path / "s")
+    before = signal.signal(signal.SIGALRM, interrupt)
+    with contextlib.closing(DeafNode(path)) as node, Client.connect(path) as client:
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+            with pytest.raises(KeyboardInterrupt):
+                client.tokenize("x" * (4 << 20))  # more than the socket holds
+        finally:
+            signal.signal(signal.SIGALRM, before)
+        assert client.in_flight == 0
+        answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        client.request(lambda number: tokenize_message(number, "y", True), answers.put)
+        assert answers.get(timeout=10).token_ids == [7]
+        assert node.asked[-1] == "y"
 
 
 def test_frames_are_sent_where_no_thread_can_be_had(
