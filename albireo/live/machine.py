@@ -51,7 +51,7 @@ class Gpus:
     """NVML, opened when a node with GPUs is read for the first time; used by one thread at a time.
 
     nvml: the pynvml module; None = the installed one.
-    why_not: why nothing can be read, for the user; "" while it can.
+    why_not: why not all could be read the last time, for the user; "" where it could.
     """
 
     def __init__(self, nvml: Any = None) -> None:
@@ -63,6 +63,8 @@ class Gpus:
     def read(self, uuids: Iterable[str]) -> dict[str, GpuReading]:
         """By UUID; those that NVML does not find are left out."""
         found: dict[str, GpuReading] = {}
+        if self._open:
+            self.why_not = ""
         for uuid in uuids:
             if not self._ready():
                 return {}

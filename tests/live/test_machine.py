@@ -94,6 +94,7 @@ def test_a_gpu_that_is_not_found_is_said() -> None:
     assert set(gpus.read(["a", "gone"])) == {"a"}
     assert gpus.why_not == "NVML cannot read gone: Not Found"
     assert set(gpus.read(["a"])) == {"a"}
+    assert gpus.why_not == "", "said of the last reading alone"
 
 
 def test_a_driver_that_is_not_there_is_said_once() -> None:
