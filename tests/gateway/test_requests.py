@@ -61,6 +61,7 @@ def test_values_that_ask_for_nothing_are_taken() -> None:
         "messages": HELLO, "tools": None, "tool_choice": "none",
         "response_format": {"type": "text"},
         "best_of": 1, "store": False, "metadata": {}, "modalities": ["text"], "audio": None,
+        "echo": False, "add_special_tokens": False, "include_reasoning": True,
         "use_beam_search": False, "length_penalty": 1.0, "temperature": None, "n": None,
         "logit_bias": None, "stop": None, "stream_options": None, "service_tier": "auto",
     }  # fmt: skip
@@ -74,6 +75,9 @@ def test_a_value_that_asks_for_something_stays_beside_one_that_does_not(beside: 
     body = {"messages": HELLO, "tools": [tool], "tool_choice": "none"}
     found = decode(ChatRequest, msgspec.json.encode(body | beside))
     assert found.tool_choice == "none"
+    body = {"prompt": "a", "add_special_tokens": False, "echo": False}
+    asked = decode(CompletionRequest, msgspec.json.encode(body | beside))
+    assert asked.add_special_tokens is False
 
 
 @pytest.mark.parametrize("value", [True, 0, "1", 2])
