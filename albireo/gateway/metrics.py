@@ -54,6 +54,8 @@ _REQUESTS_NOW = (
         "Not in flight: their connection is over, and they wait for the next one.",
     ),
 )  # fmt: skip
+_NONE_FINISHED = {"stop": 0, "length": 0}
+"""Said before there are any: a rate over a counter that is not there yet misses its first ones."""
 _STAGE_TASKS = ("schedule", "input", "forward", "sample", "output")
 _GPU_GAUGES = (
     ("gpu_power_watts", "power_w", "Power of the moment."),
@@ -92,7 +94,7 @@ def _node(out: Exposition, tree: dict[str, Any], model: str, groups: _Groups) ->
         (
             (f"{label},{labels(finished_reason=reason)}", count)
             for label, group in groups
-            for reason, count in (group.get("finished") or {}).items()
+            for reason, count in (_NONE_FINISHED | (group.get("finished") or {})).items()
         ),
     )
     for name, field, text in _REQUESTS:

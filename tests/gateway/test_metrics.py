@@ -46,6 +46,8 @@ def samples(given: Sample) -> dict[tuple[str, str], float]:
         for each in family.samples:
             where = each.labels.get("group", each.labels.get("actor", ""))
             found[each.name, where] = each.value
+            if "finished_reason" in each.labels:
+                found[each.labels["finished_reason"], where] = each.value
     return found
 
 
@@ -72,7 +74,7 @@ def test_the_names_that_dashboards_know() -> None:
     assert found["albireo:requests_waiting_for_group", ""] == 6
     assert found["albireo:requests_waiting_for_readmission", ""] == 5
     assert found["albireo:requests_waiting_for_client", ""] == 4
-    assert found["albireo:request_success_total", "0"] == 5
+    assert (found["stop", "0"], found["length", "0"], found["stop", "1"]) == (5, 0, 0)
     assert found["albireo:request_queue_time_seconds_count", "0"] == 0
     assert (found["albireo:group_up", "0"], found["albireo:group_up", "1"]) == (1, 0)
     assert ("albireo:num_requests_running", "1") not in found
