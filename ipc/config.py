@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import msgspec
 
+from .params import SamplingDefaults
+
 SPARE_SLOTS = 16
 """A slot is free only when the last step that names it has its result.  With these, whoever
 comes next need not wait for that."""
@@ -31,6 +33,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     rope_bytes: of the rotary tables, which every rank has whole.
     strips_first_space: its tokenizer's, as in workers/tokenizer/text_model.py.
     tool_style: the form of its tool calls, "hermes" or "llama".
+    sampling_defaults: of its generation_config.json.
     """
 
     name: str
@@ -51,6 +54,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     rope_bytes: int = 0
     strips_first_space: bool = False
     tool_style: str = "hermes"
+    sampling_defaults: SamplingDefaults = SamplingDefaults()
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,6 +9,7 @@ is ever accepted and ignored.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import msgspec
 
@@ -169,6 +170,21 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         )
         for token in self.stop_token_ids:
             _require_token("stop_token_ids", token)
+
+
+class SamplingDefaults(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What the makers of a model advise, for requests that do not say otherwise; None: nothing."""
+
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+
+    def fields(self) -> dict[str, Any]:
+        """Fields of SamplingParams: those that are advised."""
+        every = msgspec.structs.asdict(self)
+        return {name: value for name, value in every.items() if value is not None}
 
 
 def _require_range(name: str, value: float, low: float, high: float) -> None:

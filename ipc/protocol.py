@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from .params import SamplingParams
+from .params import SamplingDefaults, SamplingParams
 from .tools import ToolCall, Tools
 
 PROTOCOL_VERSION = 1
@@ -135,6 +135,7 @@ class Welcome(msgspec.Struct, frozen=True, kw_only=True, tag="welcome", tag_fiel
     resume_s: so long the requests of a session wait for its next connection; 0 = they do not.
     strips_first_space: an answer's text lacks the space that its first token begins with.
     tool_style: the form of tool calls in answers, "hermes" or "llama" (docs/protocol.md, Tools).
+    sampling_defaults: what the model's makers advise; requests have it only as their clients say.
     """
 
     protocol: int
@@ -147,6 +148,7 @@ class Welcome(msgspec.Struct, frozen=True, kw_only=True, tag="welcome", tag_fiel
     resume_s: float = 0.0
     strips_first_space: bool = False
     tool_style: str = "hermes"
+    sampling_defaults: SamplingDefaults = SamplingDefaults()
 
 
 class End(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -14,6 +14,8 @@ from albireo.client import AlbireoError, Client, SamplingParams
 from .files import text_of
 from .node import name_option
 
+_ADVISED = "the model's"
+
 
 def sampling_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """The options that both commands share."""
@@ -28,12 +30,13 @@ def sampling_options(function: Callable[..., Any]) -> Callable[..., Any]:
             click.option("--ca", metavar="FILE", type=click.Path(exists=True),
                          help="Whom to trust there, instead of the system's authorities (PEM)."),
             click.option("--max-tokens", type=int, help="Most tokens to generate."),
-            click.option("--temperature", type=float, default=1.0, show_default=True,
+            click.option("--temperature", type=float, show_default=_ADVISED,
                          help="0 = always the best token."),
-            click.option("--top-k", type=int, default=0, help="Keep the k best tokens; 0 = all."),
-            click.option("--top-p", type=float, default=1.0, show_default=True,
+            click.option("--top-k", type=int, show_default=_ADVISED,
+                         help="Keep the k best tokens; 0 = all."),
+            click.option("--top-p", type=float, show_default=_ADVISED,
                          help="Keep the best tokens up to this mass."),
-            click.option("--min-p", type=float, default=0.0, show_default=True,
+            click.option("--min-p", type=float, show_default=_ADVISED,
                          help="Keep tokens with this share of the best one's probability."),
             click.option("--seed", type=int, help="Of the random stream."),
             click.option("--stop", multiple=True, help="Text that ends the answer; repeatable."),
@@ -52,7 +55,7 @@ def generate(prompt: str | None, **given: Any) -> None:
     if prompt is None:
         prompt = sys.stdin.read()
     with _connected(given) as client:
-        answer = client.stream(prompt, SamplingParams(**given))
+        answer = client.stream(prompt, _params(client, given))
         click.echo(prompt, nl=False)
         _show(answer)
 
@@ -65,7 +68,7 @@ def chat(message: str | None, system: str | None, **given: Any) -> None:
     """Talk with the model; an empty line or Ctrl-D ends it."""
     messages = [{"role": "system", "content": system}] if system else []
     with _connected(given) as client:
-        params = SamplingParams(**given)
+        params = _params(client, given)
         while True:
             text = message if message is not None else _ask()
             if not text:
@@ -88,6 +91,12 @@ def _connected(given: dict[str, Any]) -> Iterator[Client]:
             yield client
     except AlbireoError as error:
         raise click.ClickException(str(error)) from None
+
+
+def _params(client: Client, given: dict[str, Any]) -> SamplingParams:
+    """What is given, and beside it what the model's makers advise."""
+    chosen = {name: value for name, value in given.items() if value is not None}
+    return SamplingParams(**client.welcome.sampling_defaults.fields() | chosen)
 
 
 def _ask() -> str:

@@ -15,6 +15,7 @@ from albireo.node.options import (
     KV_CACHE_DTYPES,
     LOAD_FORMATS,
     LOG_LEVELS,
+    SAMPLING_DEFAULTS,
     SAMPLING_MODES,
     NodeOptions,
     OptionError,
@@ -214,6 +215,14 @@ def _chunks_are_always(context: click.Context, parameter: click.Parameter, value
     default=True,
     show_default=True,
     help="Make text of one step while the next one runs.",
+)
+@click.option(
+    "--sampling-defaults",
+    type=click.Choice(SAMPLING_DEFAULTS),
+    default="model",
+    show_default=True,
+    help="Temperature, top_k, top_p, min_p and repetition_penalty of requests that do not give "
+    "them: of the model's generation_config.json, or 1, and no filter or penalty.",
 )
 @click.option(
     "--sampling-mode",

@@ -31,7 +31,7 @@ async def chat_completions(request: Request, link: NodeLink) -> None:
     ask = decode(ChatRequest, await request.body())
     check_model(link, ask.model)
     request.adopt_id(ask.request_id)
-    params = chat_params(ask)
+    params = chat_params(ask, link.welcome.sampling_defaults)
     tools = tools_of(ask)
     if tools is not None and not tools.bind:
         tools = None

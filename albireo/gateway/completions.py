@@ -49,7 +49,7 @@ async def completions(request: Request, link: NodeLink) -> None:
     ask = decode(CompletionRequest, await request.body())
     check_model(link, ask.model)
     request.adopt_id(ask.request_id)
-    params = completion_params(ask)
+    params = completion_params(ask, link.welcome.sampling_defaults)
     request.grammar = grammar_name(ask)
     prompts = _prompts(ask)
     echo = await _echo(link, ask, prompts, request.tenant)

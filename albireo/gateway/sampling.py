@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from albireo.ipc.params import MAX_LOGPROBS, ParameterError, SamplingParams
+from albireo.ipc.params import MAX_LOGPROBS, ParameterError, SamplingDefaults, SamplingParams
 
 from .errors import HttpError, invalid
 from .formats import grammar_of
@@ -17,16 +17,19 @@ _SAME = (
     "repetition_penalty", "min_tokens", "ignore_eos", "include_stop_str_in_output",
     "skip_special_tokens", "prompt_logprobs",
 )  # fmt: skip
+_NOTHING = SamplingDefaults()
 _TUPLES = ("stop_token_ids", "bad_words", "allowed_token_ids")
 
 
-def completion_params(asked: CompletionRequest) -> SamplingParams:
-    """Raises HttpError (400).
+def completion_params(
+    asked: CompletionRequest, defaults: SamplingDefaults = _NOTHING
+) -> SamplingParams:
+    """defaults: of what is not asked for.  Raises HttpError (400).
 
     `echo` with `max_tokens` 0 asks for the prompt's log-probabilities alone: one
     token is made then, and not shown.  With `echo`, `logprobs` are the prompt's too.
     """
-    fields = _common(asked)
+    fields = _common(asked, defaults)
     fields["logprobs"] = asked.logprobs
     if asked.max_tokens is not None:
         fields["max_tokens"] = 1 if scores_only(asked) else asked.max_tokens
@@ -40,9 +43,9 @@ def scores_only(asked: CompletionRequest) -> bool:
     return bool(asked.echo) and asked.max_tokens == 0
 
 
-def chat_params(asked: ChatRequest) -> SamplingParams:
-    """Raises HttpError (400)."""
-    fields = _common(asked)
+def chat_params(asked: ChatRequest, defaults: SamplingDefaults = _NOTHING) -> SamplingParams:
+    """As completion_params."""
+    fields = _common(asked, defaults)
     most, newer = asked.max_tokens, asked.max_completion_tokens
     if most is not None and newer is not None and most != newer:
         raise invalid(
@@ -62,8 +65,9 @@ def chat_params(asked: ChatRequest) -> SamplingParams:
     return _checked(fields)
 
 
-def _common(asked: CompletionRequest | ChatRequest) -> dict[str, Any]:
-    fields = {name: value for name in _SAME if (value := getattr(asked, name)) is not None}
+def _common(asked: CompletionRequest | ChatRequest, defaults: SamplingDefaults) -> dict[str, Any]:
+    given = {name: value for name in _SAME if (value := getattr(asked, name)) is not None}
+    fields = defaults.fields() | given
     for name in _TUPLES:
         value = getattr(asked, name)
         if value is not None:

@@ -30,6 +30,7 @@ def what_to_load(options: NodeOptions, model_path: str, model_name: str) -> Load
         load_format=options.load_format,
         tp_degrees=tuple(sorted(set(options.groups))),
         batch_invariant=options.batch_invariant,
+        sampling_defaults=options.sampling_defaults,
         gateways=options.num_gateways,
     )
 

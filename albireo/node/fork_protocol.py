@@ -24,6 +24,7 @@ class Load(msgspec.Struct, frozen=True, tag=True, array_like=True):
     tp_degrees: tuple[int, ...]
     batch_invariant: bool
     gateways: int
+    sampling_defaults: str = "model"
 
 
 class Loaded(msgspec.Struct, frozen=True, tag=True, array_like=True):

@@ -12,6 +12,7 @@ LOAD_FORMATS = ("auto", "dummy")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 DTYPES = ("auto", "bfloat16", "float32")
 RESUME_S = 10.0
+SAMPLING_DEFAULTS = ("model", "openai")
 SAMPLING_MODES = ("auto", "gather", "sequence", "vocab")
 KV_CACHE_DTYPES = ("auto", "e4m7")
 E4M7_WEIGHTS = ("auto", "beside", "only", "off")
@@ -94,6 +95,7 @@ class NodeOptions(msgspec.Struct, frozen=True, kw_only=True):
     cuda_graphs: bool = True
     async_scheduling: bool = True
     async_output: bool = True
+    sampling_defaults: Annotated[str, _one_of(SAMPLING_DEFAULTS)] = "model"
     sampling_mode: Annotated[str, _one_of(SAMPLING_MODES)] = "auto"
     batch_invariant: bool = False
     e4m7_weights: Annotated[str, _one_of(E4M7_WEIGHTS)] = "auto"

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from albireo.ipc.config import ModelInfo
+from albireo.ipc.params import SamplingDefaults
 
 from .fork_protocol import Load, Loaded
 from .options import OptionError
@@ -33,6 +35,7 @@ def load_everything(load: Load, phase: Callable[[str], Any]) -> tuple[Loaded, An
     config = read_config(load.model_path)  # first: who has neither is told that it is no model
     text = load_text_model(load.tokenizer_path, load.chat_template)
     config = _with_end_of(text, config)
+    defaults = _sampling_defaults(load)
     for tp in load.tp_degrees:
         check_degree(config, tp)
     device, dtype = load.device, load.dtype
@@ -53,7 +56,7 @@ def load_everything(load: Load, phase: Callable[[str], Any]) -> tuple[Loaded, An
             model = _load_weights(load, config, device, dtype, phase)
     elif dtype == "auto":
         dtype = "bfloat16"
-    info = _model_info(load, config, dtype, text)
+    info = _model_info(load, config, dtype, text, defaults)
     return Loaded(info, device, dtype), text, vocabulary, model
 
 
@@ -64,6 +67,15 @@ def _with_end_of(text: Any, config: Any) -> Any:
     if end is None or end >= config.vocab_size:
         return config
     return replace(config, eos_token_ids=tuple(dict.fromkeys((*config.eos_token_ids, end))))
+
+
+def _sampling_defaults(load: Load) -> SamplingDefaults:
+    from albireo.workers.models.generation_config import read_sampling_defaults
+
+    directory = Path(load.model_path)
+    if load.sampling_defaults == "openai" or not directory.is_dir():
+        return SamplingDefaults()
+    return read_sampling_defaults(directory)
 
 
 def _vocabulary(text: Any, config: Any) -> Any:
@@ -145,7 +157,9 @@ def _mlp_elements(config: Any, element: int) -> int:
     return widest
 
 
-def _model_info(load: Load, config: Any, dtype: str, text: Any) -> ModelInfo:
+def _model_info(
+    load: Load, config: Any, dtype: str, text: Any, defaults: SamplingDefaults
+) -> ModelInfo:
     element = 2 if dtype == "bfloat16" else 4
     params = config.num_params()
     kv_bytes = 2 * config.num_layers * config.num_kv_heads * config.head_dim * element
@@ -173,4 +187,5 @@ def _model_info(load: Load, config: Any, dtype: str, text: Any) -> ModelInfo:
         rope_bytes=ropes * config.context_len * config.head_dim * 4,
         strips_first_space=text.strips_first_space,
         tool_style=text.tool_style,
+        sampling_defaults=defaults,
     )

@@ -100,6 +100,10 @@ class LLM:
         """A client of the node: for streams, tokens of texts, the status.  Raises AlbireoError."""
         return self._running.connected()
 
+    def get_default_sampling_params(self) -> SamplingParams:
+        """As the model's makers advise, in its generation_config.json.  Raises AlbireoError."""
+        return SamplingParams(**self.client.welcome.sampling_defaults.fields())
+
     @overload
     def generate(
         self,
@@ -132,14 +136,15 @@ class LLM:
         """Continues prompts, all at once as far as the node has room; answers in their order.
 
         prompts: a text, token ids, or any number of either.
-        params: for all of them, or one for each.  Keywords are fields of
-            SamplingParams and go before them.
+        params: for all of them, or one for each; without any those of
+            get_default_sampling_params().  Keywords are fields of SamplingParams and
+            go before them.
         return_errors: a prompt that fails has its AlbireoError in the place of
             its answer.  Otherwise the first of them is raised, with a note that
             names the prompt, and the rest is cancelled.
         """
         each = _prompts(prompts)
-        chosen = _params(params, overrides, len(each))
+        chosen = _params(params, overrides, len(each), self.get_default_sampling_params())
         requests = [
             Request(functools.partial(_generate, prompt, its), its.n)
             for prompt, its in zip(each, chosen, strict=True)
@@ -177,7 +182,7 @@ class LLM:
     ) -> list[Completion] | list[Result]:
         """Answers one conversation, or any number of them, as generate() does prompts."""
         each = _conversations(conversations)
-        chosen = _params(params, overrides, len(each))
+        chosen = _params(params, overrides, len(each), self.get_default_sampling_params())
         requests = [
             Request(functools.partial(_chat, messages, its), its.n)
             for messages, its in zip(each, chosen, strict=True)
@@ -301,13 +306,15 @@ def _conversations(conversations: Messages | Sequence[Messages]) -> list[Message
     return list(cast(Sequence[Messages], conversations))
 
 
-def _params(params: Params, overrides: Mapping[str, Any], count: int) -> Sequence[SamplingParams]:
+def _params(
+    params: Params, overrides: Mapping[str, Any], count: int, defaults: SamplingParams
+) -> Sequence[SamplingParams]:
     """Checked parameters of each of `count` prompts.  Raises TypeError, ValueError, InvalidRequest.
 
-    What is neither one nor a collection of them is refused as one.
+    defaults: in place of None.  What is neither one nor a collection of them is refused as one.
     """
     if isinstance(params, Mapping) or not isinstance(params, Collection):
-        return [resolve_params(params, overrides)] * count
+        return [resolve_params(defaults if params is None else params, overrides)] * count
     if len(params) != count:
         raise ValueError(
             f"{len(params)} parameters for {count} prompts: give one for all, or one for each"

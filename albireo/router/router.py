@@ -169,6 +169,7 @@ class Router:
             resume_s=self._spec.resume_s,
             strips_first_space=self._spec.model.strips_first_space,
             tool_style=self._spec.model.tool_style,
+            sampling_defaults=self._spec.model.sampling_defaults,
         )
 
     def handle(self, session: Session, message: Any) -> None:

@@ -13,7 +13,7 @@ from albireo.gateway.decode import decode
 from albireo.gateway.errors import HttpError
 from albireo.gateway.requests import ChatRequest, CompletionRequest, DetokenizeRequest
 from albireo.gateway.sampling import chat_params, completion_params
-from albireo.ipc.params import PRIORITIES
+from albireo.ipc.params import PRIORITIES, SamplingDefaults, SamplingParams
 
 from .played import PlayedLink, post
 
@@ -151,6 +151,18 @@ def test_what_is_no_request_is_refused(body: bytes) -> None:
 def test_a_missing_field_is_named() -> None:
     assert refusal({"model": "x"}).param == "prompt"
     assert refusal({"model": "x"}, ChatRequest).param == "messages"
+
+
+def test_what_is_not_asked_for_is_as_the_model_advises() -> None:
+    advised = SamplingDefaults(temperature=0.6, top_k=20, top_p=0.95, repetition_penalty=1.05)
+    found = decode(CompletionRequest, b'{"prompt": "a", "temperature": 0, "top_k": -1}')
+    assert completion_params(found, advised) == SamplingParams(
+        temperature=0.0, top_k=0, top_p=0.95, repetition_penalty=1.05
+    )
+    chat = decode(ChatRequest, b'{"messages": [{"role": "user", "content": "a"}], "top_p": 1}')
+    assert chat_params(chat, advised) == SamplingParams(
+        temperature=0.6, top_k=20, top_p=1.0, repetition_penalty=1.05
+    )
 
 
 def test_every_sampling_field_arrives() -> None:

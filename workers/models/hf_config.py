@@ -1,4 +1,4 @@
-"""A Hugging Face directory's config.json and generation_config.json -> ModelConfig.
+"""A Hugging Face directory's config.json, and its end tokens -> ModelConfig.
 
 Called by `load.read_config`; hf_rope.py reads the rotary settings, hf_gemma3.py
 what is Gemma's own.  A setting that would change the model's output and that
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .config import ModelConfig, RopeConfig
+from .generation_config import read_generation_config
 from .hf_gemma3 import FAMILY as GEMMA3
 from .hf_gemma3 import gemma3_fields, gemma3_settings
 from .hf_rope import read_rope
@@ -182,10 +183,7 @@ def _windows(settings: Settings, family: str, layers: int) -> tuple[int, frozens
 
 def _eos_token_ids(settings: Settings, directory: Path) -> tuple[int, ...]:
     """End tokens of generation_config.json where it names some, else of config.json."""
-    found = None
-    path = directory / "generation_config.json"
-    if path.exists():
-        found = read_json(path).get("eos_token_id")
+    found = read_generation_config(directory).get("eos_token_id")
     if found is None:
         found = settings.get("eos_token_id", [])
     ids = found if isinstance(found, list) else [found]
