@@ -20,6 +20,7 @@ import msgspec
 
 from .grammars import Grammar
 from .protocol import ChatMessage, End, Logprobs
+from .template import PLAIN, TemplateOptions
 from .tools import Tools
 
 
@@ -67,6 +68,7 @@ class EncodeChat(_Message, frozen=True):
     grammar: Grammar | None = None
     tools: Tools | None = None
     context: int = 0
+    template: TemplateOptions = PLAIN
 
 
 class DecodeIds(_Message, frozen=True):

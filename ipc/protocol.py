@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from .params import SamplingDefaults, SamplingParams
+from .template import PLAIN, TemplateOptions
 from .tools import ToolCall, Tools
 
 PROTOCOL_VERSION = 1
@@ -74,6 +75,7 @@ class Chat(_Request, frozen=True, tag="chat", tag_field="type"):
     tenant: str = ""
     cache_salt: str = ""
     tools: Tools | None = None
+    template: TemplateOptions = PLAIN
 
 
 class Cancel(_Request, frozen=True, tag="cancel", tag_field="type"):
@@ -102,12 +104,13 @@ class Resume(_Request, frozen=True, tag="resume", tag_field="type"):
 
 
 class Tokenize(_Request, frozen=True, tag="tokenize", tag_field="type"):
-    """Text, or a conversation, to token ids.  tenant: as in Generate."""
+    """Text, or a conversation, to token ids.  tenant: as in Generate.  template: as in Chat."""
 
     text: str | None = None
     messages: list[ChatMessage] | None = None
     add_special_tokens: bool = True
     tenant: str = ""
+    template: TemplateOptions = PLAIN
 
 
 class Detokenize(_Request, frozen=True, tag="detokenize", tag_field="type"):

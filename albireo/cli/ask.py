@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import click
+import msgspec
 
-from albireo.client import AlbireoError, Client, SamplingParams
+from albireo.client import AlbireoError, Client, SamplingParams, TemplateOptions
 
 from .files import text_of
 from .node import name_option
@@ -63,9 +64,17 @@ def generate(prompt: str | None, **given: Any) -> None:
 @click.command()
 @click.option("--message", "-m", help="Ask this and leave, instead of a conversation.")
 @click.option("--system", help="System message.")
+@click.option(
+    "--chat-template-kwargs",
+    "variables",
+    metavar="JSON",
+    default="{}",
+    help="Variables of the chat template, such as '{\"enable_thinking\": false}'.",
+)
 @sampling_options
-def chat(message: str | None, system: str | None, **given: Any) -> None:
+def chat(message: str | None, system: str | None, variables: str, **given: Any) -> None:
     """Talk with the model; an empty line or Ctrl-D ends it."""
+    template = _template(variables)
     messages = [{"role": "system", "content": system}] if system else []
     with _connected(given) as client:
         params = _params(client, given)
@@ -74,7 +83,7 @@ def chat(message: str | None, system: str | None, **given: Any) -> None:
             if not text:
                 return
             messages.append({"role": "user", "content": text})
-            answer = _show(client.chat(messages, params, stream=True))
+            answer = _show(client.chat(messages, params, template=template, stream=True))
             messages.append({"role": "assistant", "content": answer})
             if message is not None:
                 return
@@ -97,6 +106,15 @@ def _params(client: Client, given: dict[str, Any]) -> SamplingParams:
     """What is given, and beside it what the model's makers advise."""
     chosen = {name: value for name, value in given.items() if value is not None}
     return SamplingParams(**client.welcome.sampling_defaults.fields() | chosen)
+
+
+def _template(variables: str) -> TemplateOptions:
+    try:
+        return TemplateOptions(variables=msgspec.json.decode(variables, type=dict[str, Any]))
+    except msgspec.DecodeError as error:
+        raise click.BadParameter(
+            f"a JSON object is expected: {error}", param_hint="--chat-template-kwargs"
+        ) from None
 
 
 def _ask() -> str:

@@ -22,6 +22,7 @@ from albireo.ipc.protocol import (
     TokenLogprob,
     Welcome,
 )
+from albireo.ipc.template import TemplateOptions
 from albireo.ipc.tools import Tool, ToolCall, Tools
 
 from .asynchronous import AsyncClient, AsyncDeltaStream
@@ -67,6 +68,7 @@ __all__ = [
     "ProtocolMismatch",
     "QueueFull",
     "SamplingParams",
+    "TemplateOptions",
     "TimedOut",
     "TokenLogprob",
     "TooLarge",

@@ -29,6 +29,7 @@ from albireo.ipc.protocol import (
     Tokens,
     Welcome,
 )
+from albireo.ipc.template import TemplateOptions
 from albireo.ipc.tools import Tools
 
 from .async_link import AsyncLink
@@ -222,6 +223,7 @@ class AsyncClient:
         params: SamplingParams | None = None,
         *,
         tools: Tools | None = None,
+        template: TemplateOptions | None = None,
         stream: Literal[False] = False,
         **keywords: Unpack[RequestKeywords],
     ) -> Completion: ...
@@ -232,6 +234,7 @@ class AsyncClient:
         params: SamplingParams | None = None,
         *,
         tools: Tools | None = None,
+        template: TemplateOptions | None = None,
         stream: Literal[True],
         **keywords: Unpack[RequestKeywords],
     ) -> AsyncDeltaStream: ...
@@ -241,6 +244,7 @@ class AsyncClient:
         params: SamplingParams | None = None,
         *,
         tools: Tools | None = None,
+        template: TemplateOptions | None = None,
         stream: bool = False,
         **keywords: Unpack[RequestKeywords],
     ) -> Completion | AsyncDeltaStream:
@@ -248,11 +252,12 @@ class AsyncClient:
 
         tools: that it may call; a whole answer has its tool_calls, a stream their text
             (albireo.client.ToolCallReader reads it, by welcome.tool_style).
+        template: what the model's chat template is told besides.
         """
         chosen, terms = resolve_keywords(params, keywords)
 
         def make(number: int) -> msgspec.Struct:
-            return chat_message(number, messages, chosen, terms, tools)
+            return chat_message(number, messages, chosen, terms, tools, template)
 
         if stream:
             return AsyncDeltaStream(self, make, chosen.n)
@@ -284,11 +289,13 @@ class AsyncClient:
             self._link.write(encoded)
 
     async def tokenize(
-        self, text: str | Messages, *, add_special_tokens: bool = True, tenant: str = ""
-    ) -> list[int]:
-        """The ids of a text, or of a conversation through the chat template."""
+        self, text: str | Messages, *, add_special_tokens: bool = True, tenant: str = "",
+        template: TemplateOptions | None = None,
+    ) -> list[int]:  # fmt: skip
+        """The ids of a text, or of a conversation through the chat template, told this."""
         answer = await self._ask(
-            Tokens, lambda number: tokenize_message(number, text, add_special_tokens, tenant)
+            Tokens,
+            lambda number: tokenize_message(number, text, add_special_tokens, tenant, template),
         )
         return answer.token_ids
 

@@ -31,6 +31,7 @@ from albireo.ipc.protocol import (
     Tokens,
     Welcome,
 )
+from albireo.ipc.template import TemplateOptions
 from albireo.ipc.tools import Tools
 
 from .blocking_link import Link
@@ -221,6 +222,7 @@ class Client:
         params: SamplingParams | None = None,
         *,
         tools: Tools | None = None,
+        template: TemplateOptions | None = None,
         stream: Literal[False] = False,
         timeout_s: float | None = None,
         **keywords: Unpack[RequestKeywords],
@@ -232,6 +234,7 @@ class Client:
         params: SamplingParams | None = None,
         *,
         tools: Tools | None = None,
+        template: TemplateOptions | None = None,
         stream: Literal[True],
         timeout_s: float | None = None,
         **keywords: Unpack[RequestKeywords],
@@ -242,6 +245,7 @@ class Client:
         params: SamplingParams | None = None,
         *,
         tools: Tools | None = None,
+        template: TemplateOptions | None = None,
         stream: bool = False,
         timeout_s: float | None = None,
         **keywords: Unpack[RequestKeywords],
@@ -250,11 +254,12 @@ class Client:
 
         tools: that it may call; a whole answer has its tool_calls, a stream their text
             (albireo.client.ToolCallReader reads it, by welcome.tool_style).
+        template: what the model's chat template is told besides.
         """
         chosen, terms = resolve_keywords(params, keywords)
 
         def make(number: int) -> msgspec.Struct:
-            return chat_message(number, messages, chosen, terms, tools)
+            return chat_message(number, messages, chosen, terms, tools, template)
 
         if stream:
             return DeltaStream(self, make, timeout_s, chosen.n)
@@ -268,11 +273,13 @@ class Client:
             self._link.write(encoded)
 
     def tokenize(
-        self, text: str | Messages, *, add_special_tokens: bool = True, tenant: str = ""
-    ) -> list[int]:
-        """The ids of a text, or of a conversation through the chat template."""
+        self, text: str | Messages, *, add_special_tokens: bool = True, tenant: str = "",
+        template: TemplateOptions | None = None,
+    ) -> list[int]:  # fmt: skip
+        """The ids of a text, or of a conversation through the chat template, told this."""
         return self._ask(
-            Tokens, lambda number: tokenize_message(number, text, add_special_tokens, tenant)
+            Tokens,
+            lambda number: tokenize_message(number, text, add_special_tokens, tenant, template),
         ).token_ids
 
     def detokenize(

@@ -23,6 +23,7 @@ from albireo.ipc.protocol import (
     Hello,
     Tokenize,
 )
+from albireo.ipc.template import PLAIN, TemplateOptions
 from albireo.ipc.tools import Tools
 
 from .errors import InvalidRequest, TooLarge
@@ -145,8 +146,9 @@ def chat_message(
     params: SamplingParams,
     terms: Terms = _NO_TERMS,
     tools: Tools | None = None,
+    template: TemplateOptions | None = None,
 ) -> Chat:
-    """A conversation to a Chat.  Raises InvalidRequest for tools that cannot be."""
+    """A conversation to a Chat.  Raises InvalidRequest for tools and options that cannot be."""
     if tools is not None and (fault := tools.fault()) is not None:
         raise InvalidRequest(f"tools: {fault}", param="tools")
     return Chat(
@@ -157,18 +159,30 @@ def chat_message(
         tenant=terms.tenant,
         cache_salt=terms.cache_salt,
         tools=tools,
+        template=_checked(template),
     )
 
 
 def tokenize_message(
-    request_id: int, text: str | Messages, add_special_tokens: bool, tenant: str = ""
-) -> Tokenize:
-    """Text, or a conversation, to a Tokenize."""
+    request_id: int, text: str | Messages, add_special_tokens: bool, tenant: str = "",
+    template: TemplateOptions | None = None,
+) -> Tokenize:  # fmt: skip
+    """Text, or a conversation, to a Tokenize.  Raises InvalidRequest, as chat_message."""
     if isinstance(text, str):
         return Tokenize(
             id=request_id, text=text, add_special_tokens=add_special_tokens, tenant=tenant
         )
-    return Tokenize(id=request_id, messages=chat_messages(text), tenant=tenant)
+    return Tokenize(
+        id=request_id, messages=chat_messages(text), tenant=tenant, template=_checked(template)
+    )
+
+
+def _checked(template: TemplateOptions | None) -> TemplateOptions:
+    if template is None:
+        return PLAIN
+    if (fault := template.fault()) is not None:
+        raise InvalidRequest(fault, param="template")
+    return template
 
 
 def chat_messages(messages: Messages) -> list[ChatMessage]:

@@ -11,7 +11,7 @@ from albireo.ipc.tools import Tools
 
 from .answering import asked, check_model, usage_of
 from .answers import AnswerMessage, ChatChoice, ChatCompletion
-from .conversation import chat_messages
+from .conversation import chat_messages, template_options
 from .decode import decode
 from .errors import invalid
 from .events import ChatEvents, stream
@@ -48,6 +48,7 @@ async def chat_completions(request: Request, link: NodeLink) -> None:
         tenant=request.tenant,
         cache_salt=ask.cache_salt or "",
         tools=tools,
+        template=template_options(ask),
     )
     async with asked(request, link, [order], bool(ask.stream)) as inbox:
         if ask.stream:

@@ -5,10 +5,10 @@ A refusal is text like any other: the model said it.
 
 from __future__ import annotations
 
-from albireo.client import ChatMessage, ToolCall
+from albireo.client import ChatMessage, TemplateOptions, ToolCall
 
 from .errors import invalid
-from .requests import ContentPart, Message
+from .requests import ChatRequest, ContentPart, Message, TokenizeRequest
 
 MAX_MESSAGES = 4096
 
@@ -18,6 +18,21 @@ def chat_messages(messages: list[Message]) -> list[ChatMessage]:
     if len(messages) > MAX_MESSAGES:
         raise invalid(f"{len(messages)} messages are too many; at most {MAX_MESSAGES}", "messages")
     return [_message(each, f"messages[{place}]") for place, each in enumerate(messages)]
+
+
+def template_options(asked: ChatRequest | TokenizeRequest) -> TemplateOptions:
+    """How the conversation becomes a prompt.  Raises HttpError (400)."""
+    options = TemplateOptions(
+        variables=asked.chat_template_kwargs or {},
+        add_generation_prompt=asked.add_generation_prompt,
+        continue_final_message=bool(asked.continue_final_message),
+    )
+    if (fault := options.fault()) is not None:
+        param = "chat_template_kwargs"
+        if options.continue_final_message and options.begins_answer:
+            param = "continue_final_message"
+        raise invalid(fault, param)
+    return options
 
 
 def _message(message: Message, where: str) -> ChatMessage:

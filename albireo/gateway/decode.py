@@ -20,6 +20,7 @@ _EXACT = 2**53
 
 _TOOLS = "use tools and tool_choice"
 _CHAT_ONLY = "tools belong to conversations: use /v1/chat/completions"
+_TEMPLATE = "a prompt goes through no template: use /v1/chat/completions"
 _BOUNDED = "there is one kind of matcher, and white space in JSON is bounded"
 _TEXT_ONLY = "the model reads and writes text only"
 
@@ -37,11 +38,11 @@ _UNSUPPORTED: Mapping[str, tuple[str, tuple[Any, ...]]] = {
     "prompt_embeds": (_TEXT_ONLY, ()),
     "logits_processors": ("code from a request is never run", ([],)),
     "chat_template": ("the template is chosen when the node starts", ()),
-    "chat_template_kwargs": ("the template takes nothing besides the messages", ({},)),
-    "documents": ("the template takes nothing besides the messages", ([],)),
-    "add_generation_prompt": ("the answer is always the assistant's", (True,)),
-    "continue_final_message": ("the answer is always a new message", (False,)),
-    "echo": ("the answer is always a new message", (False,)),
+    "chat_template_kwargs": (_TEMPLATE, ({},)),
+    "documents": ("write them into the messages", ([],)),
+    "add_generation_prompt": (_TEMPLATE, ()),
+    "continue_final_message": (_TEMPLATE, (False,)),
+    "echo": ("the answer has what is new", (False,)),
     "add_special_tokens": ("the chat template has its own", (False,)),
     "include_reasoning": ("all that the model says is the answer", (True,)),
     "best_of": ("ask for n answers and choose", (1,)),

@@ -18,6 +18,7 @@ import msgspec
 from albireo.client import AsyncClient, ChatMessage, NodeNotRunning, Unavailable, Welcome
 from albireo.ipc.params import SamplingParams
 from albireo.ipc.protocol import Chat, Generate
+from albireo.ipc.template import PLAIN, TemplateOptions
 from albireo.ipc.tools import Tools
 from albireo.live.watch import AsyncWatch
 
@@ -39,12 +40,14 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     tenant: str = ""
     cache_salt: str = ""
     tools: Tools | None = None
+    template: TemplateOptions = PLAIN
 
     def message(self, request_id: int) -> Generate | Chat:
         if self.messages is not None:
             return Chat(
                 id=request_id, messages=self.messages, params=self.params, priority=self.priority,
                 tenant=self.tenant, cache_salt=self.cache_salt, tools=self.tools,
+                template=self.template,
             )  # fmt: skip
         text = isinstance(self.prompt, str)
         return Generate(
@@ -93,10 +96,11 @@ class NodeLink:
         return functools.partial(client.abandon, number)
 
     async def tokenize(
-        self, text: str | list[ChatMessage], tenant: str, *, add_special_tokens: bool = True
-    ) -> list[int]:
+        self, text: str | list[ChatMessage], tenant: str, *, add_special_tokens: bool = True,
+        template: TemplateOptions = PLAIN,
+    ) -> list[int]:  # fmt: skip
         return await self._client.tokenize(
-            text, add_special_tokens=add_special_tokens, tenant=tenant
+            text, add_special_tokens=add_special_tokens, tenant=tenant, template=template
         )
 
     async def detokenize(self, ids: list[int], tenant: str) -> str:

@@ -214,6 +214,8 @@ class ChatRequest(_Generation, kw_only=True, forbid_unknown_fields=True):
 
     max_completion_tokens: the newer name of max_tokens.
     logprobs: report them; top_logprobs: of so many best tokens besides, 0 to 20.
+    chat_template_kwargs: variables for the chat template.
+    add_generation_prompt, continue_final_message: as in ipc/template.py.
     """
 
     messages: Annotated[list[Message], AtLeastOne]
@@ -221,6 +223,9 @@ class ChatRequest(_Generation, kw_only=True, forbid_unknown_fields=True):
     tools: list[ToolOffer] | None = None
     tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
     logprobs: bool | None = None
     top_logprobs: NumLogprobs | None = None
     safety_identifier: str | None = None
@@ -234,6 +239,9 @@ class TokenizeRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     prompt: str | None = None
     messages: list[Message] | None = None
     add_special_tokens: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
 
 
 class DetokenizeRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

@@ -6,7 +6,7 @@ import msgspec
 
 from .answering import check_model
 from .answers import Detokenized, Tokenized
-from .conversation import chat_messages
+from .conversation import chat_messages, template_options
 from .decode import decode
 from .errors import invalid
 from .http import Request
@@ -30,7 +30,9 @@ async def tokenize(request: Request, link: NodeLink) -> None:
                 "a conversation has the special tokens of its chat template and no others",
                 "add_special_tokens",
             )
-        tokens = await link.tokenize(chat_messages(ask.messages), request.tenant)
+        tokens = await link.tokenize(
+            chat_messages(ask.messages), request.tenant, template=template_options(ask)
+        )
     answer = Tokenized(count=len(tokens), max_model_len=link.welcome.max_model_len, tokens=tokens)
     await request.answer(200, msgspec.json.encode(answer))
 

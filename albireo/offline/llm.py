@@ -26,6 +26,7 @@ from albireo.client import (
     Completion,
     NodeNotRunning,
     SamplingParams,
+    TemplateOptions,
 )
 from albireo.client.requests import (
     Messages,
@@ -159,6 +160,7 @@ class LLM:
         *,
         return_errors: Literal[False] = False,
         progress: bool | None = None,
+        template: TemplateOptions | None = None,
         **overrides: Unpack[SamplingOverrides],
     ) -> list[Completion]: ...
     @overload
@@ -169,6 +171,7 @@ class LLM:
         *,
         return_errors: Literal[True],
         progress: bool | None = None,
+        template: TemplateOptions | None = None,
         **overrides: Unpack[SamplingOverrides],
     ) -> list[Result]: ...
     def chat(
@@ -178,13 +181,17 @@ class LLM:
         *,
         return_errors: bool = False,
         progress: bool | None = None,
+        template: TemplateOptions | None = None,
         **overrides: Unpack[SamplingOverrides],
     ) -> list[Completion] | list[Result]:
-        """Answers one conversation, or any number of them, as generate() does prompts."""
+        """Answers one conversation, or any number of them, as generate() does prompts.
+
+        template: what the model's chat template is told besides, for all of them.
+        """
         each = _conversations(conversations)
         chosen = _params(params, overrides, len(each), self.get_default_sampling_params())
         requests = [
-            Request(functools.partial(_chat, messages, its), its.n)
+            Request(functools.partial(_chat, messages, its, template), its.n)
             for messages, its in zip(each, chosen, strict=True)
         ]
         return self._run(requests, return_errors, progress)
@@ -326,5 +333,7 @@ def _generate(prompt: Prompt, params: SamplingParams, number: int) -> msgspec.St
     return generate_message(number, prompt, params)
 
 
-def _chat(messages: Messages, params: SamplingParams, number: int) -> msgspec.Struct:
-    return chat_message(number, messages, params)
+def _chat(
+    messages: Messages, params: SamplingParams, template: TemplateOptions | None, number: int
+) -> msgspec.Struct:
+    return chat_message(number, messages, params, template=template)

@@ -129,7 +129,7 @@ class Arrivals:
         params = message.params
         request.job = self._texts.encode_chat(
             message.messages, done, params.bad_words, params.grammar, message.tools,
-            context=self._limits.max_model_len, tenant=request.tenant,
+            context=self._limits.max_model_len, tenant=request.tenant, template=message.template,
         )  # fmt: skip
 
     def _admit(self, session: Session, message: Generate | Chat) -> TokenRequest:

@@ -67,7 +67,9 @@ class Services:
                 message.text, message.add_special_tokens, done, tenant=tenant
             )
         else:
-            job = self._texts.encode_chat(message.messages or [], done, tenant=tenant)
+            job = self._texts.encode_chat(
+                message.messages or [], done, tenant=tenant, template=message.template
+            )
         session.requests[message.id] = TextRequest(session, message.id, job)
 
     def detokenize(self, session: Session, message: Detokenize) -> None:

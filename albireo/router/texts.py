@@ -23,6 +23,7 @@ from albireo.ipc.messages import (
     ToTokenizer,
 )
 from albireo.ipc.protocol import ChatMessage
+from albireo.ipc.template import PLAIN, TemplateOptions
 from albireo.ipc.tools import Tools
 
 from .requests import Refusal
@@ -93,13 +94,14 @@ class TextQueue:
         tools: Tools | None = None,
         context: int = 0,
         tenant: str = "",
+        template: TemplateOptions = PLAIN,
     ) -> TextJob:
         """Asks for the ids of a conversation, and of `words`, and for a grammar, or that of tools.
 
         context: as in encode_text.
         Raises Refusal when too much is waiting.
         """
-        message = EncodeChat(self._take_key(), messages, words, grammar, tools, context)
+        message = EncodeChat(self._take_key(), messages, words, grammar, tools, context, template)
         return self._add(message, tenant, len(_encode(message)), done)
 
     def decode_ids(

@@ -67,6 +67,7 @@ def check_chat(limits: RequestLimits, message: Chat) -> None:
     """Everything about a chat request that can be said before its text is tokenized."""
     if not message.messages:
         raise Refusal("invalid_request", "the conversation has no message", param="messages")
+    _check_template(message)
     if message.tools is not None:
         if (fault := message.tools.fault()) is not None:
             raise Refusal("invalid_request", f"tools: {fault}", param="tools")
@@ -86,6 +87,7 @@ def check_tokenize(message: Tokenize) -> None:
     _check_name("tenant", message.tenant)
     if message.messages == []:
         raise Refusal("invalid_request", "the conversation has no message", param="messages")
+    _check_template(message)
     if message.text is not None:
         what, param, size = "text", "text", len(message.text.encode())
     else:
@@ -98,6 +100,11 @@ def check_tokenize(message: Tokenize) -> None:
             "split it",
             param=param,
         )
+
+
+def _check_template(message: Chat | Tokenize) -> None:
+    if (fault := message.template.fault()) is not None:
+        raise Refusal("invalid_request", fault, param="template")
 
 
 def check_detokenize(limits: RequestLimits, message: Detokenize) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from albireo.ipc import protocol
 from albireo.ipc.params import SamplingParams
+from albireo.ipc.template import TemplateOptions
 from albireo.ipc.tls import HANDSHAKE_TIMEOUT_S
 from albireo.router import decode, session, texts, validate
 from albireo.router.connections import MAX_CONNECTIONS
@@ -56,6 +57,13 @@ def test_sampling_parameters_are_in_the_doc() -> None:
         check_default(table[field.name][1], field)
 
 
+def test_template_options_are_in_the_doc() -> None:
+    table = rows(section("Template options"))
+    assert list(table) == list(TemplateOptions.__struct_fields__)
+    for field in msgspec.structs.fields(TemplateOptions):
+        check_default(table[field.name][1], field)
+
+
 def check_default(cell: str, field: msgspec.structs.FieldInfo) -> None:
     if field.required:
         assert cell == "", field.name
@@ -65,7 +73,8 @@ def check_default(cell: str, field: msgspec.structs.FieldInfo) -> None:
         return
     default: Any = field.default
     said = {None: "nil", True: "true", False: "false", (): "`[]`", "": '`""`'}
-    expected = "`{}`" if isinstance(default, SamplingParams) else said.get(default, str(default))
+    maps = SamplingParams | TemplateOptions
+    expected = "`{}`" if isinstance(default, maps) else said.get(default, str(default))
     if isinstance(default, int | float) and not isinstance(default, bool):
         expected = str(default)
     assert cell == expected, field.name

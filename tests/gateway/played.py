@@ -14,6 +14,7 @@ from albireo.gateway.app import make_app
 from albireo.gateway.link import Ask
 from albireo.ipc.keys import ApiKeys
 from albireo.ipc.protocol import Logprobs, TokenLogprob
+from albireo.ipc.template import PLAIN, TemplateOptions
 from albireo.live.watch import AsyncWatch
 
 from ..live import trees
@@ -83,6 +84,7 @@ class PlayedLink:
         self.asks: list[Ask] = []
         self.abandoned: list[int] = []
         self.text_tenants: list[str] = []
+        self.templates: list[TemplateOptions] = []
         self.tree: dict[str, Any] = status_tree()
         self.watch = AsyncWatch(self.status)
         self._script = script
@@ -113,9 +115,11 @@ class PlayedLink:
             on_reply(InternalError(f"the script failed: {error!r}"))
 
     async def tokenize(
-        self, text: Any, tenant: str, *, add_special_tokens: bool = True
-    ) -> list[int]:
+        self, text: Any, tenant: str, *, add_special_tokens: bool = True,
+        template: TemplateOptions = PLAIN,
+    ) -> list[int]:  # fmt: skip
         self.text_tenants.append(tenant)
+        self.templates.append(template)
         if text == []:
             raise _no_message()
         said = text if isinstance(text, str) else text[-1].content

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from albireo.client import Delta, End, InvalidRequest
+from albireo.client import Delta, End, InvalidRequest, TemplateOptions
 from albireo.gateway.link import Ask
 
 from .played import MODEL, PlayedLink, Script, chunks, failing, post
@@ -237,6 +237,42 @@ MARKED = (
     "b",
 )
 BARE = ('{"name": "now", ', '"parameters": {}}')
+
+
+def test_what_the_template_is_told_reaches_the_node() -> None:
+    link = PlayedLink()
+    thinking = {"chat_template_kwargs": {"enable_thinking": False}}
+    going_on = {"continue_final_message": True, "add_generation_prompt": False}
+    for extra, options in (
+        ({}, TemplateOptions()),
+        ({"add_generation_prompt": True, "continue_final_message": False}, None),
+        (thinking, TemplateOptions(variables={"enable_thinking": False})),
+        ({"continue_final_message": True}, TemplateOptions(continue_final_message=True)),
+        (going_on, None),
+    ):
+        ask(extra, link)
+        assert post("/tokenize", {"messages": HELLO} | extra, link).status_code == 200
+        template = link.asks[-1].template
+        assert link.templates[-1] == template
+        assert options is None or template == options
+        assert template.begins_answer == (not extra.get("continue_final_message"))
+
+
+@pytest.mark.parametrize(
+    ("extra", "param"),
+    [
+        ({"chat_template_kwargs": {"tools": []}}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": "x"}, "chat_template_kwargs"),
+        (
+            {"continue_final_message": True, "add_generation_prompt": True},
+            "continue_final_message",
+        ),
+    ],
+)
+def test_what_the_template_cannot_be_told(extra: dict[str, Any], param: str) -> None:
+    for path in (PATH, "/tokenize"):
+        answer = post(path, {"messages": HELLO} | extra)
+        assert answer.status_code == 400 and answer.json()["error"]["param"] == param
 
 
 @pytest.mark.parametrize(

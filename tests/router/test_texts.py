@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 
 from albireo.ipc.grammars import Grammar
@@ -18,6 +19,7 @@ from albireo.ipc.messages import (
     TokenizerDown,
 )
 from albireo.ipc.protocol import ChatMessage
+from albireo.ipc.template import TemplateOptions
 from albireo.ipc.tools import Tool, ToolCall, Tools
 from albireo.router import texts as texts_module
 from albireo.router.requests import Refusal
@@ -72,6 +74,17 @@ def test_the_tokenizer_is_told_what_a_prompt_has_to_fit_into(start: Start) -> No
     assert tokenizer.expect(EncodeText).context == 0
     client.send(type="tokenize", id=4, messages=said)
     assert tokenizer.expect(EncodeChat).context == 0
+    template = {"variables": {"enable_thinking": False}, "add_generation_prompt": False}
+    for kind in ("chat", "tokenize"):
+        said = [{"role": "user", "content": "a"}]
+        client.send(type=kind, id=7, messages=said, template=template | {"variables": {"tools": 1}})
+        error = client.expect_error("invalid_request", 7)
+        assert error["param"] == "template" and "'tools'" in error["message"]
+        client.send(type=kind, id=8, messages=said, template=template)
+        message = tokenizer.expect(EncodeChat)
+        assert message.template == msgspec.convert(template, TemplateOptions)
+        tokenizer.send(TextFailed(message.key, "invalid_request", "no"))
+        client.expect_error("invalid_request", 8)
 
 
 def test_what_need_not_fit_the_context_has_a_limit_of_its_own(start: Start) -> None:

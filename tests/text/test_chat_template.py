@@ -8,6 +8,7 @@ from datetime import datetime
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from albireo.ipc.template import TemplateOptions
 from albireo.workers.tokenizer import chat_template
 from albireo.workers.tokenizer.chat_template import ChatTemplate, ChatTemplateError
 from albireo.workers.tokenizer.errors import TextModelError
@@ -142,6 +143,65 @@ def test_renders_as_transformers_does(source: str, messages: list[tuple[str, str
             ChatTemplate(source, NAMED).render(conversation)
     else:
         assert ChatTemplate(source, NAMED).render(conversation) == expected
+
+
+GOING_ON = [
+    [("user", "Say it."), ("assistant", "Here it")],
+    [("user", "Say it."), ("assistant", "  Here it is:  ")],
+    [("user", "Say it, Say it"), ("assistant", "Say it")],
+    [("user", "Only a question")],
+]
+
+
+@pytest.mark.parametrize("messages", GOING_ON)
+@pytest.mark.parametrize("source", TEMPLATES.values(), ids=TEMPLATES)
+def test_the_last_message_is_continued_as_in_transformers(
+    source: str, messages: list[tuple[str, str]]
+) -> None:
+    conversation = [{"role": role, "content": content} for role, content in messages]
+    reference = PreTrainedTokenizerFast(tokenizer_object=byte_level(), **NAMED)
+    expected = reference.apply_chat_template(
+        conversation, chat_template=source, tokenize=False, continue_final_message=True
+    )
+    options = TemplateOptions(continue_final_message=True)
+    assert ChatTemplate(source, NAMED).render(conversation, None, options) == expected
+    assert conversation[-1]["content"] == messages[-1][1]
+
+
+def test_a_message_that_is_not_written_cannot_be_continued() -> None:
+    template = ChatTemplate("{{ messages[0]['content'] }}", {})
+    options = TemplateOptions(continue_final_message=True)
+    conversation = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    with pytest.raises(ChatTemplateError, match="leaves out the text of the last message"):
+        template.render(conversation, None, options)
+
+
+def test_a_template_has_its_variables_and_ends_as_asked() -> None:
+    template = ChatTemplate(
+        "{% if enable_thinking is defined and enable_thinking is false %}no {% endif %}"
+        "{{ messages[-1]['content'] }}{{ style }}{% if add_generation_prompt %}>{% endif %}",
+        {"style": "plain"},
+    )
+    said = [{"role": "user", "content": "a"}]
+    assert template.render(said) == "aplain>"
+    variables = {"enable_thinking": False, "style": ["x"], "unknown": 1}
+    assert template.render(said, None, TemplateOptions(variables=variables)) == "no a['x']>"
+    ended = TemplateOptions(add_generation_prompt=False)
+    assert template.render(said, None, ended) == "aplain"
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (TemplateOptions(add_generation_prompt=True, continue_final_message=True), "or begins"),
+        (TemplateOptions(variables={"messages": []}), "'messages' is no variable"),
+        (TemplateOptions(variables={"add_generation_prompt": False}), "is no variable"),
+        (TemplateOptions(variables={str(n): n for n in range(65)}), "at most 64 variables"),
+    ],
+)
+def test_options_that_cannot_be(options: TemplateOptions, reason: str) -> None:
+    assert reason in (options.fault() or "")
+    assert TemplateOptions().fault() is None
 
 
 def test_a_refusal_is_in_the_words_of_the_template() -> None:

@@ -23,6 +23,7 @@ from albireo.ipc.messages import (
     ToRouter,
 )
 from albireo.ipc.protocol import ChatMessage
+from albireo.ipc.template import TemplateOptions
 from albireo.workers.tokenizer import process as tokenizer
 from albireo.workers.tokenizer.chat_template import ChatTemplate
 
@@ -63,6 +64,10 @@ def test_tokenizer_answers(router_of_tokenizer: Hub[Any]) -> None:
     chat = ask(hub, EncodeChat(7, [ChatMessage(role="user", content="a")]))
     assert MODEL.decode(chat.token_ids, False) == "<|begin|>[INST] a [/INST]"
     assert ask(hub, DecodeIds(8, [0, *plain], True)) == Decoded(8, "a")
+    said = [ChatMessage(role="user", content="a"), ChatMessage(role="assistant", content="b")]
+    going_on = TemplateOptions(variables={"eos_token": "."}, continue_final_message=True)
+    chat = ask(hub, EncodeChat(9, said, template=going_on))
+    assert MODEL.decode(chat.token_ids, False) == "<|begin|>[INST] a [/INST]b"
 
 
 def test_a_bad_request_harms_nobody(router_of_tokenizer: Hub[Any]) -> None:

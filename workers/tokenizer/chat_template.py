@@ -10,6 +10,7 @@ the template's own words where it called raise_exception.
 from __future__ import annotations
 
 import json
+import secrets
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +24,8 @@ import jinja2.meta
 import jinja2.nodes
 import jinja2.parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from albireo.ipc.template import PLAIN, TemplateOptions
 
 from .errors import TextModelError
 
@@ -67,21 +70,39 @@ class ChatTemplate:
         self,
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] | None = None,
+        options: TemplateOptions = PLAIN,
     ) -> str:
         """The conversation as text, ready for the assistant's answer.
 
         Raises ChatTemplateError.
         """
+        said = [dict(message) for message in messages]
+        mark = ""
+        if options.continue_final_message and said:
+            mark = f"{secrets.token_hex(16)} "
+            said[-1]["content"] = (said[-1].get("content") or "") + mark
+        text = self._rendered(said, tools, options)
+        return _up_to(mark, text) if mark else text
+
+    def _rendered(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None,
+        options: TemplateOptions,
+    ) -> str:
         pieces: list[str] = []
         size = 0
         try:
             with _time_limit(_MAX_CPU_SECONDS):
                 for piece in self._template.generate(
-                    messages=[dict(message) for message in messages],
-                    tools=None if tools is None else [dict(tool) for tool in tools],
-                    documents=None,
-                    add_generation_prompt=True,
-                    **self._named_tokens,
+                    {
+                        **self._named_tokens,
+                        **options.variables,
+                        "messages": messages,
+                        "tools": None if tools is None else [dict(tool) for tool in tools],
+                        "documents": None,
+                        "add_generation_prompt": options.begins_answer,
+                    }
                 ):
                     pieces.append(piece)
                     size += len(piece)
@@ -106,6 +127,19 @@ class ChatTemplate:
                 f"the chat template failed on this conversation: {type(error).__name__}: {error}"
             ) from error
         return "".join(pieces)
+
+
+def _up_to(mark: str, text: str) -> str:
+    """The text before the mark, which ends with a space, as transformers cuts it: where the
+    template takes spaces off a message's end, so does this."""
+    place = text.rfind(mark.strip())
+    if place < 0:
+        raise ChatTemplateError(
+            "the chat template leaves out the text of the last message, which "
+            "continue_final_message goes on with"
+        )
+    kept = text[:place]
+    return kept if text.startswith(mark, place) else kept.rstrip()
 
 
 class _Generation(jinja2.ext.Extension):

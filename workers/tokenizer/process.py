@@ -98,8 +98,8 @@ def answer(
                 ids = text.encode(prompt, add_special_tokens)
                 bound = _compile(grammars, grammar)
                 return Encoded(key, ids, text.encode_words(words), bound)
-            case EncodeChat(key, messages, words, grammar, tools, context):
-                ids = text.encode_chat(messages, tools, context)
+            case EncodeChat(key, messages, words, grammar, tools, context, template):
+                ids = text.encode_chat(messages, tools, context, template)
                 bound = _compile(grammars, grammar)
                 if tools is not None and tools.bind:
                     bound = _compiler(grammars).compile_tools(tools, text.tool_style)

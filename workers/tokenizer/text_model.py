@@ -18,6 +18,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from tokenizers import Tokenizer
 
 from albireo.ipc.protocol import ChatMessage
+from albireo.ipc.template import PLAIN, TemplateOptions
 from albireo.ipc.tools import Tools
 
 from .chat_template import ChatTemplate
@@ -119,7 +120,10 @@ class TextModel:
         ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
         return ids
 
-    def render_chat(self, messages: Sequence[ChatMessage], tools: Tools | None = None) -> str:
+    def render_chat(
+        self, messages: Sequence[ChatMessage], tools: Tools | None = None,
+        template: TemplateOptions = PLAIN,
+    ) -> str:  # fmt: skip
         """The conversation as the model's template writes it, up to where the answer begins.
 
         With the tools, unless their choice is none.
@@ -135,17 +139,18 @@ class TextModel:
             raise TextModelError("a conversation needs at least one message")
         functions = tools.functions if tools is not None and tools.bind else ()
         if self._template.takes_tools:
-            return self._template.render(as_maps(messages), described(functions) or None)
-        return self._template.render(as_text(messages, functions))
+            return self._template.render(as_maps(messages), described(functions) or None, template)
+        return self._template.render(as_text(messages, functions), None, template)
 
     def encode_chat(
-        self, messages: Sequence[ChatMessage], tools: Tools | None = None, context: int = 0
-    ) -> list[int]:
+        self, messages: Sequence[ChatMessage], tools: Tools | None = None, context: int = 0,
+        template: TemplateOptions = PLAIN,
+    ) -> list[int]:  # fmt: skip
         """Token ids of render_chat: the template has written every special token itself.
 
         context: as in check_length, which counts what the template has made of the conversation.
         """
-        text = self.render_chat(messages, tools)
+        text = self.render_chat(messages, tools, template)
         self.check_length(text, context)
         return self.encode(text, add_special_tokens=False)
 
