@@ -14,7 +14,9 @@ RESERVED = (
 """Names that a request has other fields for, or that are nobody's to set."""
 
 
-class TemplateOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class TemplateOptions(
+    msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True
+):
     """variables: for the template, such as Qwen3's {"enable_thinking": False}; it does with them
         what it likes, and nothing with those it does not know.
     add_generation_prompt: the prompt ends with the beginning of an answer; None = it does, unless

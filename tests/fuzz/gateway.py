@@ -34,7 +34,7 @@ class _Link(PlayedLink):
         return lambda: None
 
     async def tokenize(
-        self, text: Any, tenant: str, *, add_special_tokens: bool = True
+        self, text: Any, tenant: str, *, add_special_tokens: bool = True, template: Any = None
     ) -> list[int]:
         return [1] * len(text)
 

@@ -30,7 +30,8 @@ CLIENT: tuple[dict[str, Any], ...] = (
      "tools": {"functions": [_TOOL], "choice": "required", "parallel": False}},
     {"type": "cancel", "id": 1},
     {"type": "tokenize", "id": 7, "text": "abc", "add_special_tokens": False},
-    {"type": "tokenize", "id": 8, "messages": [{"role": "user", "content": "hi"}]},
+    {"type": "tokenize", "id": 8, "messages": [{"role": "user", "content": "hi"}],
+     "template": {"variables": {"enable_thinking": False}, "add_generation_prompt": False}},
     {"type": "detokenize", "id": 9, "token_ids": [101], "skip_special_tokens": True},
     {"type": "models", "id": 10},
     {"type": "status", "id": 11},
@@ -72,8 +73,10 @@ HTTP: tuple[tuple[str, dict[str, Any]], ...] = (
         "logprobs": True, "top_logprobs": 2, **_HTTP_PARAMS}),
     ("/v1/chat/completions", {
         "messages": [{"role": "user", "content": "hi"}], "max_completion_tokens": 2,
-        "response_format": {"type": "json_schema", "json_schema": {"schema": _SCHEMA}}}),
+        "response_format": {"type": "json_schema", "json_schema": {"schema": _SCHEMA}},
+        "chat_template_kwargs": {"enable_thinking": False}}),
     ("/tokenize", {"prompt": "a", "add_special_tokens": False}),
-    ("/tokenize", {"messages": [{"role": "user", "content": "hi"}]}),
+    ("/tokenize", {"messages": [{"role": "user", "content": "hi"}],
+                   "add_generation_prompt": False, "continue_final_message": True}),
     ("/detokenize", {"tokens": [97, 98]}),
 )  # fmt: skip

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from albireo.bench.shapes import write_model
+from albireo.ipc.params import SamplingDefaults
 from albireo.node.core_plan import make_core_plan
 from albireo.node.fork_protocol import Load
 from albireo.node.gpu_memory import estimate
@@ -42,7 +43,7 @@ def test_experts_are_counted(tmp_path: Path) -> None:
         tokenizer_path="", chat_template=None, load_format="dummy", tp_degrees=(1,),
         batch_invariant=False, gateways=0,
     )  # fmt: skip
-    info = _model_info(load, read_config(tmp_path), "bfloat16", TEXT)
+    info = _model_info(load, read_config(tmp_path), "bfloat16", TEXT, SamplingDefaults())
     assert info.weight_bytes == info.loaded_bytes == pytest.approx(2 * 30.53e9, rel=1e-3)
     assert info.rope_bytes == 40960 * 128 * 4
     of_experts = 8 * (3 * 768 * 2 + 2048 * 4)
@@ -57,7 +58,7 @@ def test_each_rank_has_all_rotary_tables(tmp_path: Path) -> None:
         tokenizer_path="", chat_template=None, load_format="dummy", tp_degrees=(1,),
         batch_invariant=False, gateways=0,
     )  # fmt: skip
-    info = _model_info(load, read_config(tmp_path), "bfloat16", TEXT)
+    info = _model_info(load, read_config(tmp_path), "bfloat16", TEXT, SamplingDefaults())
     assert info.rope_bytes == 256 << 20
     for tp in (1, 4):
         memory = estimate(info, tp, 8, 512, 0.9, False, GPUS[:1])

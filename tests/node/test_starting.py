@@ -99,7 +99,7 @@ def test_so_does_one_that_is_killed(node_home: Path, tiny_model_dir: Path, how: 
     process.send_signal(how)
     assert process.wait(60) == -how
     wait_for("the node has ended", lambda: not is_running("orphan"), 30)
-    assert not node_dir("orphan").exists()
+    wait_for("the directory is gone", lambda: not node_dir("orphan").exists(), 5)
 
 
 def test_a_node_that_is_starting_is_no_stranger(node_home: Path) -> None:
