@@ -61,68 +61,38 @@ def load_powers(
 
 
 @triton.jit
-def load_keys(
-    keys, block, n, kv_head, mask,
+def load_tile(
+    cache, block, n, kv_head, mask, VALUES: tl.constexpr,
     KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, E4M7: tl.constexpr,
 ):  # fmt: skip
-    """As load_powers."""
+    """As load_powers: keys, or values."""
     if E4M7:
-        HALF: tl.constexpr = HEAD_DIM // 2
-        ALL: tl.constexpr = KV_HEADS * BLOCK_SIZE
-        token = kv_head * BLOCK_SIZE + n % BLOCK_SIZE
+        # Keys as bytes, values as pairs of them.
+        TOGETHER: tl.constexpr = 2 if VALUES else 1
+        ALL: tl.constexpr = KV_HEADS * BLOCK_SIZE * HEAD_DIM // TOGETHER
+        HALF: tl.constexpr = HEAD_DIM // TOGETHER // 2
+        PLACE: tl.constexpr = KV_HEADS * BLOCK_SIZE * HEAD_DIM * 3 // 4 if VALUES else 0
+        STRIDE: tl.constexpr = KV_HEADS * BLOCK_SIZE * (3 * HEAD_DIM + 4) // TOGETHER
+        if VALUES:
+            cache = cache.to(tl.pointer_type(tl.int16))
         i = tl.arange(0, HALF)
-        at = keys + block.to(tl.int64) * (ALL * (3 * HEAD_DIM + 4))
-        low = at[:, None] + token[:, None] * HEAD_DIM + i[None, :]
-        high = at[:, None] + ALL * HEAD_DIM + token[:, None] * HALF + i[None, :]
+        at = cache + PLACE + block.to(tl.int64) * STRIDE
+        token = kv_head * BLOCK_SIZE + n % BLOCK_SIZE
+        low = at[:, None] + token[:, None] * (2 * HALF) + i[None, :]
+        high = at[:, None] + ALL + token[:, None] * HALF + i[None, :]
         tile = (
             tl.load(low, mask=mask[:, None], other=0),
             tl.load(low + HALF, mask=mask[:, None], other=0),
             tl.load(high, mask=mask[:, None], other=0),
         )
     else:
-        tile = _load(keys, block, n, kv_head, mask, KV_HEADS, HEAD_DIM, WIDTH, BLOCK_SIZE)
+        d = tl.arange(0, WIDTH)
+        piece = block.to(tl.int64) * KV_HEADS + kv_head
+        token = piece * (BLOCK_SIZE * HEAD_DIM) + n % BLOCK_SIZE * HEAD_DIM
+        here = in_head(mask[:, None], d, HEAD_DIM, WIDTH)
+        tile = tl.load(cache + token[:, None] + d[None, :], mask=here, other=0.0)
     return tile
-
-
-@triton.jit
-def load_values(
-    values, block, n, kv_head, mask,
-    KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr, E4M7: tl.constexpr,
-):  # fmt: skip
-    """As load_powers."""
-    if E4M7:
-        # In pairs of bytes.
-        QUARTER: tl.constexpr = HEAD_DIM // 4
-        ALL: tl.constexpr = KV_HEADS * BLOCK_SIZE
-        token = kv_head * BLOCK_SIZE + n % BLOCK_SIZE
-        i = tl.arange(0, QUARTER)
-        pairs = values.to(tl.pointer_type(tl.int16)) + ALL * 3 * QUARTER
-        at = pairs + block.to(tl.int64) * (ALL * (6 * QUARTER + 2))
-        low = at[:, None] + token[:, None] * (2 * QUARTER) + i[None, :]
-        high = at[:, None] + ALL * 2 * QUARTER + token[:, None] * QUARTER + i[None, :]
-        tile = (
-            tl.load(low, mask=mask[:, None], other=0),
-            tl.load(low + QUARTER, mask=mask[:, None], other=0),
-            tl.load(high, mask=mask[:, None], other=0),
-        )
-    else:
-        tile = _load(values, block, n, kv_head, mask, KV_HEADS, HEAD_DIM, WIDTH, BLOCK_SIZE)
-    return tile
-
-
-@triton.jit
-def _load(
-    cache, block, n, kv_head, mask,
-    KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK_SIZE: tl.constexpr,
-):  # fmt: skip
-    """[n, WIDTH] of numbers."""
-    d = tl.arange(0, WIDTH)
-    piece = block.to(tl.int64) * KV_HEADS + kv_head
-    token = piece * (BLOCK_SIZE * HEAD_DIM) + n % BLOCK_SIZE * HEAD_DIM
-    here = in_head(mask[:, None], d, HEAD_DIM, WIDTH)
-    return tl.load(cache + token[:, None] + d[None, :], mask=here, other=0.0)
 
 
 @triton.jit

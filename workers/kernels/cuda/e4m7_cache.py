@@ -33,33 +33,28 @@ WEIGHT_FACTOR = tl.constexpr(2.0**48)
 """As QUERY_FACTOR, for values."""
 SUM_FACTOR = tl.constexpr(2.0 ** (_TOO_SMALL - 48))
 
-_KEYS = tl.constexpr("""{
-    .reg .b32 high, other;
-    and.b32 high, $6, 0x87878787;
-    prmt.b32 $0, $4, high, 0x5140;
-    prmt.b32 $1, $4, high, 0x7362;
-    shl.b32 high, $6, 4;
-    and.b32 high, high, 0x80808080;
-    shr.u32 other, $6, 4;
-    lop3.b32 high, other, 0x07070707, high, 0xEA;
-    prmt.b32 $2, $5, high, 0x5140;
-    prmt.b32 $3, $5, high, 0x7362;
-}""")
-"""Four numbers of each half, from registers with four bytes."""
 
-_VALUES = tl.constexpr("""{
-    .reg .b32 high, other;
-    and.b32 high, $6, 0x87878787;
-    prmt.b32 $0, $4, high, 0x6240;
-    prmt.b32 $1, $4, high, 0x7351;
-    shl.b32 high, $6, 4;
-    and.b32 high, high, 0x80808080;
-    shr.u32 other, $6, 4;
-    lop3.b32 high, other, 0x07070707, high, 0xEA;
-    prmt.b32 $2, $5, high, 0x6240;
-    prmt.b32 $3, $5, high, 0x7351;
-}""")
-"""Two columns of each half for two tokens, from registers with two bytes of each token."""
+def _unpacking(one: str, other: str) -> str:
+    """PTX: of four low bytes of each half, and the high ones of both, two registers of two numbers
+    of each.  one, other: which bytes these are of, as prmt has them; the high ones are 4 to 7."""
+    return f"""{{
+        .reg .b32 high, more;
+        and.b32 high, $6, 0x87878787;
+        prmt.b32 $0, $4, high, {one};
+        prmt.b32 $1, $4, high, {other};
+        shl.b32 high, $6, 4;
+        and.b32 high, high, 0x80808080;
+        shr.u32 more, $6, 4;
+        lop3.b32 high, more, 0x07070707, high, 0xEA;
+        prmt.b32 $2, $5, high, {one};
+        prmt.b32 $3, $5, high, {other};
+    }}"""
+
+
+_KEYS = tl.constexpr(_unpacking("0x5140", "0x7362"))
+"""Of four numbers side by side."""
+_VALUES = tl.constexpr(_unpacking("0x6240", "0x7351"))
+"""Of two tokens' pairs of columns: the even ones, and the odd ones."""
 
 
 @triton.jit

@@ -21,16 +21,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .cache_tiles import (
-    add,
-    joined,
-    load_keys,
-    load_powers,
-    load_query,
-    load_values,
-    no_sum,
-    product,
-)
+from .cache_tiles import add, joined, load_powers, load_query, load_tile, no_sum, product
 from .overlap import come_up, wait
 from .paging import in_head
 
@@ -78,11 +69,11 @@ def _rounds(
             if WINDOW > 0:
                 inside = inside & (n >= lowest)
         powers = load_powers(keys, block, n, kv_head, inside, KV_HEADS, HEAD_DIM, BLOCK_SIZE, E4M7)
-        key = load_keys(
-            keys, block, n, kv_head, inside, KV_HEADS, HEAD_DIM, WIDTH, BLOCK_SIZE, E4M7
+        key = load_tile(
+            keys, block, n, kv_head, inside, False, KV_HEADS, HEAD_DIM, WIDTH, BLOCK_SIZE, E4M7
         )
-        value = load_values(
-            values, block, n, kv_head, inside, KV_HEADS, HEAD_DIM, WIDTH, BLOCK_SIZE, E4M7
+        value = load_tile(
+            values, block, n, kv_head, inside, True, KV_HEADS, HEAD_DIM, WIDTH, BLOCK_SIZE, E4M7
         )
         # The next round's blocks: their addresses are there when its loads are issued.
         block = tl.load(table + (n + TILE) // BLOCK_SIZE, mask=n + TILE < end, other=0)
