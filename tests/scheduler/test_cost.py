@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable
 from types import FrameType
@@ -95,11 +96,14 @@ def instructions(call: Callable[[], None]) -> int:
         return trace
 
     before = sys.gettrace()
+    gc.collect()  # Of what earlier tests have left nothing is to be finalized meanwhile.
+    gc.disable()
     sys.settrace(trace)
     try:
         call()
     finally:
         sys.settrace(before)
+        gc.enable()
     return count
 
 

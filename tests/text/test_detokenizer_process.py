@@ -213,9 +213,13 @@ def test_what_has_collected_goes_in_outputs_of_a_bounded_size(group: Group) -> N
     group.submit(7, max_tokens=9000, logprobs=20)
     scored = np.array([record(3, -0.5, 1, *[(40, -0.5)] * 20)])
     steps = 5000
-    for _ in range(steps):
+    first = []
+    for _ in range(detokenizer.OUTPUT_CREDITS):  # One at a time: all credit, and hardly a token.
         group.result((7, 1, 40), logprobs=scored)
-    first = [group.outputs.next() for _ in range(detokenizer.OUTPUT_CREDITS)]
+        first.append(group.outputs.next())
+    for _ in range(steps - len(first)):
+        group.result((7, 1, 40), logprobs=scored)
+    assert group.outputs.silent()
     group.tell(Credit(1))
     second = group.outputs.next()
     assert group.outputs.silent()
