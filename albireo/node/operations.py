@@ -131,8 +131,8 @@ class Operations:
     async def _start(self, group: Group, say: Say) -> None:
         if group.state in ("ready", "draining"):
             raise OperationError(f"group {group.number} runs already")
-        group.start()
-        await _until(lambda: group.state == "ready", group, tried=False)
+        # Somebody waits for it: where it dies again, its next try does not.
+        await _until(lambda: group.state == "ready", group, tried=False, meanwhile=group.start)
         say(f"group {group.number} is ready")
 
 
@@ -143,15 +143,20 @@ def _what_to_do(group: Group) -> str:
     return "try again when it is (`albireo node status`)"
 
 
-async def _until(happened: Callable[[], bool], group: Group, tried: bool = True) -> None:
+async def _until(
+    happened: Callable[[], bool], group: Group, tried: bool = True,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> None:  # fmt: skip
     """Waits; raises OperationError when the group is given up.
 
     tried: False = it may have been given up before, and counts as tried when it no longer is.
+    meanwhile: done again and again.
     """
     while not happened():
         tried |= group.state != "failed"
         if tried and group.state == "failed":
             raise OperationError(f"group {group.number} has failed: {group.reason}")
+        meanwhile()
         await asyncio.sleep(_POLL_S)
 
 

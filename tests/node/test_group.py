@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
+from albireo.node.children import StartError
 from albireo.node.group import Group, GroupTimes
+from albireo.node.operations import OperationError, Operations, Order
 
 from ..specs import ENGINE
 
@@ -20,8 +22,9 @@ WAIT_S = 5.0
 class Played:
     """A process that is ready at once, and takes its time to die."""
 
-    def __init__(self, spec: Any) -> None:
+    def __init__(self, spec: Any, fails: bool = False) -> None:
         self.name = spec.name
+        self._fails = fails
         self.exited: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.killed = self.blames = False
         self.last_words: str | None = None
@@ -32,6 +35,8 @@ class Played:
 
     def kill(self) -> None:
         self.killed = True
+        if self._fails:
+            self.end()
 
     def end(self) -> None:
         if self.alive:
@@ -41,15 +46,18 @@ class Played:
         return self.exited.result()
 
     async def wait_ready(self, timeout_s: float) -> None:
-        pass
+        if self._fails:
+            raise StartError("not today")
 
     async def silence(self, timeout_s: float) -> None:
         await asyncio.shield(self.exited)
 
 
-def played_group() -> Group:
+def played_group(failures: int = 0) -> Group:
+    """failures: so many first lives end before it is ready."""
+
     async def start(spec: Any, fds: dict[str, int]) -> Any:
-        return Played(spec)
+        return Played(spec, group.incarnation < failures)
 
     def spec(role: str, name: str, incarnation: int, group: int, rank: int) -> Any:
         return SimpleNamespace(name=name)
@@ -57,7 +65,9 @@ def played_group() -> Group:
     def nothing(*_: Any) -> None:
         pass
 
-    return Group(0, ENGINE, 0, GroupTimes(12, WAIT_S, WAIT_S), spec, start, nothing, nothing)
+    times = GroupTimes(12, WAIT_S, WAIT_S)
+    group = Group(0, ENGINE, 0, times, spec, start, nothing, nothing)
+    return group
 
 
 async def until(true: Callable[[], bool]) -> None:
@@ -74,6 +84,34 @@ async def begin_to_die(group: Group) -> list[Any]:
     actors[0].end()
     await until(lambda: all(actor.killed for actor in actors))
     return actors
+
+
+def test_a_start_that_somebody_waits_for_has_no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it fails again; and where the group is given up, whoever waits is told."""
+    monkeypatch.setattr("albireo.node.group._FIRST_DELAY_S", 600.0)
+    monkeypatch.setattr("albireo.node.group._MAX_DELAY_S", 600.0)
+
+    async def drained(group: int, timeout_s: float) -> None:
+        raise AssertionError(f"nobody asked to drain group {group}")
+
+    async def start_order(group: Group) -> None:
+        order = Order(action="start", group=0, timeout_s=0.0)
+        operations = Operations([group], drained, lambda text: None)
+        await asyncio.wait_for(operations.carry_out(order, lambda answer: None), WAIT_S)
+
+    async def live(failures: int) -> Group:
+        group = played_group(failures)
+        task = asyncio.create_task(group.run())
+        await until(lambda: group.incarnation == 2)  # after the second failure it waits
+        try:
+            await start_order(group)
+        finally:
+            task.cancel()
+        return group
+
+    assert asyncio.run(live(6)).incarnation == 6
+    with pytest.raises(OperationError, match="has failed: not today"):
+        asyncio.run(live(100))
 
 
 @pytest.mark.parametrize(
