@@ -15,12 +15,13 @@ function parameters() {
 }
 
 function sayChosen() {
-  const texts = [`temperature ${chosen("temperature") || "1"}`];
-  if (chosen("top_p") && Number(chosen("top_p")) < 1) texts.push(`top-p ${chosen("top_p")}`);
+  const texts = [];
+  if (chosen("temperature")) texts.push(`temperature ${chosen("temperature")}`);
+  if (chosen("top_p")) texts.push(`top-p ${chosen("top_p")}`);
   if (chosen("max_tokens")) texts.push(`${chosen("max_tokens")} tokens`);
   if (chosen("seed")) texts.push(`seed ${chosen("seed")}`);
   if (chosen("system")) texts.push("system prompt");
-  say(byId("chosen"), `· ${texts.join(", ")}`);
+  say(byId("chosen"), texts.length ? `· ${texts.join(", ")}` : "");
 }
 settings.addEventListener("input", sayChosen);
 sayChosen();
