@@ -8,18 +8,19 @@ import pytest
 from click.testing import CliRunner
 
 from albireo.bench.gateway import bench_gateway
-from albireo.cli.start import _http_address, start
+from albireo.cli.network_options import http_address
+from albireo.cli.start import start
 from albireo.node.options import NodeOptions, OptionError, parse_weights
 
 
 def test_http_is_one_option_or_two() -> None:
-    assert _http_address(None, None, None) is None
-    assert _http_address("a:1", None, None) == "a:1"
-    assert _http_address(None, "0.0.0.0", None) == "0.0.0.0:8000"
-    assert _http_address(None, None, 9) == "127.0.0.1:9"
-    assert _http_address(None, "::1", 9) == "[::1]:9"
+    assert http_address(None, None, None) is None
+    assert http_address("a:1", None, None) == "a:1"
+    assert http_address(None, "0.0.0.0", None) == "0.0.0.0:8000"
+    assert http_address(None, None, 9) == "127.0.0.1:9"
+    assert http_address(None, "::1", 9) == "[::1]:9"
     with pytest.raises(OptionError, match="the one or the others"):
-        _http_address("a:1", None, 9)
+        http_address("a:1", None, 9)
 
 
 def test_no_gateway_runs_unless_http_is_asked_for() -> None:
