@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import click
@@ -14,38 +14,34 @@ from albireo.client import AlbireoError, Client, SamplingParams, TemplateOptions
 
 from .files import text_of
 from .node import name_option
+from .several import with_options
 
 _ADVISED = "the model's"
 
 
-def sampling_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that both commands share."""
-    for option in reversed(
-        [
-            name_option,
-            click.option("--connect", metavar="tls://HOST:PORT",
-                         help="A node over TCP, instead of one of this machine."),
-            click.option("--api-key-file", metavar="FILE",
-                         type=click.Path(exists=True, dir_okay=False),
-                         help="Has the key for it, alone."),
-            click.option("--ca", metavar="FILE", type=click.Path(exists=True),
-                         help="Whom to trust there, instead of the system's authorities (PEM)."),
-            click.option("--max-tokens", type=int, help="Most tokens to generate."),
-            click.option("--temperature", type=float, show_default=_ADVISED,
-                         help="0 = always the best token."),
-            click.option("--top-k", type=int, show_default=_ADVISED,
-                         help="Keep the k best tokens; 0 = all."),
-            click.option("--top-p", type=float, show_default=_ADVISED,
-                         help="Keep the best tokens up to this mass."),
-            click.option("--min-p", type=float, show_default=_ADVISED,
-                         help="Keep tokens with this share of the best one's probability."),
-            click.option("--seed", type=int, help="Of the random stream."),
-            click.option("--stop", multiple=True, help="Text that ends the answer; repeatable."),
-            click.option("--ignore-eos", is_flag=True, help="Go on past the model's end token."),
-        ]
-    ):  # fmt: skip
-        function = option(function)
-    return function
+sampling_options = with_options(
+    name_option,
+    click.option("--connect", metavar="tls://HOST:PORT",
+                 help="A node over TCP, instead of one of this machine."),
+    click.option("--api-key-file", metavar="FILE",
+                 type=click.Path(exists=True, dir_okay=False),
+                 help="Has the key for it, alone."),
+    click.option("--ca", metavar="FILE", type=click.Path(exists=True),
+                 help="Whom to trust there, instead of the system's authorities (PEM)."),
+    click.option("--max-tokens", type=int, help="Most tokens to generate."),
+    click.option("--temperature", type=float, show_default=_ADVISED,
+                 help="0 = always the best token."),
+    click.option("--top-k", type=int, show_default=_ADVISED,
+                 help="Keep the k best tokens; 0 = all."),
+    click.option("--top-p", type=float, show_default=_ADVISED,
+                 help="Keep the best tokens up to this mass."),
+    click.option("--min-p", type=float, show_default=_ADVISED,
+                 help="Keep tokens with this share of the best one's probability."),
+    click.option("--seed", type=int, help="Of the random stream."),
+    click.option("--stop", multiple=True, help="Text that ends the answer; repeatable."),
+    click.option("--ignore-eos", is_flag=True, help="Go on past the model's end token."),
+)  # fmt: skip
+"""That both commands have."""
 
 
 @click.command()

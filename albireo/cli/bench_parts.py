@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from albireo.node.options import DTYPES, LOAD_FORMATS, MOST_SEQS, OptionError
+from albireo.node.options import (
+    DTYPES,
+    E4M7_WEIGHTS,
+    KV_CACHE_DTYPES,
+    LOAD_FORMATS,
+    MOST_SEQS,
+    OptionError,
+)
 
 from .amounts import Amount
 from .ranges import range_of
+from .several import with_options
 
 if TYPE_CHECKING:
     from albireo.bench.serving import DatasetOptions
@@ -20,19 +28,15 @@ if TYPE_CHECKING:
 _DATASETS = ("random", "sharegpt", "custom", "prefix_repetition")
 _COUNT = click.IntRange(min=1)
 
-Command = Callable[..., Any]
-
-
-def with_options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
-    """Options of several commands as one decorator, listed in this order by --help."""
-
-    def decorate(function: Command) -> Command:
-        for option in reversed(options):
-            function = option(function)
-        return function
-
-    return decorate
-
+format_options = with_options(
+    click.option(
+        "--e4m7-weights", type=click.Choice(E4M7_WEIGHTS), default="auto", show_default=True
+    ),
+    click.option(
+        "--kv-cache-dtype", type=click.Choice(KV_CACHE_DTYPES), default="auto", show_default=True
+    ),
+)
+"""Of weights and KV cache on a GPU."""
 
 node_options = with_options(
     click.option("--model", default="demo", show_default=True, metavar="DIR|FILE.gguf|demo"),

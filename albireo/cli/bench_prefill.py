@@ -7,9 +7,9 @@ import json
 import click
 
 from albireo.bench.shapes import SHAPES
-from albireo.node.options import DTYPES, E4M7_WEIGHTS, KV_CACHE_DTYPES, NodeOptions, parse_groups
+from albireo.node.options import DTYPES, NodeOptions, parse_groups
 
-from .bench_parts import bench_errors
+from .bench_parts import bench_errors, format_options
 
 
 @click.command()
@@ -31,10 +31,7 @@ from .bench_parts import bench_errors
 )
 @click.option("--dtype", type=click.Choice(DTYPES), default="auto", show_default=True)
 @click.option("--cuda-graphs/--no-cuda-graphs", default=True, show_default=True)
-@click.option("--e4m7-weights", type=click.Choice(E4M7_WEIGHTS), default="auto", show_default=True)
-@click.option(
-    "--kv-cache-dtype", type=click.Choice(KV_CACHE_DTYPES), default="auto", show_default=True
-)
+@format_options
 @click.option("--json", "as_json", is_flag=True, help="The result as JSON.")
 def prefill(
     shape: str, groups: str, prompts: str, mixed: str, device: str, dtype: str,

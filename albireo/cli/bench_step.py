@@ -8,9 +8,9 @@ import math
 import click
 
 from albireo.bench.shapes import SHAPES
-from albireo.node.options import DTYPES, E4M7_WEIGHTS, KV_CACHE_DTYPES, NodeOptions, parse_groups
+from albireo.node.options import DTYPES, NodeOptions, parse_groups
 
-from .bench_parts import bench_errors, sizes_of
+from .bench_parts import bench_errors, format_options, sizes_of
 
 _HIDDEN = ("tiny",)
 
@@ -39,10 +39,7 @@ _HIDDEN = ("tiny",)
 @click.option("--dtype", type=click.Choice(DTYPES), default="auto", show_default=True)
 @click.option("--async-scheduling/--no-async-scheduling", default=True, show_default=True)
 @click.option("--cuda-graphs/--no-cuda-graphs", default=True, show_default=True)
-@click.option("--e4m7-weights", type=click.Choice(E4M7_WEIGHTS), default="auto", show_default=True)
-@click.option(
-    "--kv-cache-dtype", type=click.Choice(KV_CACHE_DTYPES), default="auto", show_default=True
-)
+@format_options
 @click.option(
     "--client-polls/--client-sleeps",
     default=True,
