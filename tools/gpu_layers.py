@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from albireo.node.kv_cache import e4m7_bytes
+from albireo.node.kv_cache import e4m7_kv_bytes
 from albireo.workers.engine.batch import StepBatch
 from albireo.workers.kernels import create
 from albireo.workers.kernels.interface import KVLayer
@@ -112,7 +112,7 @@ class ShapeBench:
         self.kernels = k = create("cuda", DTYPE, False, e4m7, kv_cache_dtype)
         self.kv_token_bytes = self.shape.kv_heads * self.shape.head_dim * 4
         if kv_cache_dtype == "e4m7":
-            self.kv_token_bytes = e4m7_bytes(self.kv_token_bytes, self.shape.head_dim)
+            self.kv_token_bytes = e4m7_kv_bytes(self.kv_token_bytes, self.shape.head_dim)
         shape = self.shape
         sizes = {
             "qkv": (shape.qkv_width, shape.hidden),

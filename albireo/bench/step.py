@@ -32,7 +32,7 @@ import uvloop
 from albireo.client import AsyncClient
 from albireo.ipc.cpu_quota import usable_cores
 from albireo.node.core_plan import make_core_plan
-from albireo.node.kv_cache import e4m7_bytes
+from albireo.node.kv_cache import e4m7_kv_bytes
 from albireo.node.options import NodeOptions
 from albireo.workers.models.config import ModelConfig
 from albireo.workers.models.load import read_config
@@ -196,7 +196,7 @@ def _add_floor(
     seen = sum(min(context, window or context) for window in windows)
     kv_token = 2 * config.num_kv_heads * config.head_dim * element
     if measured["kv_cache_dtype"] == "e4m7":
-        kv_token = e4m7_bytes(kv_token, config.head_dim)
+        kv_token = e4m7_kv_bytes(kv_token, config.head_dim)
     spared = 0.0
     if measured["e4m7_weights"] != "off":
         spared = config.linear_params() / 2  # Bytes of four bits.

@@ -8,7 +8,7 @@ from albireo.ipc.config import ModelInfo
 from albireo.workers.kernels.cuda.needs import CAPABILITY, MULTIPROCESSORS, has_bindings
 
 from .gpu_memory import e4m7_bytes, estimate
-from .gpus import Gpu
+from .gpus import Gpu, needs_bfloat16_on_gpu
 from .options import NodeOptions, OptionError
 
 _GIB = 1 << 30
@@ -57,16 +57,16 @@ def _leave_room(
 
 def _in_the_way(options: NodeOptions, device: str, dtype: str, gpus: Sequence[Gpu]) -> str:
     """What follows the option's name in an error; "" for nothing."""
-    if device != "cuda":
-        return f"is for GPUs, and --device is {device}"
-    if dtype != "bfloat16":
-        return f"is for bfloat16, and --dtype is {dtype}"
+    if reason := needs_bfloat16_on_gpu(device, dtype):
+        return reason
     if options.batch_invariant:
         return "chooses a kernel by the number of rows, which --batch-invariant forbids"
     for gpu in gpus:
         if gpu.capability != CAPABILITY:
-            has = ".".join(map(str, gpu.capability))
-            return f"needs GPUs of compute capability 9.0 (H100, H200), and {gpu.name} has {has}"
+            return (
+                "needs GPUs of compute capability 9.0 (H100, H200), and "
+                f"{gpu.describe_capability()}"
+            )
         if 0 < gpu.cores < _CORES:
             return f"needs GPUs of {_CORES} cores (H100 SXM, H200), and {gpu.name} has {gpu.cores}"
     if not has_bindings():

@@ -29,6 +29,19 @@ class Gpu(msgspec.Struct, frozen=True):
     capability: tuple[int, int] = (0, 0)
     cores: int = 0
 
+    def describe_capability(self) -> str:
+        """For an error."""
+        return f"{self.name} has {'.'.join(map(str, self.capability))}"
+
+
+def needs_bfloat16_on_gpu(device: str, dtype: str) -> str:
+    """What follows the name of an option that does, in an error; "" where it has it."""
+    if device != "cuda":
+        return f"is for GPUs, and --device is {device}"
+    if dtype != "bfloat16":
+        return f"is for bfloat16, and --dtype is {dtype}"
+    return ""
+
 
 def visible_gpus() -> list[Gpu]:
     """Those that CUDA_VISIBLE_DEVICES leaves, in its order; without it all, in NVML's order.

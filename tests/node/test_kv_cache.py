@@ -7,7 +7,7 @@ import pytest
 
 from albireo.node.core_plan import make_core_plan
 from albireo.node.gpus import Gpu
-from albireo.node.kv_cache import e4m7_bytes, with_kv_cache
+from albireo.node.kv_cache import e4m7_kv_bytes, with_kv_cache
 from albireo.node.options import NodeOptions, OptionError
 from albireo.node.sizing import size_engine
 
@@ -26,8 +26,8 @@ E4M7 = NodeOptions(kv_cache_dtype="e4m7")
 def test_a_token_takes_three_quarters_and_a_power_of_two_for_each_head() -> None:
     heads = 36 * 8
     assert EIGHT.kv_bytes_per_token == heads * 2 * 128 * 2
-    assert e4m7_bytes(EIGHT.kv_bytes_per_token, 128) == heads * (2 * 128 * 3 // 2 + 2 * 2)
-    assert e4m7_bytes(heads * 2 * 64 * 2, 64) == heads * (2 * 64 * 3 // 2 + 2 * 2)
+    assert e4m7_kv_bytes(EIGHT.kv_bytes_per_token, 128) == heads * (2 * 128 * 3 // 2 + 2 * 2)
+    assert e4m7_kv_bytes(heads * 2 * 64 * 2, 64) == heads * (2 * 64 * 3 // 2 + 2 * 2)
 
 
 def test_it_holds_a_third_more_tokens() -> None:

@@ -17,6 +17,8 @@ from .e4m7_cache import (
     SCORE_FACTOR,
     SUM_FACTOR,
     WEIGHT_FACTOR,
+    load_narrow,
+    load_narrow_powers,
     power_of_key,
     power_of_value,
     unpack_keys,
@@ -53,10 +55,8 @@ def load_powers(
     """Of tokens n, which are in these blocks, for `product` and `add`."""
     powers = 0
     if E4M7:
-        PLACE: tl.constexpr = KV_HEADS * BLOCK_SIZE * HEAD_DIM * 3
-        at = keys + block.to(tl.int64) * (PLACE + KV_HEADS * BLOCK_SIZE * 4) + PLACE
-        words = at.to(tl.pointer_type(tl.int32))
-        powers = tl.load(words + kv_head * BLOCK_SIZE + n % BLOCK_SIZE, mask=mask, other=0)
+        row = kv_head * BLOCK_SIZE + n % BLOCK_SIZE
+        powers = load_narrow_powers(keys, block, row, mask, KV_HEADS, BLOCK_SIZE, HEAD_DIM)
     return powers
 
 
@@ -68,24 +68,8 @@ def load_tile(
 ):  # fmt: skip
     """As load_powers: keys, or values."""
     if E4M7:
-        # Keys as bytes, values as pairs of them.
-        TOGETHER: tl.constexpr = 2 if VALUES else 1
-        ALL: tl.constexpr = KV_HEADS * BLOCK_SIZE * HEAD_DIM // TOGETHER
-        HALF: tl.constexpr = HEAD_DIM // TOGETHER // 2
-        PLACE: tl.constexpr = KV_HEADS * BLOCK_SIZE * HEAD_DIM * 3 // 4 if VALUES else 0
-        STRIDE: tl.constexpr = KV_HEADS * BLOCK_SIZE * (3 * HEAD_DIM + 4) // TOGETHER
-        if VALUES:
-            cache = cache.to(tl.pointer_type(tl.int16))
-        i = tl.arange(0, HALF)
-        at = cache + PLACE + block.to(tl.int64) * STRIDE
-        token = kv_head * BLOCK_SIZE + n % BLOCK_SIZE
-        low = at[:, None] + token[:, None] * (2 * HALF) + i[None, :]
-        high = at[:, None] + ALL + token[:, None] * HALF + i[None, :]
-        tile = (
-            tl.load(low, mask=mask[:, None], other=0),
-            tl.load(low + HALF, mask=mask[:, None], other=0),
-            tl.load(high, mask=mask[:, None], other=0),
-        )
+        row = kv_head * BLOCK_SIZE + n % BLOCK_SIZE
+        tile = load_narrow(cache, block, row, mask, VALUES, KV_HEADS, BLOCK_SIZE, HEAD_DIM)
     else:
         d = tl.arange(0, WIDTH)
         piece = block.to(tl.int64) * KV_HEADS + kv_head

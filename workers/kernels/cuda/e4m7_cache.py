@@ -22,9 +22,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-HEAD_DIMS = (64, 128, 256)
-"""Of heads that can be so: a quarter is what the tensor cores take at once, or more."""
-
 _TOO_SMALL = 112
 QUERY_FACTOR = tl.constexpr(2.0**64)
 """Keys' numbers are near the smallest there are: with it products are not."""
@@ -55,6 +52,44 @@ _KEYS = tl.constexpr(_unpacking("0x5140", "0x7362"))
 """Of four numbers side by side."""
 _VALUES = tl.constexpr(_unpacking("0x6240", "0x7351"))
 """Of two tokens' pairs of columns: the even ones, and the odd ones."""
+
+
+@triton.jit
+def load_narrow(
+    cache, block, row, mask, VALUES: tl.constexpr,
+    KV_HEADS: tl.constexpr, BLOCK_SIZE: tl.constexpr, HEAD_DIM: tl.constexpr,
+):  # fmt: skip
+    """Keys as bytes, or values as pairs of them: low ones of both halves, and high ones.
+
+    block: of each token, [n].  row: kv_head * BLOCK_SIZE + its place there, [n].
+    """
+    TOGETHER: tl.constexpr = 2 if VALUES else 1
+    ALL: tl.constexpr = KV_HEADS * BLOCK_SIZE * HEAD_DIM // TOGETHER
+    HALF: tl.constexpr = HEAD_DIM // TOGETHER // 2
+    PLACE: tl.constexpr = KV_HEADS * BLOCK_SIZE * HEAD_DIM * 3 // 4 if VALUES else 0
+    STRIDE: tl.constexpr = KV_HEADS * BLOCK_SIZE * (3 * HEAD_DIM + 4) // TOGETHER
+    if VALUES:
+        cache = cache.to(tl.pointer_type(tl.int16))
+    i = tl.arange(0, HALF)
+    at = cache + PLACE + block.to(tl.int64) * STRIDE
+    low = at[:, None] + row[:, None] * (2 * HALF) + i[None, :]
+    high = at[:, None] + ALL + row[:, None] * HALF + i[None, :]
+    return (
+        tl.load(low, mask=mask[:, None], other=0),
+        tl.load(low + HALF, mask=mask[:, None], other=0),
+        tl.load(high, mask=mask[:, None], other=0),
+    )
+
+
+@triton.jit
+def load_narrow_powers(
+    cache, block, row, mask,
+    KV_HEADS: tl.constexpr, BLOCK_SIZE: tl.constexpr, HEAD_DIM: tl.constexpr,
+):  # fmt: skip
+    """As load_narrow: of a token's key and value in one int32."""
+    PLACE: tl.constexpr = KV_HEADS * BLOCK_SIZE * HEAD_DIM * 3
+    at = cache + block.to(tl.int64) * (PLACE + KV_HEADS * BLOCK_SIZE * 4) + PLACE
+    return tl.load(at.to(tl.pointer_type(tl.int32)) + row, mask=mask, other=0)
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""What kernels of CUDA C++ need, known without PyTorch: a node decides before it forks."""
+"""What kernels of some formats need, known without PyTorch: a node decides before it forks."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ CAPABILITY = (9, 0)
 """CUDA's, of Hopper."""
 MULTIPROCESSORS = 132
 """Of the GPU that layers are cut up for: H100 SXM and H200."""
+E4M7_HEAD_DIMS = (64, 128, 256)
+"""Of a KV cache in 12 bits: a quarter of a head is what the tensor cores take at once, or more."""
 
 
 def has_bindings() -> bool:
-    """Whether there is what compiles them."""
+    """Whether there is what compiles kernels of CUDA C++."""
     # Of a package in one that is not there, find_spec() raises.
     return all(importlib.util.find_spec(name) is not None for name in ("cuda", "cuda.bindings"))

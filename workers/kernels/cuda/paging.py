@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 
 from ..interface import KVLayer
-from .e4m7_cache import HEAD_DIMS
+from .needs import E4M7_HEAD_DIMS
 
 _MIN_HEAD_DIM, _MAX_HEAD_DIM = 16, 256
 _HEAD_DIM_STEP = 16
@@ -65,8 +65,8 @@ def new_kv_layer(
     check_shape(block_size, head_dim)
     shape = (num_blocks, kv_heads, block_size, head_dim)
     if e4m7:
-        if head_dim not in HEAD_DIMS:
-            raise ValueError(f"head size {head_dim}: a KV cache in 12 bits takes {HEAD_DIMS}")
+        if head_dim not in E4M7_HEAD_DIMS:
+            raise ValueError(f"head size {head_dim}: a KV cache in 12 bits takes {E4M7_HEAD_DIMS}")
         both = torch.zeros(*shape[:-1], 3 * head_dim + 4, dtype=torch.uint8, device=device)
         return KVLayer(both, both)
     return KVLayer(

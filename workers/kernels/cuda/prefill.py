@@ -128,11 +128,9 @@ def prefill(
     position = prefix + token
     head = (row + token) * HEADS + kv_head * GROUP + r % GROUP
     place = head.to(tl.int64)[:, None] * HEAD_DIM + d[None, :]
-    is_row = in_head(((r < TOKENS * GROUP) & (token < tokens))[:, None], d, HEAD_DIM, WIDTH)
-    query = load_query(
-        q, head.to(tl.int64) * HEAD_DIM, (r < TOKENS * GROUP) & (token < tokens), HEAD_DIM, WIDTH,
-        E4M7,
-    )  # fmt: skip
+    asks = (r < TOKENS * GROUP) & (token < tokens)
+    is_row = in_head(asks[:, None], d, HEAD_DIM, WIDTH)
+    query = load_query(q, head.to(tl.int64) * HEAD_DIM, asks, HEAD_DIM, WIDTH, E4M7)
 
     lowest = 0
     if WINDOW > 0:
