@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -18,7 +20,7 @@ from albireo.workers.kernels.cuda.hopper import PROGRAMS, HopperTiling  # noqa: 
 def weights(n: int, k: int) -> torch.Tensor:
     """Rows of different sizes, with some weights much smaller than their row's."""
     torch.manual_seed(n)
-    weight = torch.randn(n, k) * torch.logspace(-20, 20, n).unsqueeze(1)
+    weight = torch.randn(n, k) * torch.logspace(-20, 4, n).unsqueeze(1)
     weight[:, ::5] *= 2.0 ** torch.randint(-24, 0, (n, len(range(0, k, 5))))
     return weight.bfloat16()
 
@@ -52,8 +54,8 @@ def test_rows_of_zeros_and_of_the_smallest_numbers() -> None:
     assert found[2].abs().max() < 2.0**-120
 
 
-@pytest.mark.parametrize("value", [float("inf"), float("nan")])
-def test_numbers_that_are_none_are_not_packed(value: float) -> None:
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), 2.0**16])
+def test_numbers_that_are_none_or_huge_are_not_packed(value: float) -> None:
     weight = weights(64, 64)
     weight[7, 9] = value
     assert pack(weight) is None
@@ -70,23 +72,37 @@ def test_what_fits() -> None:
 def test_memory_has_them_as_a_threads_registers(gated: bool) -> None:
     """PTX ISA's figure of matrix A: lane, register and half of it to row and column."""
     n, k = 128, 128
-    weight = (torch.rand(n, k) * 0.9 + 1).bfloat16()  # All exponents are 15.
+    weight = weights(n, k)
     packed = pack(weight, gated)
     assert packed is not None
-    mantissas = weight.view(torch.int16) & 127
-    low = packed.blocks[..., :4096].reshape(2, 2, 4, 128, 8)
-    for block, columns, step, thread, place in (
-        (0, 0, 0, 0, 0), (1, 0, 2, 5, 1), (0, 1, 3, 33, 2), (1, 1, 1, 127, 7), (0, 0, 1, 70, 4),
-    ):  # fmt: skip
-        register, half = divmod(place, 2)
+    wanted = unpack(packed).double()
+    order = packed.blocks.split((4096, 2048), -1)
+    lows, highs = (
+        part.contiguous().view(torch.int32).view(2, 2, 4, 128, -1).tolist() for part in order
+    )
+    for block, columns, step, thread in itertools.product((0, 1), (0, 1), range(4), range(128)):
+        (high,) = highs[block][columns][step][thread]
+        registers = unpacked(lows[block][columns][step][thread], high)
         warp, lane = divmod(thread, 32)
-        row = 64 * block + 16 * warp + lane // 4 + 8 * (register % 2)
-        column = 64 * columns + 16 * step + lane % 4 * 2 + half + 8 * (register // 2)
-        if gated:  # Eight of the first half, eight of the second.
-            turn, place_in_turn = divmod(row, 16)
-            row = turn * 8 + place_in_turn % 8 + (64 if place_in_turn >= 8 else 0)
-        assert low[block, columns, step, thread, place] == mantissas[row, column]
-    assert (packed.blocks[..., 4096:] == 255).all()
+        for place, number in enumerate(torch.tensor(registers).short().view(torch.bfloat16)):
+            register, half = divmod(place, 2)
+            row = 64 * block + 16 * warp + lane // 4 + 8 * (register % 2)
+            column = 64 * columns + 16 * step + lane % 4 * 2 + half + 8 * (register // 2)
+            if gated:  # Eight of the first half, eight of the second.
+                turn, place_in_turn = divmod(row, 16)
+                row = turn * 8 + place_in_turn % 8 + (64 if place_in_turn >= 8 else 0)
+            assert number.double() * packed.scales[row] == wanted[row, column]
+
+
+def unpacked(low: list[int], high: int) -> list[int]:
+    """Eight of bfloat16, as e4m7_gemm.cu does it: a turn, a mask and the bytes' places."""
+    numbers = []
+    for word, turn in zip(low, (0, 4), strict=True):
+        bits = high & 0xFFFFFFFF
+        signs = ((bits >> turn | bits << 32 - turn) & 0x87878787).to_bytes(9, "little")[:4]
+        lows = (word & 0xFFFFFFFF).to_bytes(4, "little")
+        numbers += [int.from_bytes((lows[i], signs[i]), "little", signed=True) for i in range(4)]
+    return numbers
 
 
 @pytest.mark.parametrize(
@@ -127,6 +143,8 @@ def test_few_rows_are_faster() -> None:
         return [place + 1 for place in range(1, len(rows)) if rows[place] != rows[place - 1]]
 
     assert faster(24576, 4096, 1) and most(24576, 4096) == [193]
+    assert faster(28672, 4096, 1) and most(28672, 4096) == [129]  # 150 tiles of 192 outputs.
+    assert faster(151936, 4096, 1) and most(151936, 4096) == [257]  # Six rounds of them.
     assert faster(4096, 4096, 1) and most(4096, 4096) == [113]
     assert not faster(3072, 4096, 1) and most(3072, 4096) == [2, 65]
     assert not faster(4096, 1024, 1) and most(4096, 1024) == []

@@ -8,6 +8,9 @@ below 1 and loses mantissa as a float's subnormal numbers do:
                                               2^-14 x mantissa / 128, where exponent is 0
 
 All weights above 2^-14 of their row's largest are exact, smaller ones to half of 2^-21 of it.
+In a bfloat16 whose first four bits of exponent are zero that is the weight, 2^112 times too small,
+also where exponent is 0.  So the low byte is stored as it is (exponent's last bit, mantissa), and
+of the high one sign and three bits: unpacking only moves bits, and the scale has the 2^112.
 That lossless weights need 11 bits, 2.6 of them for the exponent, is from "70% Size, 100% Accuracy"
 (Zhang et al., 2025); a fixed width needs no tables and no search where a row begins.
 
@@ -15,9 +18,13 @@ Memory has them as the tensor cores' registers do (PTX ISA, "Register Fragments 
 wgmma.mma_async.m64nNk16", matrix A), so that a thread reads and unpacks its own:
 
     blocks  uint8 [n / 64, k / 64, 6144]: of a block of 64 outputs and 64 columns
-            [step of 16 columns][thread of 128][8]            sign and mantissa, a byte a weight
-            [step of 16 columns][thread of 128] of int32      exponents
-    scales  float32 [n], powers of two
+            [step of 16 columns][thread of 128][8]            low bytes
+            [step of 16 columns][thread of 128][4]            high ones, of weights i and 4 + i:
+                    sign of i (bit 7), exponent of 4 + i (6 to 4),
+                    sign of 4 + (i - 1) % 4 (3), exponent of i (2 to 0)
+    scales  float32 [n], powers of two, times 2^112
+
+The last byte is such that all bits of 4 + i are in their places when a word turns by four bits.
 """
 
 from __future__ import annotations
@@ -36,8 +43,9 @@ _LARGEST = 15
 _BIAS = 127
 _LEAST = 32
 """Exponent of a row's largest weight: with 2^-95 all that is computed here is a normal number."""
-_NO_NUMBER = 255
-"""Exponent of infinity."""
+_TOO_SMALL = 112
+_MOST = 2 * _BIAS - _TOO_SMALL
+"""Exponent of the largest weights whose scale is a float's: they are below 2^16."""
 _SIGN = 11
 _AT_ONCE = 1 << 24
 """Weights, when packing: some twenty bytes of each are needed meanwhile."""
@@ -48,7 +56,8 @@ _STEPS, _THREADS = COLUMNS // 16, 128
 class E4M7:
     """A weight [n, k]; n a multiple of 16, k of 64.
 
-    gated: its two halves come in turns of eight outputs; scales have the weight's order.
+    gated: its two halves come in turns of eight outputs; scales have the weight's order, and are
+    for sums of unpacked weights.
     """
 
     blocks: torch.Tensor
@@ -65,14 +74,14 @@ def fits(weight: torch.Tensor) -> bool:
 
 
 def pack(weight: torch.Tensor, gated: bool = False) -> E4M7 | None:
-    """A weight that fits, on its device.  None where one is infinite or not a number."""
+    """A weight that fits, on its device.  None where one is 2^16 or more, or not a number."""
     n, k = weight.shape
     device = weight.device
     blocks = torch.empty(
         -(-n // BLOCK), k // COLUMNS, BLOCK_BYTES, dtype=torch.uint8, device=device
     )
     largest = _largest(weight)
-    if (largest == _NO_NUMBER).any():
+    if (largest > _MOST).any():
         return None
     order = _order(n, gated).to(device)
     at_once = max(1, _AT_ONCE // (k * BLOCK)) * BLOCK
@@ -80,26 +89,24 @@ def pack(weight: torch.Tensor, gated: bool = False) -> E4M7 | None:
         rows = order[begin : begin + at_once]
         some = _pack(weight[rows], largest[rows])
         blocks[begin // BLOCK : begin // BLOCK + len(some)] = some
-    scales = torch.ldexp(torch.ones(n, device=device), largest.view(-1).int() - _BIAS)
+    scales = torch.ldexp(torch.ones(n, device=device), largest.view(-1).int() - _BIAS + _TOO_SMALL)
     return E4M7(blocks, scales, n, k, gated)
 
 
 def unpack(packed: E4M7) -> torch.Tensor:
     """float32 [n, k]."""
-    split = _STEPS * _THREADS * 8
-    shape = (*packed.blocks.shape[:2], _STEPS * _THREADS, 4, 2)
-    low = packed.blocks[..., :split].reshape(shape).int()
-    words = packed.blocks[..., split:].contiguous().view(torch.int32)
-    register, half = torch.arange(4, device=low.device), torch.arange(2, device=low.device)
-    exponents = words[..., None, None] >> (register[:, None] * 4 + half * 16) & 15
-    normal = exponents > 0
-    value = (low & 127) + (normal << _MANTISSA_BITS)
-    value = torch.ldexp(value.float(), exponents.clamp(min=1) - _LARGEST - _MANTISSA_BITS)
-    value = torch.where(low > 127, -value, value)
+    shape = (*packed.blocks.shape[:2], _STEPS * _THREADS, 2, 4)
+    low, high = packed.blocks.split((_STEPS * _THREADS * 8, _STEPS * _THREADS * 4), -1)
+    low, high = low.reshape(shape).int(), high.reshape(*shape[:3], 4).int()
+    sign = torch.stack([high >> 7, high.roll(-1, -1) >> 3 & 1], -2)
+    exponent = torch.stack([high & 7, high >> 4 & 7], -2) << 1 | low >> _MANTISSA_BITS
+    value = (low & 127) + ((exponent > 0).int() << _MANTISSA_BITS)
+    value = torch.ldexp(value.float(), exponent.clamp(min=1) - _LARGEST - _MANTISSA_BITS)
+    value = torch.where(sign > 0, -value, value)
     rows = value.view(-1, packed.k // COLUMNS, _STEPS, 4, 8, 4, 2, 2, 2)
     weight = rows.permute(0, 3, 7, 4, 1, 2, 6, 5, 8).reshape(-1, packed.k)[: packed.n]
     order = _order(packed.n, packed.gated).to(weight.device)
-    return weight[torch.argsort(order)] * packed.scales[:, None]
+    return weight[torch.argsort(order)] * (packed.scales[:, None] * 2.0**-_TOO_SMALL)
 
 
 def _order(n: int, gated: bool) -> torch.Tensor:
@@ -117,7 +124,7 @@ def _largest(weight: torch.Tensor) -> torch.Tensor:
 
 def _exponents(weight: torch.Tensor) -> torch.Tensor:
     """bfloat16's own, int16."""
-    return (weight.view(torch.int16) >> _MANTISSA_BITS).bitwise_and_(_NO_NUMBER)
+    return (weight.view(torch.int16) >> _MANTISSA_BITS).bitwise_and_(255)
 
 
 def _pack(weight: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
@@ -131,20 +138,17 @@ def _pack(weight: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
     values |= (bits >> 4) & 1 << _SIGN
     values = F.pad(values, (0, 0, 0, -len(values) % BLOCK))
     registers = _as_registers(values)
-    low = (registers & 127 | registers >> _SIGN - _MANTISSA_BITS & 128).to(torch.uint8)
-    fours = registers >> _MANTISSA_BITS & 15
-    high = fours[..., 0, :]
-    for register in range(1, 4):
-        high = high | fours[..., register, :] << 4 * register
-    size = low.shape[:2]
-    parts = low.reshape(*size, -1), high.contiguous().view(torch.uint8).reshape(*size, -1)
-    return torch.cat(parts, -1)
+    fours = registers >> 8 & 7 | registers >> _SIGN - 7 & 1 << 7
+    low, first, second = registers & 255, fours[..., 0, :], fours[..., 1, :]
+    high = first | (second & 7) << 4 | (second >> 4 & 8).roll(1, -1)
+    parts = (part.to(torch.uint8).reshape(*registers.shape[:2], -1) for part in (low, high))
+    return torch.cat(tuple(parts), -1)
 
 
 def _as_registers(x: torch.Tensor) -> torch.Tensor:
-    """[rows, k] -> [block, block of k, step and thread, register, half]."""
+    """[rows, k] -> [block, block of k, step and thread, pair of registers, place in it]."""
     rows, k = x.shape
     parts = x.view(-1, 4, 2, 8, k // COLUMNS, _STEPS, 2, 4, 2)
     #         block, warp, +8, row, block of k, step, +8 columns, pair of columns, column
     order = parts.permute(0, 4, 5, 1, 3, 7, 6, 2, 8)
-    return order.reshape(rows // BLOCK, k // COLUMNS, _STEPS * _THREADS, 4, 2)
+    return order.reshape(rows // BLOCK, k // COLUMNS, _STEPS * _THREADS, 2, 4)

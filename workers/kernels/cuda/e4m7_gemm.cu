@@ -4,7 +4,6 @@
 // in registers: 1 where the sums leave no room for more.  The other warpgroups multiply while it unpacks then.
 
 constexpr int STEPS = COLUMNS / 16;
-constexpr u32 ENLARGED = 0x77807780;  // 2^112, twice: what the exponents of four bits are too small by.
 
 static_assert(AHEAD == 1 || AHEAD == STEPS, "one step, or all of a stage");
 
@@ -21,33 +20,28 @@ __device__ __forceinline__ void copy_weights(u32 to, const unsigned char* from, 
     }
 }
 
-// A thread's eight weights of a step, [pair of columns][output, column] as wgmma has them.
+// A thread's eight weights of a step, two for each register of wgmma's.
 struct Eight {
-    u32 low, high;  // Signs and mantissas: a byte each.
-    u32 exponents;
+    u32 low[2];  // Of the first four, and of the others.
+    u32 high;    // Of all.
 };
 
 __device__ __forceinline__ Eight load(u32 block, int step) {
     const u32 thread = threadIdx.x % 128;
     Eight w;
-    asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(w.low), "=r"(w.high) : "r"(block + step * 1024 + thread * 8));
-    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(w.exponents) : "r"(block + STEPS * 1024 + step * 512 + thread * 4));
+    asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(w.low[0]), "=r"(w.low[1]) : "r"(block + step * 1024 + thread * 8));
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(w.high) : "r"(block + STEPS * 1024 + step * 512 + thread * 4));
     return w;
 }
 
-// Two of bfloat16.  doubled: each byte twice; exponents: where bfloat16 has the last four bits of its own.
-__device__ __forceinline__ u32 pair(u32 doubled, u32 exponents) {
-    const u32 small = (doubled & 0x807F807F) | (exponents & 0x07800780);
-    u32 value;
-    asm volatile("mul.rn.bf16x2 %0, %1, %2;" : "=r"(value) : "r"(small), "r"(ENLARGED));
-    return value;
-}
-
+// To bfloat16, 2^112 times too small.
 __device__ __forceinline__ void unpack(u32 (&a)[4], const Eight& w) {
-    a[0] = pair(__byte_perm(w.low, 0, 0x1100), w.exponents << 7);
-    a[1] = pair(__byte_perm(w.low, 0, 0x3322), w.exponents << 3);
-    a[2] = pair(__byte_perm(w.high, 0, 0x1100), w.exponents >> 1);
-    a[3] = pair(__byte_perm(w.high, 0, 0x3322), w.exponents >> 5);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+        const u32 high = __funnelshift_r(w.high, w.high, 4 * i) & 0x87878787;
+        a[2 * i] = __byte_perm(w.low[i], high, 0x5140);
+        a[2 * i + 1] = __byte_perm(w.low[i], high, 0x7362);
+    }
 }
 
 __device__ __forceinline__ void multiply_step(Sums& sums, const u32 (&a)[4], u64 inputs) {

@@ -31,9 +31,11 @@ _ONE_STEP = (192, 3)
 """Of more rows with so many warpgroups sums leave no registers for the weights of a stage."""
 _SEVERAL_TILES = {(256, 2): 1.0, (192, 2): 0.87, (128, 3): 0.82, (128, 2): 0.74, (256, 1): 0.73}
 """Rows and warpgroups of tiles where there are several, and how fast they are."""
-_FASTER = ((1, 16 << 20), (64, 8 << 20), (112, 16 << 20), (192, 40 << 20))
+_FASTER = ((1, 16 << 20), (64, 8 << 20), (112, 16 << 20), (192, 40 << 20), (256, 128 << 20))
 """Up to so many rows, with so many weights: a start and an end cost more here, and with many rows
-arithmetic does."""
+arithmetic does.  Of more than 192 rows it is the LM head's."""
+_LEAST_FILLED = 0.85
+"""Share of the GPU that many rows need."""
 
 
 @functools.cache
@@ -57,6 +59,7 @@ def _trial(device: torch.device) -> float:
     return float((got - wanted).norm() / wanted.norm())
 
 
+@functools.cache
 def faster(n: int, k: int, rows: int) -> bool:
     """Whether it is, for a weight [n, k], than what there is for bfloat16.
 
@@ -64,7 +67,9 @@ def faster(n: int, k: int, rows: int) -> bool:
     Qwen3-0.6B, at 1 to 256 rows.
     """
     least = next((weights for most, weights in _FASTER if rows <= most), None)
-    return least is not None and n * k >= least
+    if least is None or n * k < least:
+        return False
+    return rows <= _FEW_ROWS or e4m7_tiling(n, k, rows).filled(n) >= _LEAST_FILLED
 
 
 def ever_faster(n: int, k: int) -> bool:

@@ -74,8 +74,9 @@ class HopperTiling(NamedTuple):
         return -(-rows // self.rows), -(-n // self.outputs), self.splits
 
     def filled(self, n: int) -> float:
-        """Work of a tile's programs over what all multiprocessors could do."""
-        return n * self.splits / (MULTIPROCESSORS * self.outputs)
+        """Work of a tile's programs over what all multiprocessors could do in their rounds."""
+        rounds = -(-(-(-n // self.outputs) * self.splits) // MULTIPROCESSORS)
+        return n * self.splits / (rounds * MULTIPROCESSORS * self.outputs)
 
     def busy(self, rows: int, n: int) -> float:
         """Share that is wanted of what all multiprocessors compute, in whole rounds of programs."""
