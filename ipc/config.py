@@ -25,6 +25,8 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     eos_token_ids: the model's own end tokens (generation config included).
     kv_bytes_per_token: keys and values of one token over all layers and heads.
+    kv_step_bytes_per_token: beside them, what a step makes of a token that it keeps no longer.
+    kv_layers: that keep keys and values.
     head_dim: of its attention.
     tp_degrees: the degrees of tensor parallelism its shapes divide by.
     activation_bytes_per_token: most that a token needs at once within a forward pass.
@@ -47,6 +49,8 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     weight_bytes: int
     kv_bytes_per_token: int
     tp_degrees: tuple[int, ...]
+    kv_step_bytes_per_token: int = 0
+    kv_layers: int = 1
     head_dim: int = 0
     activation_bytes_per_token: int = 0
     loaded_bytes: int = 0
@@ -55,6 +59,11 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     strips_first_space: bool = False
     tool_style: str = "hermes"
     sampling_defaults: SamplingDefaults = SamplingDefaults()
+
+    @property
+    def kv_room_per_token(self) -> int:
+        """Bytes on the device, of all ranks."""
+        return self.kv_bytes_per_token + self.kv_step_bytes_per_token
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,7 +79,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     async_output: text is made while the next step runs; else the next plan waits for it.
     prefix_caching: prompts share the KV blocks of their common prefixes.
     e4m7_weights: of linear layers, on a Hopper GPU: 12 bits "beside" bfloat16, "only", or "off".
-    kv_cache_dtype: "auto" for `dtype`, or "e4m7", 12 bits a number, on a GPU.
+    kv_cache_dtype: "model" for `dtype`, or "e4m7", 12 bits a number, on a GPU.
     num_swap_blocks: blocks of host memory for preempted sequences, on every rank.
     itl_target_ms: prefill chunks are sized so that a step stays below it; 0 = no target.
     """
@@ -95,7 +104,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     async_output: bool = True
     prefix_caching: bool = True
     e4m7_weights: str = "off"
-    kv_cache_dtype: str = "auto"
+    kv_cache_dtype: str = "model"
     num_swap_blocks: int = 0
     itl_target_ms: float = 0.0
 

@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--tune-linear", action="store_true", help="linear layers alone")
     parser.add_argument("--tune-prefill", action="store_true", help="prefill attention alone")
     parser.add_argument("--e4m7-weights", choices=("off", "beside", "only"), default="off")
-    parser.add_argument("--kv-cache-dtype", choices=("auto", "e4m7"), default="auto")
+    parser.add_argument("--kv-cache-dtype", choices=("model", "e4m7"), default="model")
     parser.add_argument("--apart", action="store_true", help="kernels that wait for each other")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     options = parser.parse_args()

@@ -106,7 +106,7 @@ class ShapeBench:
     """A model's layers on the GPU.  e4m7, kv_cache_dtype: see EngineConfig."""
 
     def __init__(
-        self, name: str, bandwidth: float, e4m7: str = "off", kv_cache_dtype: str = "auto"
+        self, name: str, bandwidth: float, e4m7: str = "off", kv_cache_dtype: str = "model"
     ) -> None:
         self.name, self.shape, self.bandwidth = name, SHAPES[name], bandwidth
         self.kernels = k = create("cuda", DTYPE, False, e4m7, kv_cache_dtype)

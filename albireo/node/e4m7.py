@@ -49,7 +49,7 @@ def _leave_room(
     if e4m7_bytes(model, tp) > _MOST_SHARE * memory.free * memory.utilization:
         return False
     blocks = -(-max_model_len // options.block_size)
-    wanted: float = blocks * model.kv_bytes_per_token * options.block_size
+    wanted: float = blocks * model.kv_room_per_token * options.block_size
     if options.kv_cache_gib is not None:
         wanted = options.kv_cache_gib * _GIB
     return memory.kv_bytes * tp >= wanted

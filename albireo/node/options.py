@@ -14,7 +14,7 @@ DTYPES = ("auto", "bfloat16", "float32")
 RESUME_S = 10.0
 SAMPLING_DEFAULTS = ("model", "openai")
 SAMPLING_MODES = ("auto", "gather", "sequence", "vocab")
-KV_CACHE_DTYPES = ("auto", "e4m7")
+KV_CACHE_DTYPES = ("auto", "model", "e4m7")
 E4M7_WEIGHTS = ("auto", "beside", "only", "off")
 
 

@@ -179,6 +179,7 @@ def _model_info(
         num_params=params,
         weight_bytes=params * element,
         kv_bytes_per_token=kv_bytes,
+        kv_layers=config.num_layers,
         head_dim=config.head_dim,
         tp_degrees=config.tp_degrees(),
         activation_bytes_per_token=widest * element,

@@ -14,7 +14,7 @@ from .core_plan import CorePlan
 from .e4m7 import decide
 from .gpu_memory import estimate
 from .gpus import Gpu
-from .kv_cache import with_kv_cache
+from .kv_cache import choose_kv_cache, with_e4m7_cache
 from .options import NodeOptions, OptionError
 
 _GIB = 1 << 30
@@ -37,7 +37,9 @@ def size_engine(
             f"--max-model-len {max_model_len} exceeds the model's context of {model.context_len}"
         )
     batched = _batched_tokens(options, device)
-    model = with_kv_cache(options, device, dtype, model, gpus)
+    kv_cache_dtype = choose_kv_cache(options, device, dtype, model, gpus)
+    if kv_cache_dtype == "e4m7":
+        model = with_e4m7_cache(model)
     e4m7 = decide(options, device, dtype, model, tp, max_model_len, batched, gpus)
     num_blocks = _num_blocks(options, device, model, tp, max_model_len, batched, gpus, e4m7)
     return EngineConfig(
@@ -61,7 +63,7 @@ def size_engine(
         async_output=options.async_output,
         prefix_caching=options.enable_prefix_caching,
         e4m7_weights=e4m7,
-        kv_cache_dtype=options.kv_cache_dtype,
+        kv_cache_dtype=kv_cache_dtype,
         num_swap_blocks=_num_swap_blocks(options, model),
         itl_target_ms=options.itl_target_ms,
     )
@@ -95,7 +97,7 @@ def _num_blocks(
     gpus: Sequence[Gpu], e4m7: str,
 ) -> int:  # fmt: skip
     """As many as all slots could fill, or as the budget holds."""
-    block_bytes = model.kv_bytes_per_token * options.block_size
+    block_bytes = model.kv_room_per_token * options.block_size
     needed = -(-max_model_len // options.block_size)
     useful = options.max_num_seqs * needed
     if device == "sim":

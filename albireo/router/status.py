@@ -86,7 +86,7 @@ def status_tree(
 
 
 def _kv_cache_dtype(engine: EngineConfig) -> str:
-    return engine.dtype if engine.kv_cache_dtype == "auto" else engine.kv_cache_dtype
+    return engine.dtype if engine.kv_cache_dtype == "model" else engine.kv_cache_dtype
 
 
 def _gpus(spec: ActorSpec) -> list[list[str]]:

@@ -34,7 +34,7 @@ PHI3, GEMMA = Shape(32, 32, 96), Shape(16, 8, 256, window=200)
 
 @functools.cache
 def kernels(
-    dtype: torch.dtype, batch_invariant: bool = False, kv_cache_dtype: str = "auto"
+    dtype: torch.dtype, batch_invariant: bool = False, kv_cache_dtype: str = "model"
 ) -> Kernels:
     return create("cuda", dtype, batch_invariant, kv_cache_dtype=kv_cache_dtype)
 
@@ -179,7 +179,7 @@ def test_nan_stays_in_its_row(dtype: torch.dtype) -> None:
     checks.check_nan_stays_in_its_row(kernels(dtype), dtype)
 
 
-@pytest.mark.parametrize("cache", ["auto", "e4m7"])
+@pytest.mark.parametrize("cache", ["model", "e4m7"])
 @pytest.mark.parametrize("sequences", [2, 80])
 def test_a_captured_step_serves_any_lengths(sequences: int, cache: str) -> None:
     """One graph of a layer's kernels, replayed as contexts grow: the bits of eager launches."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def create(
     device: str, dtype: torch.dtype, batch_invariant: bool, e4m7_weights: str = "off",
-    kv_cache_dtype: str = "auto",
+    kv_cache_dtype: str = "model",
 ) -> Kernels:  # fmt: skip
     """The kernels of `device` for activations, weights and KV cache of `dtype`.
 

@@ -19,6 +19,7 @@ from .decode import decode
 from .overlap import overlapped
 from .paging import padded
 from .prefill import prefill
+from .widen import wide_layer, widen
 
 _MAX_SPLITS = 64
 _COUNTERS = 4096
@@ -26,6 +27,8 @@ _COUNTERS = 4096
 _INTERPRETED_PROCESSORS = 16
 _FEW_ROW_HEADS = 256
 """Two for each multiprocessor of an H100, which more programs share than fit at once."""
+_MANY_ROW_HEADS = 1024
+"""So many that no keys of a row need to be shared out."""
 
 
 class DecodeTiling(NamedTuple):
@@ -51,10 +54,19 @@ def decode_tiling(width: int, dtype: torch.dtype, row_heads: int) -> DecodeTilin
     its way, for half the warps, and all programs at once.  Measured on an H100 (tools/
     gpu_kernel_bench.py --tune; head size 128, context 320, 4 KV heads) at 4, 64 and 256
     sequences x heads: 5.7 us, 9.7 and 19.0, where rounds of 16 KB take 25.3 for 256.
-    A cache of 12 bits has twice as many keys in a round, for as many instructions a key.
+    A cache of 12 bits has rounds of half as many bytes for two warps; with 8 KV heads and 64, 128
+    and 256 sequences it takes 28.3 us, 49.5 and 94.6, where bfloat16 takes 32.5, 61.3 and 117.4.
     """
+    few = row_heads <= _FEW_ROW_HEADS
+    if dtype == torch.uint8:
+        keys = max(min(8192 // width, 64), 32)
+        if few:
+            return DecodeTiling(keys, step=64, programs=2, warps=2, stages=3)
+        if row_heads < _MANY_ROW_HEADS:
+            return DecodeTiling(keys, step=32, programs=4, warps=2, stages=3)
+        return DecodeTiling(keys=32, step=32, programs=4, warps=2, stages=2)
     keys = min(max(16384 // (width * dtype.itemsize), 16), 128)
-    if row_heads <= _FEW_ROW_HEADS:
+    if few:
         return DecodeTiling(keys=max(keys // 2, 16), step=64, programs=2, warps=2, stages=3)
     return DecodeTiling(keys=keys, step=32, programs=4, warps=4, stages=2)
 
@@ -69,10 +81,14 @@ class Attention:
     def __init__(self, batch_invariant: bool) -> None:
         self._batch_invariant = batch_invariant
         self._processors = 0
+        self._wide: KVLayer | None = None
         self._counters: torch.Tensor | None = None
 
-    def prepare(self, device: torch.device) -> None:
-        """Makes what launches share: outside of a capture, before the first call."""
+    def prepare(self, kv: KVLayer) -> None:
+        """Makes what launches share: outside of a capture, before the first call of a layer."""
+        device = kv.keys.device
+        if kv.keys.dtype == torch.uint8:
+            self._wide = wide_layer(kv, self._wide)
         if self._counters is not None:
             return
         self._processors = _INTERPRETED_PROCESSORS
@@ -89,7 +105,10 @@ class Attention:
         chunks = sequences if self._batch_invariant else batch.num_chunks
         decodes = sequences - chunks
         if chunks:
-            _prefill(q, out, kv, batch, chunks, scale, window)
+            wide = self._wide or kv
+            if wide is not kv:
+                widen(kv, wide, batch, chunks, window, self._processors)
+            _prefill(q, out, wide, batch, chunks, scale, window)
         if decodes:
             self._decode(q, out, kv, batch, decodes, scale, window)
         return out
@@ -146,7 +165,8 @@ class Attention:
             ROWS=max(16, triton.next_power_of_2(group)),
             TILE=tiling.keys,
             STEP=tiling.step,
-            **_format(kv),
+            E4M7=kv.keys.dtype == torch.uint8,
+            ASSEMBLY=kv.keys.is_cuda,
             num_warps=tiling.warps,
             num_stages=tiling.stages,
             **overlapped(q.device),
@@ -199,29 +219,20 @@ def _prefill(
         WINDOW=window,
         ROWS=tile_rows,
         TILE=tile_keys,
-        **_format(kv),
         num_warps=warps,
         num_stages=stages,
         **overlapped(q.device),
     )
 
 
-def _format(kv: KVLayer) -> dict[str, bool]:
-    """Of the cache, and how it is read."""
-    return {"E4M7": kv.keys.dtype == torch.uint8, "ASSEMBLY": kv.keys.is_cuda}
-
-
 def _prefill_tile(width: int, dtype: torch.dtype, group: int) -> tuple[int, int, int, int]:
-    """(rows, keys, warps, stages) of a tile; width: of a head's tile.  dtype: of the cache.
+    """(rows, keys, warps, stages) of a tile; width: of a head's tile.
 
-    Sizes for which a thread's registers are enough.  In 12 bits the more rows, the fewer unpack
-    the same keys.
+    Sizes for which a thread's registers are enough.
     """
     least = triton.next_power_of_2(group)
     if dtype == torch.float32:
         return max(16 if width > 64 else 32, least), 16 if width > 128 else 32, 4, 2
-    if dtype == torch.uint8:
-        return (max(64, least), 32, 8, 2) if width > 128 else (max(128, least), 64, 8, 2)
     if width > 128:
         return max(128, least), 32, 8, 2
     return max(64, least), 64, 4, 3

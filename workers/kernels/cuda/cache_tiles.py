@@ -1,4 +1,4 @@
-"""What attention reads of the paged cache in a round, and computes of it, in either format.
+"""What a decode's attention reads of the paged cache in a round, and computes, in either format.
 
 As numbers, a round's keys or values are one tile [n, WIDTH].  In 12 bits (e4m7_cache.py) they
 are read as they lie in memory and unpacked in the registers that the tensor cores take them
@@ -21,8 +21,8 @@ from .e4m7_cache import (
     load_narrow_powers,
     power_of_key,
     power_of_value,
-    unpack_keys,
-    unpack_values,
+    unpack_halves,
+    unpack_pairs,
 )
 from .paging import in_head
 
@@ -69,7 +69,7 @@ def load_tile(
     """As load_powers: keys, or values."""
     if E4M7:
         row = kv_head * BLOCK_SIZE + n % BLOCK_SIZE
-        tile = load_narrow(cache, block, row, mask, VALUES, KV_HEADS, BLOCK_SIZE, HEAD_DIM)
+        tile = load_narrow(cache, block, row, mask, VALUES, VALUES, KV_HEADS, BLOCK_SIZE, HEAD_DIM)
     else:
         d = tl.arange(0, WIDTH)
         piece = block.to(tl.int64) * KV_HEADS + kv_head
@@ -83,7 +83,7 @@ def load_tile(
 def product(query, key, powers, E4M7: tl.constexpr, ASSEMBLY: tl.constexpr):
     """float32 [ROWS, n]: of queries and keys."""
     if E4M7:
-        low, high = unpack_keys(key[0], key[1], key[2], ASSEMBLY)
+        low, high = unpack_halves(key[0], key[1], key[2], ASSEMBLY)
         scores = tl.dot(query[0], tl.trans(low))
         scores = tl.dot(query[1], tl.trans(high), scores)
         scores = scores * (power_of_key(powers) * SCORE_FACTOR)[None, :]
@@ -109,7 +109,7 @@ def add(total, shrink, weights, value, powers, E4M7: tl.constexpr, ASSEMBLY: tl.
     if E4M7:
         factor = power_of_value(powers) * WEIGHT_FACTOR
         weights = (weights * factor[None, :]).to(tl.bfloat16)
-        a, b, c, d = unpack_values(value[0], value[1], value[2], ASSEMBLY)
+        a, b, c, d = unpack_pairs(value[0], value[1], value[2], ASSEMBLY)
         total = (
             tl.dot(weights, a, total[0] * shrink[:, None]),
             tl.dot(weights, b, total[1] * shrink[:, None]),

@@ -75,7 +75,7 @@ def decode(
 
     ROWS: query heads of a KV head, padded for the tensor cores.  TILE: keys of
     one round.  STEP: a share is a multiple of it.  ALONE: splits is 1.  WIDTH: see
-    paging.padded.  E4M7: the cache has 12 bits a number.  ASSEMBLY: see unpack_keys.
+    paging.padded.  E4M7: the cache has 12 bits a number.  ASSEMBLY: see unpack_halves.
     """
     GROUP: tl.constexpr = HEADS // KV_HEADS
     come_up(OVERLAP)

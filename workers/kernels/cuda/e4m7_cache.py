@@ -23,6 +23,7 @@ import triton
 import triton.language as tl
 
 _TOO_SMALL = 112
+ENLARGED = tl.constexpr(2.0**_TOO_SMALL)
 QUERY_FACTOR = tl.constexpr(2.0**64)
 """Keys' numbers are near the smallest there are: with it products are not."""
 SCORE_FACTOR = tl.constexpr(2.0 ** (_TOO_SMALL - 64))
@@ -48,27 +49,27 @@ def _unpacking(one: str, other: str) -> str:
     }}"""
 
 
-_KEYS = tl.constexpr(_unpacking("0x5140", "0x7362"))
+_HALVES = tl.constexpr(_unpacking("0x5140", "0x7362"))
 """Of four numbers side by side."""
-_VALUES = tl.constexpr(_unpacking("0x6240", "0x7351"))
+_PAIRS = tl.constexpr(_unpacking("0x6240", "0x7351"))
 """Of two tokens' pairs of columns: the even ones, and the odd ones."""
 
 
 @triton.jit
 def load_narrow(
-    cache, block, row, mask, VALUES: tl.constexpr,
+    cache, block, row, mask, VALUES: tl.constexpr, PAIRS: tl.constexpr,
     KV_HEADS: tl.constexpr, BLOCK_SIZE: tl.constexpr, HEAD_DIM: tl.constexpr,
 ):  # fmt: skip
-    """Keys as bytes, or values as pairs of them: low ones of both halves, and high ones.
+    """Keys or values, as bytes or as pairs of them: low ones of both halves, and high ones.
 
     block: of each token, [n].  row: kv_head * BLOCK_SIZE + its place there, [n].
     """
-    TOGETHER: tl.constexpr = 2 if VALUES else 1
+    TOGETHER: tl.constexpr = 2 if PAIRS else 1
     ALL: tl.constexpr = KV_HEADS * BLOCK_SIZE * HEAD_DIM // TOGETHER
     HALF: tl.constexpr = HEAD_DIM // TOGETHER // 2
-    PLACE: tl.constexpr = KV_HEADS * BLOCK_SIZE * HEAD_DIM * 3 // 4 if VALUES else 0
+    PLACE: tl.constexpr = KV_HEADS * BLOCK_SIZE * HEAD_DIM * 3 // 2 // TOGETHER if VALUES else 0
     STRIDE: tl.constexpr = KV_HEADS * BLOCK_SIZE * (3 * HEAD_DIM + 4) // TOGETHER
-    if VALUES:
+    if PAIRS:
         cache = cache.to(tl.pointer_type(tl.int16))
     i = tl.arange(0, HALF)
     at = cache + PLACE + block.to(tl.int64) * STRIDE
@@ -117,11 +118,11 @@ def _highs(both):
 
 
 @triton.jit
-def unpack_keys(first, second, high, ASSEMBLY: tl.constexpr):
+def unpack_halves(first, second, high, ASSEMBLY: tl.constexpr):
     """uint8 tiles, the low bytes of both halves and the high ones -> bfloat16, both halves."""
     if ASSEMBLY:
         halves = tl.inline_asm_elementwise(
-            _KEYS, "=&r,=&r,=&r,=&r,r,r,r", [first, second, high],
+            _HALVES, "=&r,=&r,=&r,=&r,r,r,r", [first, second, high],
             dtype=(tl.bfloat16, tl.bfloat16), is_pure=True, pack=4,
         )  # fmt: skip
     else:
@@ -131,12 +132,12 @@ def unpack_keys(first, second, high, ASSEMBLY: tl.constexpr):
 
 
 @triton.jit
-def unpack_values(first, second, high, ASSEMBLY: tl.constexpr):
-    """The same in int16 tiles, of two columns each -> even and odd columns of the first half,
-    then of the second."""
+def unpack_pairs(first, second, high, ASSEMBLY: tl.constexpr):
+    """As unpack_halves, in int16 tiles of two columns each -> even and odd columns of the first
+    half, then of the second."""
     if ASSEMBLY:
         quarters = tl.inline_asm_elementwise(
-            _VALUES, "=&r,=&r,=&r,=&r,r,r,r", [first, second, high],
+            _PAIRS, "=&r,=&r,=&r,=&r,r,r,r", [first, second, high],
             dtype=(tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.bfloat16), is_pure=True, pack=2,
         )  # fmt: skip
     else:
@@ -147,6 +148,12 @@ def unpack_values(first, second, high, ASSEMBLY: tl.constexpr):
             _number(second & 0xFF, b), _number(second >> 8 & 0xFF, d),
         )  # fmt: skip
     return quarters
+
+
+@triton.jit
+def widened(number, power):
+    """What is unpacked, as bfloat16 of its own size."""
+    return (number.to(tl.float32) * ENLARGED * power).to(tl.bfloat16)
 
 
 @triton.jit

@@ -42,7 +42,8 @@ class CudaKernels:
     device: where weights and caches go; "cuda" is the process's current device
     at the time.  A CPU device works under Triton's interpreter, for tests.
     e4m7: "beside", "only" or "off", see EngineConfig.e4m7_weights; not with batch_invariant.
-    e4m7_cache: the KV cache has 12 bits a number; with bfloat16.
+    e4m7_cache: the KV cache has 12 bits a number; with bfloat16.  What prompts see of it is
+    unpacked into one layer's worth of bfloat16, which all caches of one shape share.
     """
 
     def __init__(
@@ -156,7 +157,8 @@ class CudaKernels:
     ) -> KVLayer:
         if dtype != self.dtype:
             raise ValueError(f"a KV cache of {dtype} for kernels of {self.dtype}")
-        self._attention.prepare(self.device)
-        return paging.new_kv_layer(
+        kv = paging.new_kv_layer(
             num_blocks, block_size, kv_heads, head_dim, dtype, self.device, self._e4m7_cache
         )
+        self._attention.prepare(kv)
+        return kv

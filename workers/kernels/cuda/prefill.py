@@ -21,7 +21,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .cache_tiles import add, joined, load_powers, load_query, load_tile, no_sum, product
 from .overlap import come_up, wait
 from .paging import in_head
 
@@ -55,10 +54,9 @@ def _rounds(
     query, position, top, weight, total, keys, values, table, kv_head, begin, end, lowest, scale,
     KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, WINDOW: tl.constexpr, TILE: tl.constexpr, MASKED: tl.constexpr,
-    E4M7: tl.constexpr, ASSEMBLY: tl.constexpr,
 ):  # fmt: skip
     """Keys begin .. end into the rows' sums.  Without MASKED all rows see all of them."""
-    j = tl.arange(0, TILE)
+    d, j = tl.arange(0, WIDTH), tl.arange(0, TILE)
     n = begin + j
     block = tl.load(table + n // BLOCK_SIZE, mask=n < end, other=0)
     for at in range(begin, end, TILE):
@@ -68,16 +66,14 @@ def _rounds(
             inside = n < end
             if WINDOW > 0:
                 inside = inside & (n >= lowest)
-        powers = load_powers(keys, block, n, kv_head, inside, KV_HEADS, HEAD_DIM, BLOCK_SIZE, E4M7)
-        key = load_tile(
-            keys, block, n, kv_head, inside, False, KV_HEADS, HEAD_DIM, WIDTH, BLOCK_SIZE, E4M7
-        )
-        value = load_tile(
-            values, block, n, kv_head, inside, True, KV_HEADS, HEAD_DIM, WIDTH, BLOCK_SIZE, E4M7
-        )
+        piece = block.to(tl.int64) * KV_HEADS + kv_head
+        at_key = piece * (BLOCK_SIZE * HEAD_DIM) + n % BLOCK_SIZE * HEAD_DIM
         # The next round's blocks: their addresses are there when its loads are issued.
         block = tl.load(table + (n + TILE) // BLOCK_SIZE, mask=n + TILE < end, other=0)
-        scores = product(query, key, powers, E4M7, ASSEMBLY)
+        here = in_head(inside[:, None], d, HEAD_DIM, WIDTH)
+        key = tl.load(keys + at_key[:, None] + d[None, :], mask=here, other=0.0)
+        value = tl.load(values + at_key[:, None] + d[None, :], mask=here, other=0.0)
+        scores = tl.dot(query, tl.trans(key), input_precision="ieee")
         if MASKED:
             seen = n[None, :] <= position[:, None]
             if WINDOW > 0:
@@ -88,7 +84,8 @@ def _rounds(
         weights = tl.exp2(tl.fma(scores, scale, -new_top[:, None]))
         shrink = tl.exp2(top - new_top)
         weight = weight * shrink + tl.sum(weights, 1)
-        total = add(total, shrink, weights, value, powers, E4M7, ASSEMBLY)
+        total = total * shrink[:, None]
+        total = tl.dot(weights.to(value.dtype), value, total, input_precision="ieee")
         top = new_top
     return top, weight, total
 
@@ -102,9 +99,9 @@ def prefill(
     num_chunks, scale,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, WINDOW: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr,
-    OVERLAP: tl.constexpr, E4M7: tl.constexpr, ASSEMBLY: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """scale is for powers of two; TILE: keys of one round; the rest as in decode.py."""
+    """scale is for powers of two; TILE: keys of one round; WIDTH: see paging.padded."""
     GROUP: tl.constexpr = HEADS // KV_HEADS
     TOKENS: tl.constexpr = ROWS // GROUP
     come_up(OVERLAP)
@@ -128,9 +125,8 @@ def prefill(
     position = prefix + token
     head = (row + token) * HEADS + kv_head * GROUP + r % GROUP
     place = head.to(tl.int64)[:, None] * HEAD_DIM + d[None, :]
-    asks = (r < TOKENS * GROUP) & (token < tokens)
-    is_row = in_head(asks[:, None], d, HEAD_DIM, WIDTH)
-    query = load_query(q, head.to(tl.int64) * HEAD_DIM, asks, HEAD_DIM, WIDTH, E4M7)
+    is_row = in_head(((r < TOKENS * GROUP) & (token < tokens))[:, None], d, HEAD_DIM, WIDTH)
+    query = tl.load(q + place, mask=is_row, other=0.0)
 
     lowest = 0
     if WINDOW > 0:
@@ -138,7 +134,7 @@ def prefill(
     end = tl.minimum(prefix + first + TOKENS, length)
     top = tl.full([ROWS], -1e30, tl.float32)
     weight = tl.zeros([ROWS], tl.float32)
-    total = no_sum(ROWS, WIDTH, E4M7)
+    total = tl.zeros([ROWS, WIDTH], tl.float32)
     begin = lowest // TILE * TILE
     if WINDOW == 0:
         # Up to the tile's first token nothing is masked.
@@ -146,16 +142,13 @@ def prefill(
         top, weight, total = _rounds(
             query, position, top, weight, total, keys, values, table, kv_head, begin, whole,
             lowest, scale, KV_HEADS, HEAD_DIM, WIDTH, BLOCK_SIZE, WINDOW, TILE, False,
-            E4M7, ASSEMBLY,
         )  # fmt: skip
         begin = whole
     top, weight, total = _rounds(
         query, position, top, weight, total, keys, values, table, kv_head, begin, end,
         lowest, scale, KV_HEADS, HEAD_DIM, WIDTH, BLOCK_SIZE, WINDOW, TILE, True,
-        E4M7, ASSEMBLY,
     )  # fmt: skip
 
-    total = joined(total, ROWS, WIDTH, E4M7)
     divisor = tl.where(weight == 0.0, 1.0, weight)
     result = total / divisor[:, None]
     tl.store(out + place, result.to(out.dtype.element_ty), mask=is_row)
