@@ -44,12 +44,13 @@ structured: venv
 
 # On a machine with a GPU: in .venv where there is one, else in the Python that has
 # PyTorch with CUDA, once `pip install --no-deps -e .` has put the package there.
-# The tests of one GPU are shared out among all there are, then those of two have them.
+# Two processes share each GPU, for most of the time is compilation; then come the tests that have
+# it, or two of them, for themselves.
 GPUS = $(shell nvidia-smi -L 2>/dev/null | wc -l)
 GPU_PYTHON = OMP_NUM_THREADS=8 $(if $(wildcard $(STAMP)),$(BIN)/python,$(PYTHON))
 gpu-test:
-	$(GPU_PYTHON) -m pytest -m "gpu and not two_gpus" tests/gpu -n $(GPUS) --dist worksteal --durations=10
-	$(GPU_PYTHON) -m pytest -m two_gpus tests/gpu --durations=5
+	$(GPU_PYTHON) -m pytest -m "gpu and not alone" tests/gpu -n $$((2 * $(GPUS))) --dist worksteal --durations=10
+	$(GPU_PYTHON) -m pytest -m "gpu and alone" tests/gpu --durations=5
 
 # Kills, stops and starves every process of a node under load: for 10 minutes in all cells of the
 # matrix role x phase x fault, for 3 at most in a selection with every pair.  An empty cell fails

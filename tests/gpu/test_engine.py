@@ -268,6 +268,7 @@ def test_all_parameters_against_one_forward_pass(
     assert told[0] == told[1]
 
 
+@pytest.mark.alone
 def test_steps_are_queued_without_waiting(make_engine: Callable[[EngineConfig], Results]) -> None:
     """The launches of several steps return before the first has ended; results come in order."""
     results = make_engine(CUDA)
@@ -283,6 +284,7 @@ def test_steps_are_queued_without_waiting(make_engine: Callable[[EngineConfig], 
     assert results.rows[-1][0][2] == alone[-1]
 
 
+@pytest.mark.alone
 def test_plans_are_copied_from_their_ring(
     make_engine: Callable[..., Results], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -331,6 +333,7 @@ def _three_plans() -> list[PlanView]:
     return plans
 
 
+@pytest.mark.alone
 def test_memory_that_does_not_suffice_is_refused_with_the_sum(
     make_engine: Callable[[EngineConfig], Results],
 ) -> None:

@@ -79,6 +79,7 @@ def test_a_node_registers_its_plan_ring(
     assert re.search(r"CUDA graphs: \d+ of mixed steps of up to 2048 tokens", log)
 
 
+@pytest.mark.alone
 @pytest.mark.two_gpus
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_two_ranks_on_two_gpus(start_node: Callable[..., str], tmp_path: Path) -> None:
@@ -107,6 +108,7 @@ def test_two_ranks_on_two_gpus(start_node: Callable[..., str], tmp_path: Path) -
             assert sum(a == b for a, b in zip(found, wanted, strict=True)) >= len(requests) - 1
 
 
+@pytest.mark.alone
 @pytest.mark.two_gpus
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_two_batch_invariant_ranks(start_node: Callable[..., str], tmp_path: Path) -> None:
