@@ -2,16 +2,16 @@
 
 For gpu_kernel_bench.py and gpu_tunings.py.  A kernel runs once a layer, for LAYERS layers with
 weights and KV of their own (far more than the L2 cache holds), in one CUDA graph; a figure is
-the median of its replays, per launch.
+that of a replay (gpu_replay.py), per launch.
 """
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
+from gpu_replay import Cost, replay
 
 from albireo.node.kv_cache import e4m7_kv_bytes
 from albireo.workers.engine.batch import StepBatch
@@ -22,7 +22,6 @@ _BLOCK = 16
 CONTEXT = 320
 _MAX_LEN = 4096
 LAYERS = 10
-_ROUNDS, _ROUND_MS = 5, 4.0
 DTYPE = torch.bfloat16
 
 
@@ -67,39 +66,18 @@ class Row:
     us: float
     floor_us: float
     share_of_floor: float
+    mj: float = 0.0
 
 
 def random(*shape: int, scale: float = 1.0) -> torch.Tensor:
     return torch.randn(shape, dtype=DTYPE, device="cuda") * scale
 
 
-def replay_us(run: Callable[[], object]) -> float:
-    """Microseconds of all that `run` launches, captured in one graph."""
-    run()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-    graph.replay()
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-
-    def once(replays: int) -> float:
-        start.record()
-        for _ in range(replays):
-            graph.replay()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end) / replays * 1e3
-
-    replays = max(1, int(_ROUND_MS * 1e3 / once(1)))
-    return statistics.median(once(replays) for _ in range(_ROUNDS))
-
-
 def copy_bandwidth() -> float:
     """Bytes a second, read and written, of a copy of 1 GiB."""
     source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda").random_()
     target = torch.empty_like(source)
-    return 2 * source.nbytes / (replay_us(lambda: target.copy_(source)) * 1e-6)
+    return 2 * source.nbytes / (replay(lambda: target.copy_(source)).us * 1e-6)
 
 
 class ShapeBench:
@@ -136,9 +114,12 @@ class ShapeBench:
         self.head_norm = torch.randn(shape.head_dim, device="cuda")
         self.rope = torch.randn(_MAX_LEN, shape.head_dim, device="cuda")
 
-    def row(self, kernel: str, case: str, us: float, size: float) -> Row:
-        floor = size / self.bandwidth * 1e6
-        return Row(self.name, kernel, case, round(us, 2), round(floor, 2), round(floor / us, 3))
+    def row(self, kernel: str, case: str, cost: Cost, size: float) -> Row:
+        floor, us = size / self.bandwidth * 1e6, cost.us
+        return Row(
+            self.name, kernel, case, round(us, 2), round(floor, 2), round(floor / us, 3),
+            round(cost.mj, 2),
+        )  # fmt: skip
 
     def caches(self, blocks: int) -> list[KVLayer]:
         shape, made = self.shape, []
@@ -200,15 +181,14 @@ class ShapeBench:
             ("down", gemm("down", inner), weights["down"] + inner.nbytes + x.nbytes),
             ("layer", layer, sum(weights.values()) - weights["lm_head"] + kv_bytes),
         ]
-        found = {}
+        costs = {}
         for name, call, size in calls:
-            found[name] = self.row(name, case, self.each_us(call), size)
-            yield found[name]
-        head_us = replay_us(lambda: k.linear(x, self.head))
-        head = self.row("lm_head", case, head_us, weights["lm_head"])
-        yield head
-        floor = (found["layer"].floor_us * shape.layers + head.floor_us) * 1e-6 * self.bandwidth
-        yield self.row("step", case, found["layer"].us * shape.layers + head.us, floor)
+            costs[name] = self.each(call)
+            yield self.row(name, case, costs[name], size)
+        head = replay(lambda: k.linear(x, self.head))
+        yield self.row("lm_head", case, head, weights["lm_head"])
+        size = calls[-1][-1] * shape.layers + weights["lm_head"]
+        yield self.row("step", case, costs["layer"] * shape.layers + head, size)
 
     def prefill(self, sequences: int, tokens: int) -> Row:
         """Attention of whole prompts; its floor is that of 800 TFLOP/s."""
@@ -217,21 +197,21 @@ class ShapeBench:
         batch.num_chunks = sequences
         caches = self.caches(blocks)
         q = random(sequences * tokens, shape.heads, shape.head_dim)
-        us = self.each_us(
+        cost = self.each(
             lambda i: self.kernels.attention(q, caches[i], batch, shape.head_dim**-0.5, 0)
         )
         flop = 2 * sequences * tokens * (tokens + 1) * shape.q_width
-        case = f"{sequences} x {tokens}: {flop / us / 1e6:.0f} TFLOP/s"
-        return self.row("prefill", case, us, flop / 800e12 * self.bandwidth)
+        case = f"{sequences} x {tokens}: {flop / cost.us / 1e6:.0f} TFLOP/s"
+        return self.row("prefill", case, cost, flop / 800e12 * self.bandwidth)
 
-    def each_us(self, call: Callable[[int], object]) -> float:
+    def each(self, call: Callable[[int], object]) -> Cost:
         """Of a call on each of the layers, one after the other."""
 
         def run() -> None:
             for i in range(LAYERS):
                 call(i)
 
-        return replay_us(run) / LAYERS
+        return replay(run) * (1 / LAYERS)
 
 
 def scattered(sequences: int, start: int, tokens: int) -> tuple[StepBatch, int]:

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
-from gpu_layers import Row, ShapeBench, random, replay_us, scattered
+from gpu_layers import Row, ShapeBench, random, scattered
+from gpu_replay import replay
 
 from albireo.workers.kernels.cuda import attention, few_rows, gemv, hopper_gemm, linear
 from albireo.workers.kernels.cuda.hopper import HopperTiling
@@ -55,10 +56,10 @@ def tune_decode(bench: ShapeBench, rows: int, context: int) -> Iterator[Row]:
 
     def timed(tiling: attention.DecodeTiling, case: str) -> Row:
         attention.decode_tiling = lambda *_: tiling
-        us = bench.each_us(
+        cost = bench.each(
             lambda i: bench.kernels.attention(q, caches[i], batch, shape.head_dim**-0.5, 0)
         )
-        return bench.row("attention", f"B={rows} n={context} {case}{tiling}", us, size)
+        return bench.row("attention", f"B={rows} n={context} {case}{tiling}", cost, size)
 
     now = chosen(shape.head_dim, caches[0].keys.dtype, rows * shape.kv_heads)
     yield timed(now, "chosen: ")
@@ -112,9 +113,9 @@ def tune_linear(bench: ShapeBench, layer: str, rows: int) -> Iterator[Row]:
 
     def timed(tiling: object, case: str) -> Row:
         setattr(linear, chooser, lambda *_: tiling)
-        return bench.row(layer, f"B={rows} {case}", replay_us(run) / copies, size)
+        return bench.row(layer, f"B={rows} {case}", replay(run) * (1 / copies), size)
 
-    yield bench.row(layer, f"B={rows} cuBLAS", replay_us(by_cublas) / copies, size)
+    yield bench.row(layer, f"B={rows} cuBLAS", replay(by_cublas) * (1 / copies), size)
     sizes = (m,) if rows == 1 else (n, m, rows, gated) if many else (n, m, rows)
     chosen: object = choose(*sizes)
     yield timed(chosen, f"chosen: {chosen}")
