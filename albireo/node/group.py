@@ -33,6 +33,11 @@ _MAX_DELAY_S = 30.0
 Starter = Callable[[ActorSpec, dict[str, int]], Awaitable[ActorProcess]]
 
 
+def doubled(first_s: float, times: int, most_s: float) -> float:
+    """A wait that has doubled so often."""
+    return min(first_s * 2.0 ** min(times, 64), most_s)
+
+
 class GroupTimes(NamedTuple):
     """max_restarts: without a steady time between them.  start_s: for its start at most.
     hang_s: without an answer of a process."""
@@ -102,7 +107,7 @@ class Group:
             if self._wanted.is_set():
                 self._set_state("restarting")
             if deaths > 1:
-                await self._pause(min(_FIRST_DELAY_S * 2 ** (deaths - 2), _MAX_DELAY_S))
+                await self._pause(doubled(_FIRST_DELAY_S, deaths - 2, _MAX_DELAY_S))
 
     def start(self) -> None:
         """Lets a group run that was stopped, or given up, or waits before it tries again."""

@@ -1,22 +1,27 @@
 """An actor that belongs to no group: the router, the tokenizer, a gateway.
 
-Forked again, at once, whenever it has died or hangs.
+Forked again, at once, whenever it has died or hangs; but one that keeps dying waits longer
+each time, so that it leaves the machine to the others.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 
 from albireo.ipc.config import ActorSpec
 
 from .children import STARVED, ActorProcess, StartError, write_stacks
-from .group import Starter
+from .group import STEADY_S, Starter, doubled
 
 log = logging.getLogger(__name__)
 
 _RETRY_S = 0.2
+_AT_ONCE = 2
+"""Deaths without STEADY_S in between, behind which a new one is forked at once."""
+_FIRST_DELAY_S, _MAX_DELAY_S = 0.1, 5.0
 
 
 class Single:
@@ -54,8 +59,10 @@ class Single:
 
     async def run(self) -> None:
         """Keeps it alive until it is cancelled; raises StartError when the first does not start."""
-        incarnation = 0
+        incarnation = deaths = 0
         while True:
+            if deaths > _AT_ONCE:
+                await asyncio.sleep(doubled(_FIRST_DELAY_S, deaths - _AT_ONCE - 1, _MAX_DELAY_S))
             spec = self._make_spec(self.role, self.name, incarnation)
             try:
                 self.actor = actor = await self._start(spec, self._fds)
@@ -72,10 +79,13 @@ class Single:
                     raise
                 actor.kill()
                 await asyncio.sleep(_RETRY_S)
+                began = time.monotonic()
             else:
+                began = time.monotonic()
                 self._changed()
             self._died(self, incarnation, await self._end(actor))
             incarnation += 1
+            deaths = 1 if time.monotonic() - began > STEADY_S else deaths + 1
 
     async def _end(self, actor: ActorProcess) -> str:
         """Waits until it has died, or hangs and was killed; says why."""
