@@ -7,10 +7,12 @@ counts then is energy, and another kernel may be the best.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import statistics
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,19 +66,38 @@ def replay(run: Callable[[], object]) -> Cost:
         return Cost(statistics.median(once_us(replays) for _ in range(_ROUNDS)))
     replays = max(1, int(_sustained_s * 1e6 / once))
     once_us(replays)
-    before = _millijoules()
-    us = once_us(replays)
-    return Cost(us, (_millijoules() - before) / replays)
+    with _watched() as ticks:
+        us = once_us(replays)
+    if len(ticks) < 2:
+        raise RuntimeError(f"{_sustained_s:g} s: the counter of energy has not moved twice in them")
+    (first_s, first_mj), (last_s, last_mj) = ticks[0], ticks[-1]
+    return Cost(us, (last_mj - first_mj) / (last_s - first_s) * us * 1e-6)
 
 
-def _millijoules() -> int:
-    """Of the current GPU since its driver was loaded, at a moment when the counter has moved."""
-    import pynvml
+@contextlib.contextmanager
+def _watched() -> Iterator[list[tuple[float, int]]]:
+    """(seconds, millijoules of the current GPU) at each moment in the block at which the driver's
+    counter, which stands still for some 50 ms at a time, has moved."""
+    ticks: list[tuple[float, int]] = []
+    handle, done = _handle(), threading.Event()
 
-    first = pynvml.nvmlDeviceGetTotalEnergyConsumption(_handle())
-    while (now := pynvml.nvmlDeviceGetTotalEnergyConsumption(_handle())) == first:
-        time.sleep(0.0002)
-    return int(now)
+    def watch() -> None:
+        import pynvml
+
+        before = pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
+        while not done.wait(0.0005):
+            now = pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
+            if now != before:
+                ticks.append((time.perf_counter(), now))
+                before = now
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield ticks
+    finally:
+        done.set()
+        watcher.join()
 
 
 @functools.cache

@@ -22,7 +22,8 @@ def choose_kv_cache(
     """ "model" or "e4m7".  Raises OptionError where the user asks for what cannot be.
 
     auto: e4m7 on Hopper, where it was measured to be faster.  But batch-invariant rows all go the
-    way of prompts, for which the cache is unpacked in every step.
+    way of prompts, for which the cache is unpacked in every step, and with a few layers the room
+    for that is more than 12 bits spare.
     """
     asked = options.kv_cache_dtype
     if asked == "model":
@@ -30,8 +31,10 @@ def choose_kv_cache(
     reason = _in_the_way(device, dtype, model, gpus)
     if asked == "auto":
         hopper = bool(gpus) and all(gpu.capability == CAPABILITY for gpu in gpus)
-        faster = hopper and not reason and not options.batch_invariant
-        return "e4m7" if faster else "model"
+        if reason or not hopper or options.batch_invariant:
+            return "model"
+        smaller = with_e4m7_cache(model).kv_room_per_token < model.kv_room_per_token
+        return "e4m7" if smaller else "model"
     if reason:
         raise OptionError(f"--kv-cache-dtype {asked} {reason}: leave it out")
     return asked

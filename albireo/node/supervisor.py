@@ -272,7 +272,7 @@ class Supervisor:
         )  # fmt: skip
 
     def _single_died(self, single: Single, incarnation: int, why: str) -> None:
-        self._note(f"{why}; starting it again")
+        self._note(f"{why}; it is started again")
         if single.role == "tokenizer":
             self._link.send(TokenizerDown(incarnation))
         elif single.role == "router":

@@ -123,6 +123,14 @@ def test_layers() -> None:
         check(random(rows, k), random(n, k) / k**0.5, None, e4m7_tiling(n, k, rows), activation)
 
 
+def test_inputs_may_be_small() -> None:
+    """Sums are 2^112 times too small until the end, and no bit of them may be lost for that."""
+    weight = random(256, 4096) / 64
+    for power in (-14, -20):
+        x = random(40, 4096) * 2.0**power
+        check(x, weight, None, HopperTiling(64, 2, 1), None, torch.float32)
+
+
 def test_weights_are_used_as_they_are_kept() -> None:
     """Also the small ones: x picks single columns, and bfloat16 rounds nothing of a weight."""
     weight = random(256, 128)

@@ -91,6 +91,20 @@ def test_logits_by_weights_of_12_bits(tp: int, tmp_path: Path) -> None:
     assert 0 < error < 0.02
 
 
+@pytest.mark.parametrize("tp", [1, 2])
+def test_logits_by_a_cache_of_12_bits(tp: int, tmp_path: Path) -> None:
+    """As those by bfloat16's own, of which it keeps all but what is small beside others."""
+    write_model("tiny", tmp_path)
+    config, found = replace(read_config(tmp_path), head_dim=64), []
+    for cache in ("model", "e4m7"):
+        kernels = create("cuda", torch.bfloat16, False, kv_cache_dtype=cache)
+        models = load_model(tmp_path, config, torch.bfloat16, "dummy", tp, kernels, print)
+        run = PagedRun(models, kernels, torch.bfloat16, prompts(), seed=tp)
+        found.append(torch.cat(run.logits()))
+    error = (found[1] - found[0]).norm() / found[0].norm()
+    assert error < 0.02
+
+
 @pytest.fixture
 def make_engine() -> Any:
     """make_engine(EngineConfig, config) -> Results around a warm CudaEngine of a dummy model."""

@@ -119,8 +119,13 @@ def test_steps_of_chunks_and_decodes(dtype: torch.dtype, shape: Shape) -> None:
 
 @pytest.mark.parametrize("invariant", [False, True])
 @pytest.mark.parametrize(
-    "shape", [LLAMA, SMOL, GEMMA, Shape(28, 4, 128, window=100), Shape(8, 4, 256)], ids=str
-)
+    "shape",
+    [
+        LLAMA, SMOL, GEMMA, Shape(28, 4, 128, window=100), Shape(8, 4, 256), Shape(64, 1, 128),
+        Shape(48, 1, 64),
+    ],
+    ids=str,
+)  # fmt: skip
 def test_a_cache_of_12_bits(shape: Shape, invariant: bool) -> None:
     """Chunks and decodes, padded, and decodes of many sequences at once."""
     k = kernels(torch.bfloat16, invariant, "e4m7")
@@ -180,9 +185,12 @@ def test_nan_stays_in_its_row(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("cache", ["model", "e4m7"])
-@pytest.mark.parametrize("sequences", [2, 80])
-def test_a_captured_step_serves_any_lengths(sequences: int, cache: str) -> None:
-    """One graph of a layer's kernels, replayed as contexts grow: the bits of eager launches."""
+@pytest.mark.parametrize(("sequences", "chunk"), [(2, 0), (80, 0), (9, 30)])
+def test_a_captured_step_serves_any_lengths(sequences: int, chunk: int, cache: str) -> None:
+    """One graph of a layer's kernels, replayed as contexts grow: the bits of eager launches.
+
+    chunk: tokens that the first of the sequences feeds, all others decode.
+    """
     shape, dtype, k = LLAMA, torch.bfloat16, kernels(torch.bfloat16, kv_cache_dtype=cache)
     conversation = Conversation(shape, dtype, [400] * sequences, 0)
     kv = checks.empty_cache(k, conversation.paged, shape, dtype)
@@ -194,9 +202,12 @@ def test_a_captured_step_serves_any_lengths(sequences: int, cache: str) -> None:
     )
 
     def inputs(position: int) -> StepBatch:
-        chunks = [(s, (position * (s + 1)) % 399, 1) for s in range(sequences)]
+        chunks = [
+            (s, position * (s + 1) % (400 - chunk), 1 if s or not chunk else chunk)
+            for s in range(sequences)
+        ]
         batch = on_device(conversation.paged.batch(chunks), k.device)
-        batch.num_chunks = 0
+        batch.num_chunks = int(chunk > 0)
         return batch
 
     def layer(batch: StepBatch) -> torch.Tensor:
@@ -205,7 +216,8 @@ def test_a_captured_step_serves_any_lengths(sequences: int, cache: str) -> None:
         )
         return k.linear(k.attention(q, kv, batch, 0.1, 0), head)
 
-    qkv = torch.randn(sequences, shape.qkv_width, device=k.device, dtype=dtype)
+    rows = sequences + max(chunk - 1, 0)
+    qkv = torch.randn(rows, shape.qkv_width, device=k.device, dtype=dtype)
     static = inputs(5)
     layer(static)
     torch.cuda.synchronize()

@@ -56,6 +56,8 @@ def test_auto_is_what_was_measured_to_be_faster() -> None:
     assert chosen(NodeOptions(kv_cache_dtype="model"), EIGHT, H100) == "model"
     assert chosen(NodeOptions(batch_invariant=True), EIGHT, H100) == "model"
     assert chosen(auto, msgspec.structs.replace(EIGHT, head_dim=96), H100) == "model"
+    few, enough = (msgspec.structs.replace(EIGHT, kv_layers=layers) for layers in (4, 5))
+    assert chosen(auto, few, H100) == "model" and chosen(auto, enough, H100) == "e4m7"
     for gpu in (A100, UNKNOWN, T4):
         assert chosen(auto, EIGHT, H100, gpu) == "model"
     for device, dtype in (("cuda", "float32"), ("cpu", "bfloat16"), ("sim", "bfloat16")):

@@ -235,6 +235,9 @@ class Conversation:
                 torch.cat([qkv[rows.to(device)], spare]), shape.heads, shape.kv_heads,
                 shape.head_dim, q_norm, k_norm, EPS, rope, batch, kv,
             )  # fmt: skip
+            if kv.wide is not None:  # Another layer's.
+                kv.wide.keys.fill_(float("nan"))
+                kv.wide.values.fill_(float("nan"))
             out = k.attention(q, kv, batch, shape.head_dim**-0.5, shape.window)
             queries[rows], outputs[rows] = q[: len(rows)].cpu(), out[: len(rows)].cpu()
         return queries, outputs

@@ -144,9 +144,9 @@ class PagedRun:
             )
             for _ in range(config.num_layers)
         ]
-        for cache in caches:
-            cache.keys.fill_(float("nan"))
-            cache.values.fill_(float("nan"))
+        for each in (x for kv in caches for x in (kv, kv.wide) if x is not None):
+            for numbers in (each.keys, each.values):
+                numbers.fill_(255 if numbers.dtype == torch.uint8 else float("nan"))
         return caches
 
     def _next_step(self) -> tuple[StepBatch, list[tuple[int, int]]]:

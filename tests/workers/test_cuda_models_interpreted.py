@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from albireo.bench.shapes import write_model
 from albireo.workers.models.load import load_model, read_config
 
 from .interpreted import use_interpreter
@@ -29,3 +31,17 @@ def test_logits_equal_transformers(name: str, tmp_path: Path) -> None:
     found = PagedRun(models, kernels, torch.float32, asked).logits()
     for logits, tokens in zip(found, asked, strict=True):
         torch.testing.assert_close(logits, expected_logits(reference, tokens), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("tp", [1, 2])
+def test_logits_by_a_cache_of_12_bits(tp: int, tmp_path: Path) -> None:
+    """As those by bfloat16's own, of which it keeps all but what is small beside others."""
+    write_model("tiny", tmp_path)
+    config, found = replace(read_config(tmp_path), head_dim=64), []
+    for e4m7 in (False, True):
+        kernels = CudaKernels(torch.bfloat16, False, torch.device("cpu"), e4m7_cache=e4m7)
+        models = load_model(tmp_path, config, torch.bfloat16, "dummy", tp, kernels, lambda _: None)
+        run = PagedRun(models, kernels, torch.bfloat16, prompts((21, 1, 9)), seed=tp)
+        found.append(torch.cat(run.logits()))
+    error = (found[1] - found[0]).norm() / found[0].norm()
+    assert error < 0.02

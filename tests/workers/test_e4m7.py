@@ -145,6 +145,7 @@ def test_few_rows_are_faster() -> None:
     assert faster(24576, 4096, 1) and most(24576, 4096) == [193]
     assert faster(28672, 4096, 1) and most(28672, 4096) == [129]  # 150 tiles of 192 outputs.
     assert faster(151936, 4096, 1) and most(151936, 4096) == [257]  # Six rounds of them.
+    assert faster(128256, 4096, 1) and most(128256, 4096) == [193]  # The sixth is a small one.
     assert faster(4096, 4096, 1) and most(4096, 4096) == [113]
     assert not faster(3072, 4096, 1) and most(3072, 4096) == [2, 65]
     assert not faster(4096, 1024, 1) and most(4096, 1024) == []

@@ -23,10 +23,12 @@ class KVLayer:
 
     keys, values: [num_blocks, kv_heads, ...] in the layout the kernels of the
     device like best; only they look inside.
+    wide: room for one layer's numbers, common to layers, where kernels unpack them for prompts.
     """
 
     keys: torch.Tensor
     values: torch.Tensor
+    wide: KVLayer | None = None
 
 
 class Kernels(Protocol):

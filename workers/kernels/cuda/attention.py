@@ -19,7 +19,7 @@ from .decode import decode
 from .overlap import overlapped
 from .paging import padded
 from .prefill import prefill
-from .widen import wide_layer, widen
+from .widen import widen
 
 _MAX_SPLITS = 64
 _COUNTERS = 4096
@@ -81,14 +81,10 @@ class Attention:
     def __init__(self, batch_invariant: bool) -> None:
         self._batch_invariant = batch_invariant
         self._processors = 0
-        self._wide: KVLayer | None = None
         self._counters: torch.Tensor | None = None
 
-    def prepare(self, kv: KVLayer) -> None:
-        """Makes what launches share: outside of a capture, before the first call of a layer."""
-        device = kv.keys.device
-        if kv.keys.dtype == torch.uint8:
-            self._wide = wide_layer(kv, self._wide)
+    def prepare(self, device: torch.device) -> None:
+        """Makes what launches share: outside of a capture, before the first call."""
         if self._counters is not None:
             return
         self._processors = _INTERPRETED_PROCESSORS
@@ -105,10 +101,9 @@ class Attention:
         chunks = sequences if self._batch_invariant else batch.num_chunks
         decodes = sequences - chunks
         if chunks:
-            wide = self._wide or kv
-            if wide is not kv:
-                widen(kv, wide, batch, chunks, window, self._processors)
-            _prefill(q, out, wide, batch, chunks, scale, window)
+            if kv.wide is not None:
+                widen(kv, kv.wide, batch, chunks, window, self._processors)
+            _prefill(q, out, kv.wide or kv, batch, chunks, scale, window)
         if decodes:
             self._decode(q, out, kv, batch, decodes, scale, window)
         return out

@@ -31,11 +31,13 @@ _ONE_STEP = (192, 3)
 """Of more rows with so many warpgroups sums leave no registers for the weights of a stage."""
 _SEVERAL_TILES = {(256, 2): 1.0, (192, 2): 0.87, (128, 3): 0.82, (128, 2): 0.74, (256, 1): 0.73}
 """Rows and warpgroups of tiles where there are several, and how fast they are."""
-_FASTER = ((1, 16 << 20), (64, 8 << 20), (112, 16 << 20), (192, 40 << 20), (256, 128 << 20))
-"""Up to so many rows, with so many weights: a start and an end cost more here, and with many rows
-arithmetic does.  Of more than 192 rows it is the LM head's."""
-_LEAST_FILLED = 0.85
-"""Share of the GPU that many rows need."""
+_FASTER = (
+    (1, 16 << 20, 0.0), (64, 8 << 20, 0.0), (112, 16 << 20, 0.0), (128, 40 << 20, 0.0),
+    (192, 40 << 20, 0.84), (256, 128 << 20, 0.95),
+)  # fmt: skip
+"""Up to so many rows, with so many weights, and such a share of the GPU filled: a start and an end
+cost more here, and with many rows arithmetic does, so that of more than 192 only very large layers
+are faster, as LM heads are."""
 
 
 @functools.cache
@@ -66,15 +68,15 @@ def faster(n: int, k: int, rows: int) -> bool:
     Measured on an H100 in whole layers of Qwen3-8B, half of it, Llama-3.1-8B, Phi-3-mini and
     Qwen3-0.6B, at 1 to 256 rows.
     """
-    least = next((weights for most, weights in _FASTER if rows <= most), None)
-    if least is None or n * k < least:
-        return False
-    return rows <= _FEW_ROWS or e4m7_tiling(n, k, rows).filled(n) >= _LEAST_FILLED
+    for most, weights, filled in _FASTER:
+        if rows <= most:
+            return n * k >= weights and e4m7_tiling(n, k, rows).filled(n) >= filled
+    return False
 
 
 def ever_faster(n: int, k: int) -> bool:
     """Whether it is for any number of rows."""
-    return n * k >= min(weights for _, weights in _FASTER)
+    return n * k >= min(weights for _, weights, _ in _FASTER)
 
 
 @functools.cache

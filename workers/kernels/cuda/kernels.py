@@ -32,6 +32,7 @@ from .linear import (
 )
 from .norm import rms_norm
 from .rope import rope_and_cache
+from .widen import with_room
 
 _DTYPES = (torch.bfloat16, torch.float32)
 
@@ -43,7 +44,7 @@ class CudaKernels:
     at the time.  A CPU device works under Triton's interpreter, for tests.
     e4m7: "beside", "only" or "off", see EngineConfig.e4m7_weights; not with batch_invariant.
     e4m7_cache: the KV cache has 12 bits a number; with bfloat16.  What prompts see of it is
-    unpacked into one layer's worth of bfloat16, which all caches of one shape share.
+    unpacked into one layer's worth of bfloat16, which layers of one shape share.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class CudaKernels:
         self.device = device
         self._e4m7 = "off" if batch_invariant else e4m7
         self._e4m7_cache = e4m7_cache
+        self._last_layer: KVLayer | None = None
         self._attention = Attention(batch_invariant)
 
     def set_threads(self, threads: int) -> None:
@@ -160,5 +162,7 @@ class CudaKernels:
         kv = paging.new_kv_layer(
             num_blocks, block_size, kv_heads, head_dim, dtype, self.device, self._e4m7_cache
         )
-        self._attention.prepare(kv)
+        self._attention.prepare(self.device)
+        if self._e4m7_cache:
+            kv = self._last_layer = with_room(kv, self._last_layer)
         return kv

@@ -10,6 +10,8 @@ next layer writes it, each block to its own place: chunks with a block in common
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import triton
 import triton.language as tl
@@ -105,13 +107,17 @@ def _widen(
         _store(values, to, row, low, high, power_of_value(powers), HEAD_DIM)
 
 
-def wide_layer(narrow: KVLayer, other: KVLayer | None) -> KVLayer:
-    """Room for one layer's numbers in bfloat16, on the same device: other, where it is as large."""
+def with_room(narrow: KVLayer, before: KVLayer | None) -> KVLayer:
+    """The layer with room for its numbers in bfloat16: that of the layer before, if it is as large.
+
+    before: on the same device.
+    """
     num_blocks, kv_heads, block_size, size = narrow.keys.shape
     shape = num_blocks, kv_heads, block_size, (size - 4) // 3
-    if other is not None and other.keys.shape == shape:
-        return other
-    keys, values = (
-        torch.zeros(shape, dtype=torch.bfloat16, device=narrow.keys.device) for _ in range(2)
-    )
-    return KVLayer(keys, values)
+    wide = before and before.wide
+    if wide is None or wide.keys.shape != shape:
+        keys, values = (
+            torch.zeros(shape, dtype=torch.bfloat16, device=narrow.keys.device) for _ in range(2)
+        )
+        wide = KVLayer(keys, values)
+    return replace(narrow, wide=wide)
