@@ -61,7 +61,7 @@ class CudaKernels:
         self.device = device
         self._e4m7 = "off" if batch_invariant else e4m7
         self._e4m7_cache = e4m7_cache
-        self._last_layer: KVLayer | None = None
+        self._wide: KVLayer | None = None
         self._attention = Attention(batch_invariant)
 
     def set_threads(self, threads: int) -> None:
@@ -164,5 +164,6 @@ class CudaKernels:
         )
         self._attention.prepare(self.device)
         if self._e4m7_cache:
-            kv = self._last_layer = with_room(kv, self._last_layer)
+            kv = with_room(kv, self._wide)
+            self._wide = kv.wide
         return kv

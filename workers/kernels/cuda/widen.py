@@ -107,14 +107,10 @@ def _widen(
         _store(values, to, row, low, high, power_of_value(powers), HEAD_DIM)
 
 
-def with_room(narrow: KVLayer, before: KVLayer | None) -> KVLayer:
-    """The layer with room for its numbers in bfloat16: that of the layer before, if it is as large.
-
-    before: on the same device.
-    """
+def with_room(narrow: KVLayer, wide: KVLayer | None) -> KVLayer:
+    """The layer with room for its numbers in bfloat16: `wide` if it is as large, on its device."""
     num_blocks, kv_heads, block_size, size = narrow.keys.shape
     shape = num_blocks, kv_heads, block_size, (size - 4) // 3
-    wide = before and before.wide
     if wide is None or wide.keys.shape != shape:
         keys, values = (
             torch.zeros(shape, dtype=torch.bfloat16, device=narrow.keys.device) for _ in range(2)
