@@ -37,7 +37,6 @@ from ..workers.sampling_reference import draw, rows_of
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.two_gpus,
     pytest.mark.alone,
     pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs"),
 ]

@@ -51,7 +51,7 @@ from ..workers.grammar_story import (  # noqa: E402
     check_steps_ahead,
     play_grammars,
 )
-from ..workers.paged_run import PagedRun  # noqa: E402
+from ..workers.paged_run import PagedRun, dummy_logits  # noqa: E402
 from ..workers.parameter_story import PARAMETERS, ParameterStory, check_story  # noqa: E402
 from ..workers.test_worker_process import MODEL  # noqa: E402
 from ..workers.tiny_models import TINY, expected_logits, prompts, save  # noqa: E402
@@ -81,13 +81,12 @@ def test_logits_equal_transformers(name: str, tmp_path: Path) -> None:
 def test_logits_by_weights_of_12_bits(tp: int, tmp_path: Path) -> None:
     """As those by bfloat16, but for what that rounds; a rank's 32 columns do not fit, and stay."""
     write_model("tiny", tmp_path)
-    config, found = read_config(tmp_path), []
-    for mode in ("off", "only"):
-        kernels = create("cuda", torch.bfloat16, False, mode)
-        models = load_model(tmp_path, config, torch.bfloat16, "dummy", tp, kernels, print)
-        run = PagedRun(models, kernels, torch.bfloat16, prompts(), seed=tp)
-        found.append(torch.cat(run.logits()))
-    error = (found[1] - found[0]).norm() / found[0].norm()
+    config = read_config(tmp_path)
+    wide, narrow = (
+        dummy_logits(config, create("cuda", torch.bfloat16, False, mode), tp, prompts())
+        for mode in ("off", "only")
+    )
+    error = (narrow - wide).norm() / wide.norm()
     assert 0 < error < 0.02
 
 
@@ -95,13 +94,14 @@ def test_logits_by_weights_of_12_bits(tp: int, tmp_path: Path) -> None:
 def test_logits_by_a_cache_of_12_bits(tp: int, tmp_path: Path) -> None:
     """As those by bfloat16's own, of which it keeps all but what is small beside others."""
     write_model("tiny", tmp_path)
-    config, found = replace(read_config(tmp_path), head_dim=64), []
-    for cache in ("model", "e4m7"):
-        kernels = create("cuda", torch.bfloat16, False, kv_cache_dtype=cache)
-        models = load_model(tmp_path, config, torch.bfloat16, "dummy", tp, kernels, print)
-        run = PagedRun(models, kernels, torch.bfloat16, prompts(), seed=tp)
-        found.append(torch.cat(run.logits()))
-    error = (found[1] - found[0]).norm() / found[0].norm()
+    config = replace(read_config(tmp_path), head_dim=64)
+    wide, narrow = (
+        dummy_logits(
+            config, create("cuda", torch.bfloat16, False, kv_cache_dtype=cache), tp, prompts()
+        )
+        for cache in ("model", "e4m7")
+    )
+    error = (narrow - wide).norm() / wide.norm()
     assert error < 0.02
 
 

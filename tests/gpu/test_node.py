@@ -80,7 +80,6 @@ def test_a_node_registers_its_plan_ring(
 
 
 @pytest.mark.alone
-@pytest.mark.two_gpus
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_two_ranks_on_two_gpus(start_node: Callable[..., str], tmp_path: Path) -> None:
     save("qwen3", tmp_path)
@@ -109,7 +108,6 @@ def test_two_ranks_on_two_gpus(start_node: Callable[..., str], tmp_path: Path) -
 
 
 @pytest.mark.alone
-@pytest.mark.two_gpus
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_two_batch_invariant_ranks(start_node: Callable[..., str], tmp_path: Path) -> None:
     """In bfloat16, whose sums are rounded: a request's tokens do not depend on those beside it."""

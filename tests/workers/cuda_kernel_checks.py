@@ -20,7 +20,7 @@ from albireo.workers.kernels.cuda.few_rows import FewRowsTiling, few_rows
 from albireo.workers.kernels.cuda.gemv import GemvTiling, gemv
 from albireo.workers.kernels.interface import Kernels, KVLayer
 
-from .paged import PagedSequences, ints
+from .paged import PagedSequences, ints, poison
 from .reference_kernels import ReferenceKernels
 
 EPS = 1e-6
@@ -69,8 +69,7 @@ def on_device(batch: StepBatch, device: torch.device) -> StepBatch:
 
 def empty_cache(k: Kernels, paged: PagedSequences, shape: Shape, dtype: torch.dtype) -> KVLayer:
     kv = k.new_kv_layer(paged.num_blocks, shape.block_size, shape.kv_heads, shape.head_dim, dtype)
-    for each in (kv.keys, kv.values):
-        each.fill_(255 if each.dtype == torch.uint8 else float("nan"))
+    poison(kv)
     return kv
 
 
@@ -236,8 +235,7 @@ class Conversation:
                 shape.head_dim, q_norm, k_norm, EPS, rope, batch, kv,
             )  # fmt: skip
             if kv.wide is not None:  # Another layer's.
-                kv.wide.keys.fill_(float("nan"))
-                kv.wide.values.fill_(float("nan"))
+                poison(kv.wide)
             out = k.attention(q, kv, batch, shape.head_dim**-0.5, shape.window)
             queries[rows], outputs[rows] = q[: len(rows)].cpu(), out[: len(rows)].cpu()
         return queries, outputs

@@ -8,10 +8,19 @@ import numpy as np
 import torch
 
 from albireo.workers.engine.batch import StepBatch
+from albireo.workers.kernels.interface import KVLayer
 
 
 def ints(values: object) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(np.asarray(values, dtype=np.int32)))
+
+
+def poison(kv: KVLayer) -> None:
+    """Fills a cache with what must not be read before it is written."""
+    for numbers in (kv.keys, kv.values):
+        numbers.fill_(255 if numbers.dtype == torch.uint8 else float("nan"))
+    if kv.wide is not None:
+        poison(kv.wide)
 
 
 class PagedSequences:

@@ -17,8 +17,12 @@ import torch
 
 from albireo.workers.engine.batch import StepBatch
 from albireo.workers.kernels.interface import Kernels, KVLayer
+from albireo.workers.models.config import ModelConfig
 from albireo.workers.models.llama import Model
+from albireo.workers.models.load import load_model
 from albireo.workers.parallel.communicator import Unfused
+
+from .paged import poison
 
 _MAX_CHUNK = 9
 _SPARE_BLOCKS = 3
@@ -144,9 +148,8 @@ class PagedRun:
             )
             for _ in range(config.num_layers)
         ]
-        for each in (x for kv in caches for x in (kv, kv.wide) if x is not None):
-            for numbers in (each.keys, each.values):
-                numbers.fill_(255 if numbers.dtype == torch.uint8 else float("nan"))
+        for cache in caches:
+            poison(cache)
         return caches
 
     def _next_step(self) -> tuple[StepBatch, list[tuple[int, int]]]:
@@ -189,3 +192,12 @@ class PagedRun:
 
     def _int32(self, values: Sequence[int]) -> torch.Tensor:
         return torch.tensor(list(values), dtype=torch.int32, device=self._device)
+
+
+def dummy_logits(
+    config: ModelConfig, kernels: Kernels, tp: int, prompts: Sequence[Sequence[int]]
+) -> torch.Tensor:
+    """[tokens of all prompts, vocab] float32 of a model of made-up weights in bfloat16."""
+    dtype = torch.bfloat16
+    models = load_model("", config, dtype, "dummy", tp, kernels, lambda _: None)
+    return torch.cat(PagedRun(models, kernels, dtype, prompts, seed=tp).logits())

@@ -43,8 +43,9 @@ _LARGEST = 15
 _BIAS = 127
 _LEAST = 32
 """Exponent of a row's largest weight: with 2^-95 all that is computed here is a normal number."""
-_TOO_SMALL = 112
-_MOST = 2 * _BIAS - _TOO_SMALL
+TOO_SMALL = 112
+"""Power of two that a bfloat16 lacks whose exponent has only these four bits."""
+_MOST = 2 * _BIAS - TOO_SMALL
 """Exponent of the largest weights whose scale is a float's: they are below 2^16."""
 _SIGN = 11
 _AT_ONCE = 1 << 24
@@ -89,7 +90,7 @@ def pack(weight: torch.Tensor, gated: bool = False) -> E4M7 | None:
         rows = order[begin : begin + at_once]
         some = _pack(weight[rows], largest[rows])
         blocks[begin // BLOCK : begin // BLOCK + len(some)] = some
-    scales = torch.ldexp(torch.ones(n, device=device), largest.view(-1).int() - _BIAS + _TOO_SMALL)
+    scales = torch.ldexp(torch.ones(n, device=device), largest.view(-1).int() - _BIAS + TOO_SMALL)
     return E4M7(blocks, scales, n, k, gated)
 
 
@@ -106,7 +107,7 @@ def unpack(packed: E4M7) -> torch.Tensor:
     rows = value.view(-1, packed.k // COLUMNS, _STEPS, 4, 8, 4, 2, 2, 2)
     weight = rows.permute(0, 3, 7, 4, 1, 2, 6, 5, 8).reshape(-1, packed.k)[: packed.n]
     order = _order(packed.n, packed.gated).to(weight.device)
-    return weight[torch.argsort(order)] * (packed.scales[:, None] * 2.0**-_TOO_SMALL)
+    return weight[torch.argsort(order)] * (packed.scales[:, None] * 2.0**-TOO_SMALL)
 
 
 def _order(n: int, gated: bool) -> torch.Tensor:

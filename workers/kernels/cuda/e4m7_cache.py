@@ -22,14 +22,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-_TOO_SMALL = 112
-ENLARGED = tl.constexpr(2.0**_TOO_SMALL)
+from .e4m7 import TOO_SMALL
+
+ENLARGED = tl.constexpr(2.0**TOO_SMALL)
 QUERY_FACTOR = tl.constexpr(2.0**64)
 """Keys' numbers are near the smallest there are: with it products are not."""
-SCORE_FACTOR = tl.constexpr(2.0 ** (_TOO_SMALL - 64))
+SCORE_FACTOR = tl.constexpr(2.0 ** (TOO_SMALL - 64))
 WEIGHT_FACTOR = tl.constexpr(2.0**48)
 """As QUERY_FACTOR, for values."""
-SUM_FACTOR = tl.constexpr(2.0 ** (_TOO_SMALL - 48))
+SUM_FACTOR = tl.constexpr(2.0 ** (TOO_SMALL - 48))
 
 
 def _unpacking(one: str, other: str) -> str:

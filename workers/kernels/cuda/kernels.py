@@ -10,7 +10,9 @@ even the constructor touches the GPU: it runs in the fork server.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 
@@ -32,7 +34,6 @@ from .linear import (
 )
 from .norm import rms_norm
 from .rope import rope_and_cache
-from .widen import with_room
 
 _DTYPES = (torch.bfloat16, torch.float32)
 
@@ -159,11 +160,14 @@ class CudaKernels:
     ) -> KVLayer:
         if dtype != self.dtype:
             raise ValueError(f"a KV cache of {dtype} for kernels of {self.dtype}")
-        kv = paging.new_kv_layer(
-            num_blocks, block_size, kv_heads, head_dim, dtype, self.device, self._e4m7_cache
-        )
         self._attention.prepare(self.device)
-        if self._e4m7_cache:
-            kv = with_room(kv, self._wide)
-            self._wide = kv.wide
-        return kv
+        shape = num_blocks, kv_heads, block_size, head_dim
+        new = functools.partial(
+            paging.new_kv_layer, num_blocks, block_size, kv_heads, head_dim, dtype, self.device
+        )
+        if not self._e4m7_cache:
+            return new()
+        narrow = new(e4m7=True)
+        if self._wide is None or self._wide.keys.shape != shape:
+            self._wide = new()
+        return replace(narrow, wide=self._wide)

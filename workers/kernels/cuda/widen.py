@@ -10,9 +10,6 @@ next layer writes it, each block to its own place: chunks with a block in common
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-import torch
 import triton
 import triton.language as tl
 
@@ -105,15 +102,3 @@ def _widen(
         _store(keys, to, row, low, high, power_of_key(powers), HEAD_DIM)
         low, high = unpack_halves(value[0], value[1], value[2], ASSEMBLY)
         _store(values, to, row, low, high, power_of_value(powers), HEAD_DIM)
-
-
-def with_room(narrow: KVLayer, wide: KVLayer | None) -> KVLayer:
-    """The layer with room for its numbers in bfloat16: `wide` if it is as large, on its device."""
-    num_blocks, kv_heads, block_size, size = narrow.keys.shape
-    shape = num_blocks, kv_heads, block_size, (size - 4) // 3
-    if wide is None or wide.keys.shape != shape:
-        keys, values = (
-            torch.zeros(shape, dtype=torch.bfloat16, device=narrow.keys.device) for _ in range(2)
-        )
-        wide = KVLayer(keys, values)
-    return replace(narrow, wide=wide)
