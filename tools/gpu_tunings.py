@@ -11,6 +11,7 @@ from gpu_layers import Row, ShapeBench, random, scattered
 from gpu_replay import replay
 
 from albireo.workers.kernels.cuda import attention, few_rows, gemv, hopper_gemm, linear
+from albireo.workers.kernels.cuda.decode_tiling import ROUND, DecodeTiling
 from albireo.workers.kernels.cuda.hopper import HopperTiling
 
 _BEYOND_L2 = 1 << 29
@@ -54,23 +55,30 @@ def tune_decode(bench: ShapeBench, rows: int, context: int) -> Iterator[Row]:
     q = random(rows, shape.heads, shape.head_dim)
     size = rows * context * bench.kv_token_bytes + 2 * q.nbytes
 
-    def timed(tiling: attention.DecodeTiling, case: str) -> Row:
+    def timed(tiling: DecodeTiling, case: str) -> Row:
         attention.decode_tiling = lambda *_: tiling
         cost = bench.each(
             lambda i: bench.kernels.attention(q, caches[i], batch, shape.head_dim**-0.5, 0)
         )
         return bench.row("attention", f"B={rows} n={context} {case}{tiling}", cost, size)
 
-    now = chosen(shape.head_dim, caches[0].keys.dtype, rows * shape.kv_heads)
+    processors = torch.cuda.get_device_properties(q.device).multi_processor_count
+    now = chosen(shape.head_dim, caches[0].keys.dtype, rows * shape.kv_heads, processors)
     yield timed(now, "chosen: ")
-    made = [
-        timed(attention.DecodeTiling(*options), "")
-        for options in itertools.product(
-            (32, 64, 128), (32, 64), (2, 3, 4, 6, 8), (2, 4), (2, 3, 4)
-        )
-    ]
+    made = [timed(tiling, "") for tiling in _decode_tilings(caches[0].wide is not None)]
     attention.decode_tiling = chosen
     yield from sorted(made, key=lambda row: row.us)[:8]
+
+
+def _decode_tilings(narrow: bool) -> Iterator[DecodeTiling]:
+    """narrow: of a cache in 12 bits."""
+    if narrow:
+        for warps, rounds, programs in itertools.product((1, 2, 4, 8), (1, 2), (1, 2, 4, 8)):
+            keys = ROUND * warps
+            yield DecodeTiling(keys, keys * rounds, programs, warps, 2)
+        return
+    for options in itertools.product((32, 64, 128), (32, 64), (2, 3, 4, 6, 8), (2, 4), (2, 3, 4)):
+        yield DecodeTiling(*options)
 
 
 def tune_prefill(bench: ShapeBench) -> Iterator[Row]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from albireo.ipc.config import ModelInfo
-from albireo.workers.kernels.cuda.needs import CAPABILITY, MULTIPROCESSORS, has_bindings
+from albireo.workers.kernels.cuda.needs import MULTIPROCESSORS
 
 from .gpu_memory import e4m7_bytes, estimate
-from .gpus import Gpu, needs_bfloat16_on_gpu
+from .gpus import Gpu, needs_bfloat16_on_gpu, needs_cuda_cpp
 from .options import NodeOptions, OptionError
 
 _GIB = 1 << 30
@@ -61,14 +61,9 @@ def _in_the_way(options: NodeOptions, device: str, dtype: str, gpus: Sequence[Gp
         return reason
     if options.batch_invariant:
         return "chooses a kernel by the number of rows, which --batch-invariant forbids"
+    if reason := needs_cuda_cpp(gpus):
+        return reason
     for gpu in gpus:
-        if gpu.capability != CAPABILITY:
-            return (
-                "needs GPUs of compute capability 9.0 (H100, H200), and "
-                f"{gpu.describe_capability()}"
-            )
         if 0 < gpu.cores < _CORES:
             return f"needs GPUs of {_CORES} cores (H100 SXM, H200), and {gpu.name} has {gpu.cores}"
-    if not has_bindings():
-        return "needs the package cuda-bindings, which is not installed"
     return ""

@@ -13,6 +13,8 @@ from typing import Any
 
 import msgspec
 
+from albireo.workers.kernels.cuda.needs import CAPABILITY, has_bindings
+
 from .options import OptionError
 
 
@@ -40,6 +42,19 @@ def needs_bfloat16_on_gpu(device: str, dtype: str) -> str:
         return f"is for GPUs, and --device is {device}"
     if dtype != "bfloat16":
         return f"is for bfloat16, and --dtype is {dtype}"
+    return ""
+
+
+def needs_cuda_cpp(gpus: Sequence[Gpu]) -> str:
+    """As needs_bfloat16_on_gpu, of an option whose kernels are of CUDA C++ for Hopper."""
+    for gpu in gpus:
+        if gpu.capability != CAPABILITY:
+            return (
+                "needs GPUs of compute capability 9.0 (H100, H200), and "
+                f"{gpu.describe_capability()}"
+            )
+    if not has_bindings():
+        return "needs the package cuda-bindings, which is not installed"
     return ""
 
 

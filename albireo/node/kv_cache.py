@@ -7,13 +7,10 @@ from collections.abc import Sequence
 import msgspec
 
 from albireo.ipc.config import ModelInfo
-from albireo.workers.kernels.cuda.needs import CAPABILITY, E4M7_HEAD_DIMS
+from albireo.workers.kernels.cuda.needs import E4M7_HEAD_DIMS
 
-from .gpus import Gpu, needs_bfloat16_on_gpu
+from .gpus import Gpu, needs_bfloat16_on_gpu, needs_cuda_cpp
 from .options import NodeOptions, OptionError
-
-_LEAST_CAPABILITY = (8, 0)
-"""CUDA's, of the first GPUs with bfloat16."""
 
 
 def choose_kv_cache(
@@ -21,17 +18,16 @@ def choose_kv_cache(
 ) -> str:
     """ "model" or "e4m7".  Raises OptionError where the user asks for what cannot be.
 
-    auto: e4m7 on Hopper, where it was measured to be faster.  But batch-invariant rows all go the
-    way of prompts, for which the cache is unpacked in every step, and with a few layers the room
-    for that is more than 12 bits spare.
+    auto: e4m7 where it can be, which was measured to be faster.  But batch-invariant rows all go
+    the way of prompts, for which the cache is unpacked in every step, and with a few layers the
+    room for that is more than 12 bits spare.
     """
     asked = options.kv_cache_dtype
     if asked == "model":
         return asked
     reason = _in_the_way(device, dtype, model, gpus)
     if asked == "auto":
-        hopper = bool(gpus) and all(gpu.capability == CAPABILITY for gpu in gpus)
-        if reason or not hopper or options.batch_invariant:
+        if reason or options.batch_invariant:
             return "model"
         smaller = with_e4m7_cache(model).kv_room_per_token < model.kv_room_per_token
         return "e4m7" if smaller else "model"
@@ -64,7 +60,4 @@ def _in_the_way(device: str, dtype: str, model: ModelInfo, gpus: Sequence[Gpu]) 
             f"takes heads of {sizes} or {E4M7_HEAD_DIMS[-1]} numbers, and {model.name} has "
             f"heads of {model.head_dim}"
         )
-    for gpu in gpus:
-        if (0, 0) < gpu.capability < _LEAST_CAPABILITY:
-            return f"needs GPUs of compute capability 8.0 (A100), and {gpu.describe_capability()}"
-    return ""
+    return needs_cuda_cpp(gpus)

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from albireo.node import e4m7
+from albireo.node import gpus as gpus_module
 from albireo.node.core_plan import make_core_plan
 from albireo.node.e4m7 import decide
 from albireo.node.gpu_memory import estimate
@@ -17,6 +17,8 @@ from albireo.node.sizing import size_engine
 
 from .test_decisions import MODEL
 
+pytestmark = pytest.mark.usefixtures("cuda_bindings")
+
 GIB = 1 << 30
 H100 = Gpu("GPU-0", "H100", 80 * GIB, 79 * GIB, (9, 0), 132 * 128)
 PCIE = Gpu("GPU-2", "H100 PCIe", 80 * GIB, 79 * GIB, (9, 0), 114 * 128)
@@ -24,11 +26,6 @@ A100 = Gpu("GPU-1", "A100", 80 * GIB, 79 * GIB, (8, 0))
 EIGHT = msgspec.structs.replace(
     MODEL, linear_params=8 << 30, loaded_bytes=17 * GIB, kv_bytes_per_token=144 << 10
 )
-
-
-@pytest.fixture(autouse=True)
-def with_bindings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(e4m7, "has_bindings", lambda: True)
 
 
 def decided(
@@ -72,7 +69,7 @@ def test_what_cannot_be_is_refused(fields: dict[str, Any], reason: str) -> None:
 
 
 def test_without_the_bindings_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(e4m7, "has_bindings", lambda: False)
+    monkeypatch.setattr(gpus_module, "has_bindings", lambda: False)
     assert decided("auto") == "off"
     with pytest.raises(OptionError, match="needs the package cuda-bindings"):
         decided("beside")

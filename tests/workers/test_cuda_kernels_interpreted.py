@@ -12,7 +12,7 @@ from .interpreted import use_interpreter
 use_interpreter()
 
 from albireo.workers.kernels.cuda import e4m7_gemm, hopper_gemm  # noqa: E402
-from albireo.workers.kernels.cuda.attention import DecodeTiling, num_splits  # noqa: E402
+from albireo.workers.kernels.cuda.decode_tiling import DecodeTiling, num_splits  # noqa: E402
 from albireo.workers.kernels.cuda.few_rows import FewRowsTiling, few_rows_tiling  # noqa: E402
 from albireo.workers.kernels.cuda.gemv import GemvTiling, gemv_tiling  # noqa: E402
 from albireo.workers.kernels.cuda.hopper import HopperTiling  # noqa: E402

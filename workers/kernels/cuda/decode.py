@@ -19,7 +19,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .cache_tiles import add, joined, load_powers, load_query, load_tile, no_sum, product
 from .overlap import come_up, wait
 from .paging import in_head
 
@@ -69,13 +68,13 @@ def decode(
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, WINDOW: tl.constexpr, ALONE: tl.constexpr,
     GROUP_P2: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, STEP: tl.constexpr,
-    OVERLAP: tl.constexpr, E4M7: tl.constexpr, ASSEMBLY: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Sequences first_sequence + i, of one row each; scale is for powers of two.
 
     ROWS: query heads of a KV head, padded for the tensor cores.  TILE: keys of
     one round.  STEP: a share is a multiple of it.  ALONE: splits is 1.  WIDTH: see
-    paging.padded.  E4M7: the cache has 12 bits a number.  ASSEMBLY: see unpack_halves.
+    paging.padded.
     """
     GROUP: tl.constexpr = HEADS // KV_HEADS
     come_up(OVERLAP)
@@ -99,11 +98,11 @@ def decode(
     first_head = (row * HEADS + kv_head * GROUP).to(tl.int64) * HEAD_DIM
     place = r[:, None] * HEAD_DIM + d[None, :]
     is_head = in_head((r < GROUP)[:, None], d, HEAD_DIM, WIDTH)
-    query = load_query(q + first_head, r * HEAD_DIM, r < GROUP, HEAD_DIM, WIDTH, E4M7)
+    query = tl.load(q + first_head + place, mask=is_head, other=0.0)
 
     top = tl.full([ROWS], -1e30, tl.float32)
     weight = tl.zeros([ROWS], tl.float32)
-    total = no_sum(ROWS, WIDTH, E4M7)
+    total = tl.zeros([ROWS, WIDTH], tl.float32)
     n = begin + j
     block = tl.load(table + n // BLOCK_SIZE, mask=n < end, other=0)
     for at in range(begin, end, TILE):
@@ -111,24 +110,22 @@ def decode(
         seen = n < end
         if WINDOW > 0:
             seen = seen & (n >= lowest)
-        powers = load_powers(keys, block, n, kv_head, seen, KV_HEADS, HEAD_DIM, BLOCK_SIZE, E4M7)
-        key = load_tile(
-            keys, block, n, kv_head, seen, False, KV_HEADS, HEAD_DIM, WIDTH, BLOCK_SIZE, E4M7
-        )
-        value = load_tile(
-            values, block, n, kv_head, seen, True, KV_HEADS, HEAD_DIM, WIDTH, BLOCK_SIZE, E4M7
-        )
+        piece = block.to(tl.int64) * KV_HEADS + kv_head
+        token = piece * (BLOCK_SIZE * HEAD_DIM) + n % BLOCK_SIZE * HEAD_DIM
         # The next round's blocks: their addresses are there when its loads are issued.
         block = tl.load(table + (n + TILE) // BLOCK_SIZE, mask=n + TILE < end, other=0)
-        scores = product(query, key, powers, E4M7, ASSEMBLY) * scale
+        here = in_head(seen[:, None], d, HEAD_DIM, WIDTH)
+        key = tl.load(keys + token[:, None] + d[None, :], mask=here, other=0.0)
+        value = tl.load(values + token[:, None] + d[None, :], mask=here, other=0.0)
+        scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scale
         scores = tl.where(seen[None, :], scores, float("-inf"))
         new_top = tl.maximum(top, tl.max(scores, 1))
         weights = tl.exp2(scores - new_top[:, None])
         shrink = tl.exp2(top - new_top)
         weight = weight * shrink + tl.sum(weights, 1)
-        total = add(total, shrink, weights, value, powers, E4M7, ASSEMBLY)
+        total = total * shrink[:, None]
+        total = tl.dot(weights.to(value.dtype), value, total, input_precision="ieee")
         top = new_top
-    total = joined(total, ROWS, WIDTH, E4M7)
 
     if ALONE:
         divisor = tl.where(weight == 0.0, 1.0, weight)

@@ -12,9 +12,10 @@ of its eight, so its low byte is stored as it is, and of its high byte sign and 
     [kv_heads][block_size][2]             the power of two of the largest key, and value, bfloat16
 
 is a block, of 3 head_dim + 4 bytes for each token and head.  What is unpacked is 2^112 times too
-small, and by the largest's power of two.  Queries, weights and sums make up for it, by powers of
-two, so that 9 instructions unpack 8 numbers, and none computes with them one by one.  Below 2^-126
-a number is zero; one that is infinite, or none, makes so what comes of its token's key, or value.
+small, and by the largest's power of two.  For decodes (e4m7_decode.cu) queries, weights and sums
+make up for it, by powers of two, so that 9 instructions unpack 8 numbers, and none computes with
+them one by one.  Below 2^-126 a number is zero; one that is infinite, or none, makes so what comes
+of its token's key, or value.
 """
 
 from __future__ import annotations
@@ -25,73 +26,52 @@ import triton.language as tl
 from .e4m7 import TOO_SMALL
 
 ENLARGED = tl.constexpr(2.0**TOO_SMALL)
-QUERY_FACTOR = tl.constexpr(2.0**64)
-"""Keys' numbers are near the smallest there are: with it products are not."""
-SCORE_FACTOR = tl.constexpr(2.0 ** (TOO_SMALL - 64))
-WEIGHT_FACTOR = tl.constexpr(2.0**48)
-"""As QUERY_FACTOR, for values."""
-SUM_FACTOR = tl.constexpr(2.0 ** (TOO_SMALL - 48))
 
 
-def _unpacking(one: str, other: str) -> str:
-    """PTX: of four low bytes of each half, and the high ones of both, two registers of two numbers
-    of each.  one, other: which bytes these are of, as prmt has them; the high ones are 4 to 7."""
-    return f"""{{
-        .reg .b32 high, more;
-        and.b32 high, $6, 0x87878787;
-        prmt.b32 $0, $4, high, {one};
-        prmt.b32 $1, $4, high, {other};
-        shl.b32 high, $6, 4;
-        and.b32 high, high, 0x80808080;
-        shr.u32 more, $6, 4;
-        lop3.b32 high, more, 0x07070707, high, 0xEA;
-        prmt.b32 $2, $5, high, {one};
-        prmt.b32 $3, $5, high, {other};
-    }}"""
-
-
-_HALVES = tl.constexpr(_unpacking("0x5140", "0x7362"))
-"""Of four numbers side by side."""
-_PAIRS = tl.constexpr(_unpacking("0x6240", "0x7351"))
-"""Of two tokens' pairs of columns: the even ones, and the odd ones."""
+_HALVES = tl.constexpr("""{
+    .reg .b32 high, more;
+    and.b32 high, $6, 0x87878787;
+    prmt.b32 $0, $4, high, 0x5140;
+    prmt.b32 $1, $4, high, 0x7362;
+    shl.b32 high, $6, 4;
+    and.b32 high, high, 0x80808080;
+    shr.u32 more, $6, 4;
+    lop3.b32 high, more, 0x07070707, high, 0xEA;
+    prmt.b32 $2, $5, high, 0x5140;
+    prmt.b32 $3, $5, high, 0x7362;
+}""")
+"""PTX: of four low bytes of each half, and the high ones of both, two registers of two numbers
+of each."""
 
 
 @triton.jit
 def load_narrow(
-    cache, block, row, mask, VALUES: tl.constexpr, PAIRS: tl.constexpr,
+    cache, block, row, VALUES: tl.constexpr,
     KV_HEADS: tl.constexpr, BLOCK_SIZE: tl.constexpr, HEAD_DIM: tl.constexpr,
 ):  # fmt: skip
-    """Keys or values, as bytes or as pairs of them: low ones of both halves, and high ones.
+    """Keys or values of a block: low bytes of both halves, and high ones.
 
-    block: of each token, [n].  row: kv_head * BLOCK_SIZE + its place there, [n].
+    row: kv_head * BLOCK_SIZE + a token's place there, [n].
     """
-    TOGETHER: tl.constexpr = 2 if PAIRS else 1
-    ALL: tl.constexpr = KV_HEADS * BLOCK_SIZE * HEAD_DIM // TOGETHER
-    HALF: tl.constexpr = HEAD_DIM // TOGETHER // 2
-    PLACE: tl.constexpr = KV_HEADS * BLOCK_SIZE * HEAD_DIM * 3 // 2 // TOGETHER if VALUES else 0
-    STRIDE: tl.constexpr = KV_HEADS * BLOCK_SIZE * (3 * HEAD_DIM + 4) // TOGETHER
-    if PAIRS:
-        cache = cache.to(tl.pointer_type(tl.int16))
+    ALL: tl.constexpr = KV_HEADS * BLOCK_SIZE * HEAD_DIM
+    HALF: tl.constexpr = HEAD_DIM // 2
+    PLACE: tl.constexpr = ALL * 3 // 2 if VALUES else 0
+    at = cache + block.to(tl.int64) * (3 * ALL + KV_HEADS * BLOCK_SIZE * 4) + PLACE
     i = tl.arange(0, HALF)
-    at = cache + PLACE + block.to(tl.int64) * STRIDE
-    low = at[:, None] + row[:, None] * (2 * HALF) + i[None, :]
-    high = at[:, None] + ALL + row[:, None] * HALF + i[None, :]
-    return (
-        tl.load(low, mask=mask[:, None], other=0),
-        tl.load(low + HALF, mask=mask[:, None], other=0),
-        tl.load(high, mask=mask[:, None], other=0),
-    )
+    low = at + row[:, None] * HEAD_DIM + i[None, :]
+    high = at + ALL + row[:, None] * HALF + i[None, :]
+    return tl.load(low), tl.load(low + HALF), tl.load(high)
 
 
 @triton.jit
 def load_narrow_powers(
-    cache, block, row, mask,
+    cache, block, row,
     KV_HEADS: tl.constexpr, BLOCK_SIZE: tl.constexpr, HEAD_DIM: tl.constexpr,
 ):  # fmt: skip
     """As load_narrow: of a token's key and value in one int32."""
     PLACE: tl.constexpr = KV_HEADS * BLOCK_SIZE * HEAD_DIM * 3
     at = cache + block.to(tl.int64) * (PLACE + KV_HEADS * BLOCK_SIZE * 4) + PLACE
-    return tl.load(at.to(tl.pointer_type(tl.int32)) + row, mask=mask, other=0)
+    return tl.load(at.to(tl.pointer_type(tl.int32)) + row)
 
 
 @triton.jit
@@ -130,25 +110,6 @@ def unpack_halves(first, second, high, ASSEMBLY: tl.constexpr):
         a, b = _highs(high.to(tl.int16))
         halves = _number(first.to(tl.int16), a), _number(second.to(tl.int16), b)
     return halves
-
-
-@triton.jit
-def unpack_pairs(first, second, high, ASSEMBLY: tl.constexpr):
-    """As unpack_halves, in int16 tiles of two columns each -> even and odd columns of the first
-    half, then of the second."""
-    if ASSEMBLY:
-        quarters = tl.inline_asm_elementwise(
-            _PAIRS, "=&r,=&r,=&r,=&r,r,r,r", [first, second, high],
-            dtype=(tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.bfloat16), is_pure=True, pack=2,
-        )  # fmt: skip
-    else:
-        a, b = _highs(high & 0xFF)
-        c, d = _highs(high >> 8 & 0xFF)
-        quarters = (
-            _number(first & 0xFF, a), _number(first >> 8 & 0xFF, c),
-            _number(second & 0xFF, b), _number(second >> 8 & 0xFF, d),
-        )  # fmt: skip
-    return quarters
 
 
 @triton.jit

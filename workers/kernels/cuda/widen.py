@@ -92,11 +92,9 @@ def _widen(
     for piece in range(begin + tl.program_id(0), end, tl.num_programs(0)):
         block = tl.load(table + piece // PIECES)
         row = piece % PIECES * ROWS + tl.arange(0, ROWS)
-        there = row >= 0
-        blocks = tl.zeros([ROWS], tl.int32) + block
-        key = load_narrow(narrow, blocks, row, there, False, False, KV_HEADS, BLOCK_SIZE, HEAD_DIM)
-        value = load_narrow(narrow, blocks, row, there, True, False, KV_HEADS, BLOCK_SIZE, HEAD_DIM)
-        powers = load_narrow_powers(narrow, blocks, row, there, KV_HEADS, BLOCK_SIZE, HEAD_DIM)
+        key = load_narrow(narrow, block, row, False, KV_HEADS, BLOCK_SIZE, HEAD_DIM)
+        value = load_narrow(narrow, block, row, True, KV_HEADS, BLOCK_SIZE, HEAD_DIM)
+        powers = load_narrow_powers(narrow, block, row, KV_HEADS, BLOCK_SIZE, HEAD_DIM)
         to = block.to(tl.int64) * (KV_HEADS * BLOCK_SIZE * HEAD_DIM)
         low, high = unpack_halves(key[0], key[1], key[2], ASSEMBLY)
         _store(keys, to, row, low, high, power_of_key(powers), HEAD_DIM)
