@@ -12,7 +12,6 @@ from .interpreted import use_interpreter
 use_interpreter()
 
 from albireo.workers.kernels.cuda import e4m7_gemm, hopper_gemm  # noqa: E402
-from albireo.workers.kernels.cuda.decode_tiling import DecodeTiling, num_splits  # noqa: E402
 from albireo.workers.kernels.cuda.few_rows import FewRowsTiling, few_rows_tiling  # noqa: E402
 from albireo.workers.kernels.cuda.gemv import GemvTiling, gemv_tiling  # noqa: E402
 from albireo.workers.kernels.cuda.hopper import HopperTiling  # noqa: E402
@@ -268,15 +267,6 @@ def test_stages_leave_room_for_all_that_a_program_has() -> None:
             stages = dict(define.split("=") for define in defines)
             assert int(stages["INPUT_STAGES"]) >= 3 and int(stages["WEIGHT_STAGES"]) >= 4
             assert shared_bytes <= 227 << 10
-
-
-def test_splits_fill_the_gpu_and_no_more() -> None:
-    tiling = DecodeTiling(keys=64, step=32, programs=4, warps=4, stages=2)
-    assert num_splits(8, 132, 4096, tiling) == 64
-    assert num_splits(64 * 8, 132, 4096, tiling) == 1
-    assert num_splits(16 * 8, 132, 4096, tiling) == 4
-    assert num_splits(1, 132, 40, tiling) == 2
-    assert num_splits(10_000, 10_000_000, 4096, tiling) == 1
 
 
 def test_an_empty_step_launches_nothing() -> None:

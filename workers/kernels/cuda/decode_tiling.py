@@ -17,10 +17,10 @@ ROUND = 16
 """Keys that a warp has at once, of a cache in 12 bits."""
 WARPS_OF_PROCESSOR = {64: 16, 128: 16, 256: 8}
 """Of these, that have registers there, by head size."""
-_MOST_WARPS = 8
-_MOST_PROGRAMS = 8
+_WARPS = {16: (8, 4, 4, 4, 4, 4, 4, 2), 8: (8, 4, 2, 2, 2, 2, 2, 1)}
+"""Of a program, by that, where a multiprocessor has one program, 2, .. 8 or more."""
 _LATENCY_ROW_HEADS = 16
-"""So few that nothing but the time of a round counts."""
+"""So few that nothing counts but how soon a program is done."""
 
 
 class DecodeTiling(NamedTuple):
@@ -54,15 +54,16 @@ def decode_tiling(width: int, dtype: torch.dtype, row_heads: int, processors: in
 
 
 def _e4m7_tiling(head_dim: int, row_heads: int, processors: int) -> DecodeTiling:
-    """Of e4m7_decode.py: one program a row and KV head as soon as these fill the GPU, of as many
-    warps as there is room for."""
+    """Of e4m7_decode.py: one program a row and KV head as soon as these fill the GPU, the more
+    warps the fewer they are."""
+    warps = _WARPS[WARPS_OF_PROCESSOR[head_dim]]
+    programs = min(-(-row_heads // processors), len(warps))
     if row_heads <= _LATENCY_ROW_HEADS:
-        return DecodeTiling(4 * ROUND, step=4 * ROUND, programs=1, warps=4, stages=2)
-    programs = min(-(-row_heads // processors), _MOST_PROGRAMS)
-    most = min(WARPS_OF_PROCESSOR[head_dim] // programs, _MOST_WARPS)
-    warps = 1 << most.bit_length() - 1
-    keys = warps * ROUND
-    return DecodeTiling(keys, step=2 * keys, programs=programs, warps=warps, stages=2)
+        keys = step = 4 * ROUND
+    else:
+        keys = warps[programs - 1] * ROUND
+        step = 2 * keys
+    return DecodeTiling(keys, step, programs, warps=keys // ROUND, stages=2)
 
 
 def num_splits(row_heads: int, processors: int, longest: int, tiling: DecodeTiling) -> int:

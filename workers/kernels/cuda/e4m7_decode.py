@@ -32,6 +32,8 @@ _SHARED_BYTES, _SHARED_STEP = 228 << 10, 128
 """Of a multiprocessor, and what is given out at once."""
 _RESERVED_BYTES = 1 << 10
 """Of shared memory, for each program."""
+_CROWDED = 2
+"""Programs of a multiprocessor: of more, no multiprocessor has many more than another."""
 
 
 @functools.cache
@@ -77,7 +79,8 @@ def e4m7_decode(
     _, kv_heads, block_size, _ = kv.keys.shape
     per_kv_head = heads // kv_heads
     grid = kv_heads * parts(per_kv_head), splits, decodes
-    room = tiling.programs if math.prod(grid) <= processors * tiling.programs else 0
+    few = tiling.programs <= _CROWDED and math.prod(grid) <= processors * tiling.programs
+    room = tiling.programs if few else 0
     _kernel(q.device, head_dim, kv_heads, block_size, tiling, room).launch(
         grid,
         ctypes.c_void_p(q.data_ptr()),
