@@ -27,6 +27,19 @@ def expected(
     return (F.silu(gate) if activation == "silu" else F.gelu(gate, approximate="tanh")) * up
 
 
+def differences(got: torch.Tensor, before: torch.Tensor) -> str:
+    """Which elements of two runs have other bits, and how far they are apart; "" for none."""
+    rows, columns = torch.nonzero(got != before, as_tuple=True)
+    if not len(rows):
+        return ""
+    apart = (got.double() - before.double())[rows, columns].abs().max()
+    return (
+        f"{len(rows)} of {got.numel()} differ by up to {float(apart):.3g}, in rows "
+        f"{int(rows.min())} to {int(rows.max())} and columns {int(columns.min())} to "
+        f"{int(columns.max())}"
+    )
+
+
 def check_in_a_graph(
     layer: Callable[[torch.Tensor], torch.Tensor], weight: torch.Tensor, rows: int
 ) -> None:
