@@ -85,6 +85,7 @@ class _Loop:
         # worker has started; whether that comes to an end, the supervisor sees.
         self._step_began = math.inf
         self._worker_works = False
+        self._plan_at_s = math.inf  # When the next plan is due that waits for more requests.
         self._times = _StepTimes()
         self._queue_times = QueueTimes()
         self._stats_due = 0.0
@@ -95,8 +96,9 @@ class _Loop:
         while not self._actor.stopping.is_set():
             self._publish_plans()
             self._report(time.monotonic())
-            now = time.monotonic()
-            ready = await_news(self._poller, self._awake_until_s, self._wait_ms(now))
+            awake_until_s = min(self._awake_until_s, self._plan_at_s)
+            wait_ms = self._wait_ms(max(time.monotonic(), awake_until_s))
+            ready = await_news(self._poller, awake_until_s, wait_ms)
             if self._results.fileno() in ready:
                 self._take_results()
             if self._link.socket in ready:
@@ -110,7 +112,7 @@ class _Loop:
         """Every plan that can be made now; the ring has room for all steps in flight."""
         scheduler = self._scheduler
         while True:
-            if self._awaits_output():
+            if self._awaits_output() or self._waits_for_more(time.monotonic()):
                 return
             first = scheduler.oldest_step is None
             start_ns = time.monotonic_ns()
@@ -125,6 +127,15 @@ class _Loop:
             self._timeline.record(Stage.PLAN, plan.step, start_ns, time.monotonic_ns(), sequences)
             if first and self._worker_works:
                 self._step_began = time.monotonic()
+
+    def _waits_for_more(self, now: float) -> bool:
+        """The step that runs has long to go: see Scheduler.plan_after_us."""
+        self._plan_at_s = math.inf
+        due = self._step_began + self._scheduler.plan_after_us() / 1e6
+        if not self._worker_works or now >= due:
+            return False
+        self._plan_at_s = due
+        return True
 
     def _take_results(self) -> None:
         self._results.clear_event()
@@ -188,10 +199,10 @@ class _Loop:
             )
 
     def _wait_ms(self, now: float) -> int | None:
-        """Until the next deadline or stats; None, for ever, when there is nothing to wait for."""
+        """Until the next plan, deadline or stats; None, for ever, when nothing is to come."""
         if self._idle:
             return None
-        until = self._stats_due
+        until = min(self._stats_due, self._plan_at_s)
         if self._scheduler.oldest_step is not None or self._awaits_output():
             until = min(until, self._step_began + self._step_timeout_s)
         return max(0, math.ceil((until - now) * 1000))

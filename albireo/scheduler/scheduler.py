@@ -42,6 +42,10 @@ from .preemption import give_up_for_growth
 from .requests import new_request
 from .state import State
 
+_LONG_STEP_US = 30_000.0
+_WAIT_FOR_MORE = 0.75
+"""Of a long step, before the next one is planned."""
+
 
 class Ended(NamedTuple):
     """A request that has ended by its rows: reason is "stop", "length" or "failed"."""
@@ -255,6 +259,18 @@ class Scheduler:
         return reason
 
     # ------------------------------------------------------------ planning
+    def plan_after_us(self) -> float:
+        """How long after the oldest step in flight has begun the next plan should be made.
+
+        0.0: at once.  While a long step runs, requests come that the next one can have.  The rest
+        of it is many times what it takes to plan, and to send the plan; should the step end
+        sooner, that is all that is lost.
+        """
+        if not self._in_flight or len(self._in_flight) > self.limits.lookahead:
+            return 0.0
+        expected = self.step_times.expected_us(self._in_flight[0].chunk_tokens)
+        return _WAIT_FOR_MORE * expected if expected >= _LONG_STEP_US else 0.0
+
     def plan(self) -> Plan | None:
         """The next step, or None: enough steps are in flight, or nothing can run now.
 

@@ -15,6 +15,7 @@ times of all tokens of a step are one array operation.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable
 from typing import NamedTuple, cast
@@ -71,12 +72,13 @@ class Done(msgspec.Struct, frozen=True, array_like=True, gc=False):
 class _Flight(NamedTuple):
     """A step that is planned.
 
-    rows: of its result, as in ipc.plan.ResultView.  end: when that is there, seconds.
+    rows: of its result, as in ipc.plan.ResultView.  begin, end: seconds; then that is there.
     ending: requests that end with it.
     """
 
     step: int
     rows: Int32Array
+    begin: float
     end: float
     step_us: int
     ending: list[int]
@@ -97,6 +99,7 @@ class SimulatedGroup:
         self._times = StepTimes(profile, rows, shape.ranks)
         self.scheduler.swap_block_us = self._times.swap_block_us
         self._free_at = 0.0
+        self._plan_at = math.inf
         self._flights: deque[_Flight] = deque()
         # A number rests for long after its request's end: nothing in flight names it then.
         self._numbers = deque(range(1, 4 * most + 1))
@@ -116,11 +119,21 @@ class SimulatedGroup:
         tokens of those that end.
         """
         for each in placed:
-            while self._flights and self._flights[0].end <= each.at:
-                self._finish()
+            while self._next_event() <= each.at:
+                self._pass_event()
             self._submit(each)
             self._plan(each.at)
-        while self._flights and self._flights[0].end < until:
+        while self._next_event() < until:
+            self._pass_event()
+
+    def _next_event(self) -> float:
+        """When a step ends, or a plan is due that waited for more requests."""
+        return min(self._plan_at, self._flights[0].end if self._flights else math.inf)
+
+    def _pass_event(self) -> None:
+        if self._plan_at <= self._flights[0].end:
+            self._plan(self._plan_at)
+        else:
             self._finish()
 
     def _submit(self, placed: Placed) -> None:
@@ -139,18 +152,30 @@ class SimulatedGroup:
             raise RuntimeError(f"the router has let through what never fits: {refused.message}")
 
     def _plan(self, now: float) -> None:
-        """Plans what can be planned."""
-        while (plan := self.scheduler.plan()) is not None:
+        """Plans what can be planned, as the scheduler's process does."""
+        while not self._waits_for_more(now) and (plan := self.scheduler.plan()) is not None:
             positions = self.scheduler.sequences.planned[plan.sections.decode]
             step_s = self._step_s(plan, int(positions.sum()))
-            self._free_at = end = max(now, self._free_at) + step_s
+            begin = max(now, self._free_at)
+            self._free_at = end = begin + step_s
             self.busy_s += step_s
             rows = np.empty((len(plan.sampled), ROW_WORDS), np.int32)
             rows[:, 0] = plan.sampled
             rows[:, 1] = 1
             rows[:, 2] = TOKEN
             ending = self._tell(plan, end)
-            self._flights.append(_Flight(plan.step, rows, end, round(step_s * 1e6), ending))
+            step_us = round(step_s * 1e6)
+            self._flights.append(_Flight(plan.step, rows, begin, end, step_us, ending))
+
+    def _waits_for_more(self, now: float) -> bool:
+        self._plan_at = math.inf
+        if self._flights:
+            due = self._flights[0].begin + self.scheduler.plan_after_us() / 1e6
+            # The step may end long before it was expected to.
+            if now < due < self._flights[0].end:
+                self._plan_at = due
+            return now < due
+        return False
 
     def _tell(self, plan: Plan, end: float) -> list[int]:
         """Notes the times of a step's tokens; returns the requests that end with it."""

@@ -22,7 +22,7 @@ from albireo.ipc.messages import (
     Reset,
     SchedulerStats,
 )
-from albireo.ipc.plan import FLAG_STOP, PlanView, ResultView, write_result
+from albireo.ipc.plan import FLAG_STOP, TAKE_REQUEST, PlanView, ResultView, write_result
 from albireo.ipc.ring import RingReader, RingTimeout, RingWriter, create_ring
 from albireo.ipc.rings import plan_ring, result_ring
 from albireo.scheduler.process import main
@@ -95,6 +95,7 @@ class Harness:
         self.results = RingWriter(results, self.fds["result.memory"], [event])
         self.detokenizer = RingReader(results, self.fds["result.memory"], "detokenizer")
         self.worker = FakeWorker(engine.block_size)
+        self.step_us = 2000
         self.hub: Hub[FromScheduler] = Hub(self.actor.spec.socket_path("g0"), FromScheduler)
         self.told: list[FromScheduler] = []
         self.thread = threading.Thread(target=main, args=(self.actor, self.fds))
@@ -139,7 +140,7 @@ class Harness:
         if not flags:
             rows = self.worker.step(plan)
             frame = self.results.reserve(WAIT_S)
-            self.results.publish(write_result(frame, plan.step, rows, 2000, 1500))
+            self.results.publish(write_result(frame, plan.step, rows, self.step_us, 1500))
         self.plans.release()
         if flags:
             return flags, []
@@ -202,6 +203,19 @@ def test_requests_become_plans_and_results_end_them(harness: Harness) -> None:
         queue_counts=[0] * len(stats.queue_counts),
     )
     assert (stats.step_ms_mean, stats.forward_ms_mean) == (2.0, 1.5)
+
+
+def test_who_comes_while_a_long_step_runs_is_in_the_next(harness: Harness) -> None:
+    harness.step_us = 800_000
+    harness.send(submission(1, prompt_len=2, max_tokens=20))
+    harness.step()
+    assert not len(PlanView(harness.plans.wait(WAIT_S)).take)  # Planned before that was known.
+    harness.plans.release()
+    with pytest.raises(RingTimeout):
+        harness.plans.wait(0.1)
+    harness.send(submission(2, prompt_len=2, max_tokens=20))
+    assert PlanView(harness.plans.wait(WAIT_S)).take[:, TAKE_REQUEST].tolist() == [2]
+    harness.plans.release()
 
 
 def test_abort_and_reset_reach_the_policy(harness: Harness) -> None:

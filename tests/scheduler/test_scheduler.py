@@ -49,6 +49,19 @@ def test_prefill_then_decode() -> None:
     assert made.streams[1].tokens == expected_end(made.streams[1].submit)[1]
 
 
+@pytest.mark.parametrize(("step_us", "wait_us"), [(20_000, 0.0), (40_000, 30_000.0)])
+def test_behind_a_long_step_the_next_plan_waits_for_requests(step_us: int, wait_us: float) -> None:
+    scheduler = group().scheduler
+    scheduler.submit(submission(1, prompt_len=5, max_tokens=9))
+    for _ in range(9):
+        scheduler.step_times.add(0, step_us)
+    assert scheduler.plan_after_us() == 0.0  # Nothing runs.
+    assert scheduler.plan() is not None
+    assert scheduler.plan_after_us() == pytest.approx(wait_us)
+    assert scheduler.plan() is not None
+    assert scheduler.plan_after_us() == 0.0  # No other plan is made now.
+
+
 def test_a_block_is_appended_only_when_the_last_one_is_full() -> None:
     made = group(block_size=4)
     made.submit(submission(1, prompt_len=3, max_tokens=7))

@@ -64,6 +64,20 @@ def test_the_next_one_waits_for_the_steps_that_are_planned(tmp_path: Path) -> No
     assert tree["ttft_ms"]["mean"] == pytest.approx((20 + 30) / 2)
 
 
+@pytest.mark.parametrize(("at", "ttft_ms"), [(0.06, 60), (0.075, 85)])
+def test_behind_a_long_step_the_plan_waits_for_who_comes(
+    tmp_path: Path, at: float, ttft_ms: float
+) -> None:
+    """Step 2 runs from 40 ms to 80, and step 3 is planned at 70."""
+    trace = write(
+        tmp_path / "trace",
+        {"at": 0.0, "input_len": 32, "output_len": 10},
+        {"at": at, "input_len": 32, "output_len": 1},
+    )
+    tree = simulate("--trace", trace, "--profile", "sim:40")
+    assert tree["ttft_ms"]["mean"] == pytest.approx((40 + ttft_ms) / 2)
+
+
 def test_the_same_again_is_the_same() -> None:
     arguments = ["--arrivals", "poisson:40", "--requests", "500", "--groups", "2x1"]
     one, other, third = (simulate(*arguments, "--seed", seed) for seed in ("1", "1", "2"))
