@@ -12,6 +12,7 @@ from gpu_replay import replay
 
 from albireo.workers.kernels.cuda import attention, few_rows, gemv, hopper_gemm, linear
 from albireo.workers.kernels.cuda.decode_tiling import ROUND, DecodeTiling
+from albireo.workers.kernels.cuda.e4m7_decode import parts
 from albireo.workers.kernels.cuda.hopper import HopperTiling
 
 _BEYOND_L2 = 1 << 29
@@ -63,7 +64,10 @@ def tune_decode(bench: ShapeBench, rows: int, context: int) -> Iterator[Row]:
         return bench.row("attention", f"B={rows} n={context} {case}{tiling}", cost, size)
 
     processors = torch.cuda.get_device_properties(q.device).multi_processor_count
-    now = chosen(shape.head_dim, caches[0].keys.dtype, rows * shape.kv_heads, processors)
+    row_heads = rows * shape.kv_heads
+    if caches[0].wide is not None:
+        row_heads *= parts(shape.heads // shape.kv_heads)
+    now = chosen(shape.head_dim, caches[0].keys.dtype, row_heads, processors)
     yield timed(now, "chosen: ")
     made = [timed(tiling, "") for tiling in _decode_tilings(caches[0].wide is not None)]
     attention.decode_tiling = chosen

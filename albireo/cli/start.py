@@ -247,8 +247,8 @@ def _chunks_are_always(context: click.Context, parameter: click.Parameter, value
     type=click.Choice(KV_CACHE_DTYPES),
     default="auto",
     show_default=True,
-    help="Numbers of the KV cache: model, as --dtype, or e4m7, 12 bits on a GPU, a quarter more "
-    "tokens. auto: e4m7 on H100 and H200 for bfloat16 and heads of 64, 128 or 256, but not with "
+    help="Numbers of the KV cache: model, as --dtype, or e4m7, 12 bits on H100 and H200, a quarter "
+    "more tokens. auto: e4m7 there for bfloat16 and heads of 64, 128 or 256, but not with "
     "--batch-invariant.",
 )
 @click.option("--threads", type=range_of("threads"), help="Threads of each worker.")

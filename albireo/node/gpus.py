@@ -33,6 +33,8 @@ class Gpu(msgspec.Struct, frozen=True):
 
     def describe_capability(self) -> str:
         """For an error."""
+        if not any(self.capability):
+            return f"the driver does not say what {self.name} has"
         return f"{self.name} has {'.'.join(map(str, self.capability))}"
 
 

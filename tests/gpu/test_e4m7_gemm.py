@@ -62,7 +62,11 @@ def check(
     assert got.shape == wide.shape and got.dtype == out
     error = (got.double() - wide).norm() / wide.norm()
     assert error < (5e-3 if out == torch.bfloat16 else float32_error), error
-    assert not differences(e4m7_gemm(x, packed, bias, tiling, activation, out), got)
+    again = e4m7_gemm(x, packed, bias, tiling, activation, out)
+    if differ := differences(again, got):
+        third = e4m7_gemm(x, packed, bias, tiling, activation, out)
+        errors = [float((y.double() - wide).norm() / wide.norm()) for y in (got, again, third)]
+        raise AssertionError(f"{differ}; a third run: {differences(third, got)}; {errors=}")
 
 
 def test_it_is_supported() -> None:
@@ -114,6 +118,7 @@ def test_every_tiling(compiled: None, tiling: HopperTiling) -> None:
 @pytest.mark.parametrize("tiling", [(16, 2, 1), (128, 4, 1), (256, 1, 1), (256, 2, 1), (256, 3, 1)])
 @pytest.mark.parametrize("activation", [None, "silu"])
 def test_several_tiles_of_rows(tiling: tuple[int, int, int], activation: str | None) -> None:
+    torch.manual_seed(tiling[0] + tiling[1])
     n, k = 16 * 67, 64 * 13
     weight, bias = random(n, k) / k**0.5, random(n)
     for count in (tiling[0] + 1, 2 * tiling[0], 3 * tiling[0] - 5):
@@ -131,7 +136,7 @@ def test_layers() -> None:
 
 def test_inputs_may_be_small() -> None:
     """Sums are 2^112 times too small until the end, and float32 has no bits below 2^-149: with
-    inputs of 2^-20 a sum of 4,096 loses 2.3e-5 of its size, a hundredth of what bfloat16 rounds."""
+    inputs of 2^-20 a sum of 4,096 loses 2.2e-5 of its size, a hundredth of what bfloat16 rounds."""
     weight = random(256, 4096) / 64
     for power, error in ((-14, 1e-5), (-17, 1e-5), (-20, 3e-5)):
         x = random(40, 4096) * 2.0**power

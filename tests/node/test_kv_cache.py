@@ -73,6 +73,7 @@ def test_auto_is_what_was_measured_to_be_faster() -> None:
         ("cuda", "float32", 128, H100, "is for bfloat16, and --dtype is float32"),
         ("cuda", "bfloat16", 96, H100, "64, 128 or 256 numbers, and .* has heads of 96"),
         ("cuda", "bfloat16", 128, T4, "capability 9.0 .*Tesla T4 has 7.5"),
+        ("cuda", "bfloat16", 128, UNKNOWN, "driver does not say what GPU of a driver .* has"),
     ],
 )
 def test_where_it_cannot_be(

@@ -13,9 +13,13 @@ _NEXT = "// ---------------------------------------------------------------- "
 
 
 class KernelOnCpu:
-    """As nvrtc.CompiledKernel, where its class has a folder to compile in."""
+    """As nvrtc.CompiledKernel, where its class has a folder to compile in.
+
+    last_first: programs run in the order of the grid, or against it.
+    """
 
     folder: Path
+    last_first = False
 
     def __init__(
         self, source: str, defines: list[str], name: str, threads: int, shared_bytes: int,
@@ -28,19 +32,23 @@ class KernelOnCpu:
         assert signature
         names = [re.split(r"[ *]", each)[-1] for each in signature[1].split(",")]
         text += f"""
-        extern "C" void run(int x, int y, int z, {signature[1]}) {{
-            run_grid({{unsigned(x), unsigned(y), unsigned(z)}}, {threads},
-                     [=] {{ {name}({", ".join(names)}); }});
+        extern "C" const char* run(int x, int y, int z, int last_first, {signature[1]}) {{
+            const Place grid{{unsigned(x), unsigned(y), unsigned(z)}};
+            return run_grid(grid, {threads}, {shared_bytes}, last_first,
+                            [=] {{ {name}({", ".join(names)}); }});
         }}"""
         head = Path(__file__).with_name("warps_on_cpu.h").read_text()
         stem = self.folder / "_".join([name, *(define.split("=")[1] for define in defines)])
         stem.with_suffix(".cpp").write_text(head + text)
         subprocess.run(
-            ["g++", "-O1", "-std=c++17", "-w", "-shared", "-fPIC", *(f"-D{d}" for d in defines),
+            ["g++", "-O1", "-std=c++17", "-fno-strict-aliasing", "-w", "-shared", "-fPIC",
+             *(f"-D{define}" for define in defines),
              "-o", stem.with_suffix(".so"), stem.with_suffix(".cpp")],
             check=True,
         )  # fmt: skip
         self._run = ctypes.CDLL(str(stem.with_suffix(".so"))).run
+        self._run.restype = ctypes.c_char_p
 
     def launch(self, grid: tuple[int, int, int], *arguments: Any) -> None:
-        self._run(*map(ctypes.c_int, grid), *arguments)
+        failure = self._run(*map(ctypes.c_int, (*grid, self.last_first)), *arguments)
+        assert failure is None, failure.decode()

@@ -54,6 +54,19 @@ def cache_of(keys: torch.Tensor, values: torch.Tensor) -> KVLayer:
     return KVLayer(both, both)
 
 
+def spoil(cache: KVLayer, blocks: torch.Tensor, lowest: int, length: int) -> None:
+    """What a sequence does not see of its blocks: all bits are set, so that powers are none."""
+    _, kv_heads, block_size, width = cache.keys.shape
+    head_dim = (width - 4) // 3
+    for at, block in enumerate(blocks.tolist()):
+        tokens = torch.arange(block_size) + at * block_size
+        hidden = (tokens < lowest) | (tokens >= length)
+        sizes = [head_dim, head_dim // 2, head_dim, head_dim // 2, 4]
+        pieces = cache.keys[block].view(-1).split([kv_heads * block_size * n for n in sizes])
+        for piece, size in zip(pieces, sizes, strict=True):
+            piece.view(kv_heads, block_size, size)[:, hidden] = 255
+
+
 def numbers(*shape: int) -> torch.Tensor:
     """Normal ones, none much smaller than the others."""
     drawn = torch.randn(shape)
@@ -71,7 +84,9 @@ def check(
     keys, values = (numbers(blocks, kv_heads, block_size, head_dim) for _ in range(2))
     keys[:, 0], values[:, 0] = keys[:, 0] * 2.0**20, values[:, 0] * 2.0**-30
     q = numbers(rows, heads, head_dim)
-    q.view(rows, kv_heads, -1)[:, 0] *= 2.0**-20
+    q.view(rows, kv_heads, -1)[:, 0] *= (
+        2.0**-13
+    )  # Large scores, so that later ones exceed the first.
     owned = torch.randperm(blocks - 1).split(each)
     tables = torch.full((len(lengths) + chunks, max(each)), blocks - 1)
     for sequence, some in enumerate(owned):
@@ -86,29 +101,35 @@ def check(
         nothing, nothing, nothing, ints([0, 1, *range(first, rows + 1)]), ints([1, 6, *lengths]),
         ints(range(chunks + len(lengths))), ints(tables), nothing, chunks,
     )  # fmt: skip
-    out = torch.full((rows, heads * head_dim), float("nan")).bfloat16()
     counters = torch.zeros(COUNTERS, dtype=torch.int32)
     shape = len(lengths), kv_heads, splits, heads // kv_heads
     tiling = DecodeTiling(16 * warps, 16 * warps, 8 // warps, warps, 2)
-    for _ in range(2):
+    lowest = [max(length - window, 0) if window else 0 for length in lengths]
+    cache = cache_of(keys, values)
+    for seen in zip(owned, lowest, lengths, strict=True):
+        spoil(cache, *seen)
+    for last_first in (False, True):
+        KernelOnCpu.last_first = last_first
+        out = torch.full((rows, heads * head_dim), float("nan")).bfloat16()
         sums, summary = (torch.full((*shape, n), float("nan")) for n in (head_dim, 2))
         e4m7_decode(
-            q, cache_of(keys, values), out, sums, summary, counters, batch, len(lengths), splits,
+            q, cache, out, sums, summary, counters, batch, len(lengths), splits,
             tiling, 132, head_dim**-0.5, window,
         )  # fmt: skip
-        assert not counters.any()
-    assert out[:first].isnan().all()
-    for sequence, length in enumerate(lengths):
-        lowest = max(length - window, 0) if window else 0
-        key, value = (
-            x[owned[sequence]].double().transpose(0, 1).flatten(1, 2)[:, lowest:length]
-            for x in (keys, values)
-        )
-        query = q[first + sequence].double().view(kv_heads, -1, head_dim)
-        weights = torch.softmax(query @ key.transpose(1, 2) * head_dim**-0.5, -1)
-        wanted = (weights @ value).reshape(kv_heads, -1)
-        got = out[first + sequence].double().view(kv_heads, -1)
-        assert ((got - wanted).norm(dim=1) / wanted.norm(dim=1)).max() < 5e-3
+        assert not counters.any() and out[:first].isnan().all()
+        each = zip(out[first:], q[first:], owned, lowest, lengths, strict=True)
+        for row, query, some, begin, end in each:
+            if not end:  # As what pads a captured size, but that this has a row.
+                assert row.isnan().all()
+                continue
+            key, value = (
+                x[some].double().transpose(0, 1).flatten(1, 2)[:, begin:end] for x in (keys, values)
+            )
+            query = query.double().view(kv_heads, -1, head_dim)
+            weights = torch.softmax(query @ key.transpose(1, 2) * head_dim**-0.5, -1)
+            wanted = (weights @ value).reshape(kv_heads, -1)
+            got = row.double().view(kv_heads, -1)
+            assert ((got - wanted).norm(dim=1) / wanted.norm(dim=1)).max() < 5e-3
 
 
 @needs_compiler
@@ -116,7 +137,7 @@ def check(
 @pytest.mark.parametrize("warps", [1, 2, 4])
 def test_splits_and_warps_add_up(warps: int) -> None:
     for splits in (1, 3, 9):
-        check(4, 1, 128, [1, 16, 150], splits, warps)
+        check(4, 1, 128, [1, 16, 0, 64, 150], splits, warps)
 
 
 @needs_compiler

@@ -1,6 +1,7 @@
 // Runs a kernel of CUDA C++ on the CPU: a program's threads take turns and meet where its instructions make them meet.
 // It stands before the kernel's text without what that has between "instructions" and the next heading, and has these
-// instructions by their description in the PTX ISA.  One program at a time, the last of the grid first.
+// instructions by their description in the PTX ISA.  One program at a time, in the order of the grid or against it, each
+// with shared memory in which all bits are set, and which must be so behind what it asked for when it ends.
 
 #include <ucontext.h>
 
@@ -22,18 +23,20 @@ using std::min;
 
 struct Place { unsigned x, y, z; };
 struct float4 { float x, y, z, w; };
-struct uint4 { unsigned x, y, z, w; };
 
 static Place threadIdx, blockIdx, gridDim;
-static float4 memory[1 << 14];  // Shared.
+static float4 memory[1 << 13];  // Shared.
 
 // ---------------------------------------------------------------- threads
 static ucontext_t scheduler;
+static const char* failure;  // Why the grid has ended, or null.
+static int turns;  // Since a thread last got on.
 static std::vector<ucontext_t> threads;
 static std::vector<bool> runs;
 
 static void pause() {
     const unsigned me = threadIdx.x;
+    if (++turns > 100000) failure = "threads wait for one that does not come";
     swapcontext(&threads[me], &scheduler);
 }
 
@@ -43,6 +46,7 @@ struct Meeting {
         const int now = times;
         if (++here == all) here = 0, ++times;
         while (times == now) pause();
+        turns = 0;
     }
 };
 
@@ -99,8 +103,13 @@ static bool __any_sync(unsigned, bool x) {
 template <int WORDS>
 static void load(unsigned (&to)[WORDS], const unsigned char* from) {
     const unsigned long long at = reinterpret_cast<unsigned long long>(from);
-    if (at % (4 * min(WORDS, 4))) abort();  // Misaligned.
+    if (at % (4 * min(WORDS, 4))) failure = "misaligned";
     memcpy(to, from, 4 * WORDS);
+}
+
+static void store(unsigned short* to, const unsigned (&from)[4]) {
+    if (reinterpret_cast<unsigned long long>(to) % 16) failure = "misaligned";
+    memcpy(to, from, 16);
 }
 
 static float4 load_others(const float* from) { return *reinterpret_cast<const float4*>(from); }
@@ -169,7 +178,7 @@ static void run_program(unsigned count) {
         threads[i].uc_stack.ss_sp = stacks[i].data(), threads[i].uc_stack.ss_size = stacks[i].size();
         makecontext(&threads[i], run_thread, 0);
     }
-    while (std::any_of(runs.begin(), runs.end(), [](bool one) { return one; })) {
+    while (!failure && std::any_of(runs.begin(), runs.end(), [](bool one) { return one; })) {
         for (unsigned i = 0; i < count; ++i) {
             threadIdx = {i, 0, 0};
             if (runs[i]) swapcontext(&scheduler, &threads[i]);
@@ -177,10 +186,21 @@ static void run_program(unsigned count) {
     }
 }
 
-static void run_grid(Place grid, unsigned count, const std::function<void()>& what) {
-    gridDim = grid, kernel = what;
-    for (unsigned i = grid.x * grid.y * grid.z; i-- > 0;) {
+static const char* run_grid(Place grid, unsigned count, unsigned shared_bytes, bool last_first,
+                            const std::function<void()>& what) {
+    gridDim = grid, kernel = what, failure = nullptr, turns = 0;
+    const unsigned programs = grid.x * grid.y * grid.z;
+    const unsigned char* bytes = reinterpret_cast<unsigned char*>(memory);
+    for (unsigned n = 0; n < programs && !failure; ++n) {
+        const unsigned i = last_first ? programs - 1 - n : n;
         blockIdx = {i % grid.x, i / grid.x % grid.y, i / grid.x / grid.y};
+        memset(memory, 0xFF, sizeof memory);
+        of_program = {};
+        for (auto& each : of_warps) each = {};
         run_program(count);
+        if (std::any_of(bytes + shared_bytes, bytes + sizeof memory, [](unsigned char one) { return one != 0xFF; })) {
+            failure = "wrote behind its shared memory";
+        }
     }
+    return failure;
 }

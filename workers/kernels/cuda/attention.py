@@ -31,7 +31,7 @@ class Attention:
 
     batch_invariant: decodes go the way of chunks, whose rows do not depend on
     the batch; split decodes do, by the number of splits.
-    A step that has both runs them side by side: chunks wait for arithmetic, decodes for memory.
+    A step that has both runs them side by side: chunks' tiles wait for latency, decodes for memory.
     """
 
     def __init__(self, batch_invariant: bool) -> None:
@@ -58,7 +58,7 @@ class Attention:
         sequences = len(batch.context_len)
         chunks = sequences if self._batch_invariant else batch.num_chunks
         decodes = sequences - chunks
-        if chunks and decodes and self._side is not None:
+        if chunks and decodes and self._side is not None and _read_as_they_are(kv):
             step = torch.cuda.current_stream(q.device)
             self._side.wait_stream(step)
             with torch.cuda.stream(self._side):
@@ -85,7 +85,8 @@ class Attention:
         """The last `decodes` sequences, with one row each, or none."""
         if self._counters is None:
             raise RuntimeError("attention before new_kv_layer: there is no cache yet")
-        if kv.wide is not None and not e4m7_supported(q.device):
+        if not _read_as_they_are(kv):
+            assert kv.wide is not None
             widen(kv, kv.wide, batch, len(batch.context_len), window, self._processors)
             kv = kv.wide
         _, heads, head_dim = q.shape
@@ -184,6 +185,14 @@ class Attention:
             num_stages=stages,
             **overlapped(q.device),
         )
+
+
+def _read_as_they_are(kv: KVLayer) -> bool:
+    """Whether decodes read the cache itself, and not what is unpacked of it."""
+    if kv.wide is None:
+        return True
+    _, kv_heads, block_size, head_dim = kv.wide.keys.shape
+    return e4m7_supported(kv.keys.device, head_dim, kv_heads, block_size)
 
 
 def _prefill_tile(width: int, dtype: torch.dtype, group: int) -> tuple[int, int, int, int]:

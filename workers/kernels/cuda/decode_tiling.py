@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 COUNTERS = 4096
-"""Rows x KV heads that can be shared out among programs."""
+"""Rows x KV heads, or parts of their query heads, that can be shared out among programs."""
 _MAX_SPLITS = 64
 _FEW_ROW_HEADS = 256
 """Two for each multiprocessor of an H100, which more programs share than fit at once."""
@@ -37,7 +37,8 @@ class DecodeTiling(NamedTuple):
 
 
 def decode_tiling(width: int, dtype: torch.dtype, row_heads: int, processors: int) -> DecodeTiling:
-    """width: of a head's tile.  dtype: of the cache.  row_heads: decodes x KV heads.
+    """width: of a head's tile.  dtype: of the cache.  row_heads: decodes x KV heads,
+    and parts of their query heads where programs share these.
 
     Many: rounds of 16 KB of keys, and as much of values.  Few, where every
     program has only some rounds and latency decides: half of that, a round more on

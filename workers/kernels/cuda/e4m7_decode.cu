@@ -35,16 +35,20 @@ static_assert(BLOCK_SIZE % ROUND == 0, "a round is of one block");
 template <int WORDS>
 __device__ __forceinline__ void load(u32 (&to)[WORDS], const u8* from) {
     if constexpr (WORDS == 1) {
-        asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(to[0]) : "l"(from));
+        asm volatile("ld.global.L1::no_allocate.u32 %0, [%1];" : "=r"(to[0]) : "l"(from));
     } else if constexpr (WORDS == 2) {
-        asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(to[0]), "=r"(to[1]) : "l"(from));
+        asm volatile("ld.global.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(to[0]), "=r"(to[1]) : "l"(from));
     } else {
 #pragma unroll
         for (int i = 0; i < WORDS; i += 4) {
-            asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+            asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
                          : "=r"(to[i]), "=r"(to[i + 1]), "=r"(to[i + 2]), "=r"(to[i + 3]) : "l"(from + 4 * i));
         }
     }
+}
+
+__device__ __forceinline__ void store(u16* to, const u32 (&from)[4]) {
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(from[0]), "r"(from[1]), "r"(from[2]), "r"(from[3]) : "memory");
 }
 
 __device__ __forceinline__ void multiply(float (&sum)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
@@ -367,10 +371,10 @@ __device__ __forceinline__ Eight added(int count, const float* summary, const fl
 
 __device__ __forceinline__ void write(u16* out, const Eight& of) {
     const float share = 1 / (of.weight == 0 ? 1 : of.weight);
-    uint4 line;
-    line.x = bfloat16s(of.sum[0] * share, of.sum[1] * share), line.y = bfloat16s(of.sum[2] * share, of.sum[3] * share);
-    line.z = bfloat16s(of.sum[4] * share, of.sum[5] * share), line.w = bfloat16s(of.sum[6] * share, of.sum[7] * share);
-    *reinterpret_cast<uint4*>(out) = line;
+    u32 line[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) line[i] = bfloat16s(of.sum[2 * i] * share, of.sum[2 * i + 1] * share);
+    store(out, line);
 }
 
 // Whether all `count` programs of a row's KV head have stored what they leave: so for one of them.

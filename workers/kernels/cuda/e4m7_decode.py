@@ -37,13 +37,18 @@ _CROWDED = 2
 
 
 @functools.cache
-def supported(device: torch.device) -> bool:
-    """Whether there is a GPU for it, and what compiles it; without, caches are unpacked."""
+def supported(device: torch.device, head_dim: int, kv_heads: int, block_size: int) -> bool:
+    """Whether there is a GPU for it, and what compiles it; without, caches are unpacked.
+
+    Raises RuntimeError where memory is what lacks.
+    """
     if not available(device):
         return False
     try:
-        _kernel(device, 128, 8, 16, DecodeTiling(32, 32, 8, 2, 2), 0)
+        _kernel(device, head_dim, kv_heads, block_size, DecodeTiling(32, 64, 4, 2, 2), 0)
     except (ImportError, OSError, RuntimeError, ValueError) as failure:
+        if "OUT_OF_MEMORY" in str(failure):
+            raise
         logging.warning("a KV cache in 12 bits is unpacked in every step: %s", failure)
         return False
     return True

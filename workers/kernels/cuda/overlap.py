@@ -14,8 +14,9 @@ Hopper and newer).  Two rules keep it sound:
 - it writes nothing before `wait` either.
 
 A kernel is over only when it has waited for those before, so `wait` means all
-that were launched earlier, also where cuBLAS, which does not take part, is
-between.  The launch says `**overlapped(device)`; the kernel begins with `come_up`.
+that were launched earlier in its stream, and what that has waited for, also where
+cuBLAS, which does not take part, is between.  The launch says `**overlapped(device)`;
+the kernel begins with `come_up`.
 """
 
 from __future__ import annotations
