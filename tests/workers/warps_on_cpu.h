@@ -1,6 +1,6 @@
 // Runs a kernel of CUDA C++ on the CPU: a program's threads take turns and meet where its instructions make them meet.
-// It stands before the kernel's text without what that has between "instructions" and the next heading, and has these
-// instructions by their description in the PTX ISA.  One program at a time, in the order of the grid or against it, each
+// It stands before the kernel's text without what that has between "instructions" and the next heading (warp.cu), and has
+// these instructions by their description in the PTX ISA.  One program at a time, in the order of the grid or against it, each
 // with shared memory in which all bits are set, and which must be so behind what it asked for when it ends.
 
 #include <ucontext.h>

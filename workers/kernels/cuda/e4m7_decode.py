@@ -26,6 +26,7 @@ from .decode_tiling import WARPS_OF_PROCESSOR, DecodeTiling
 from .nvrtc import CompiledKernel, available
 
 _SOURCE = Path(__file__).with_suffix(".cu")
+_INSTRUCTIONS = Path(__file__).with_name("warp.cu")
 _HEADS = 8
 """Query heads of a program."""
 _SHARED_BYTES, _SHARED_STEP = 228 << 10, 128
@@ -122,8 +123,8 @@ def _kernel(
         "PROGRAMS": WARPS_OF_PROCESSOR[head_dim] // warps, "STEP": tiling.step,
     }  # fmt: skip
     return CompiledKernel(
-        _SOURCE.read_text(), [f"{name}={value}" for name, value in defines.items()],
-        _SOURCE.stem, 32 * warps, shared_bytes(head_dim, warps, room), (1, 1, 1),
+        _INSTRUCTIONS.read_text() + _SOURCE.read_text(),
+        [f"{name}={value}" for name, value in defines.items()], _SOURCE.stem, 32 * warps, shared_bytes(head_dim, warps, room), (1, 1, 1),
     )  # fmt: skip
 
 
