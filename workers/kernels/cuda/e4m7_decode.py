@@ -124,7 +124,8 @@ def _kernel(
     }  # fmt: skip
     return CompiledKernel(
         _INSTRUCTIONS.read_text() + _SOURCE.read_text(),
-        [f"{name}={value}" for name, value in defines.items()], _SOURCE.stem, 32 * warps, shared_bytes(head_dim, warps, room), (1, 1, 1),
+        [f"{name}={value}" for name, value in defines.items()],
+        _SOURCE.stem, 32 * warps, shared_bytes(head_dim, warps, room), (1, 1, 1),
     )  # fmt: skip
 
 
