@@ -23,10 +23,9 @@ import torch
 from ...engine.batch import StepBatch
 from ..interface import KVLayer
 from .decode_tiling import WARPS_OF_PROCESSOR, DecodeTiling
-from .nvrtc import CompiledKernel, available
+from .nvrtc import CompiledKernel, available, instructions
 
 _SOURCE = Path(__file__).with_suffix(".cu")
-_INSTRUCTIONS = Path(__file__).with_name("warp.cu")
 _HEADS = 8
 """Query heads of a program."""
 _SHARED_BYTES, _SHARED_STEP = 228 << 10, 128
@@ -46,7 +45,7 @@ def supported(device: torch.device, head_dim: int, kv_heads: int, block_size: in
     if not available(device):
         return False
     try:
-        _kernel(device, head_dim, kv_heads, block_size, DecodeTiling(32, 64, 4, 2, 2), 0)
+        _kernel(device, head_dim, kv_heads, block_size, warps=2, step=64, room=0)
     except (ImportError, OSError, RuntimeError, ValueError) as failure:
         if "OUT_OF_MEMORY" in str(failure):
             raise
@@ -87,7 +86,8 @@ def e4m7_decode(
     grid = kv_heads * parts(per_kv_head), splits, decodes
     few = tiling.programs <= _CROWDED and math.prod(grid) <= processors * tiling.programs
     room = tiling.programs if few else 0
-    _kernel(q.device, head_dim, kv_heads, block_size, tiling, room).launch(
+    warps, step = tiling.warps, tiling.step
+    _kernel(q.device, head_dim, kv_heads, block_size, warps=warps, step=step, room=room).launch(
         grid,
         ctypes.c_void_p(q.data_ptr()),
         ctypes.c_void_p(kv.keys.data_ptr()),
@@ -113,17 +113,19 @@ def _kernel(
     head_dim: int,
     kv_heads: int,
     block_size: int,
-    tiling: DecodeTiling,
+    *,
+    warps: int,
+    step: int,
     room: int,
 ) -> CompiledKernel:
-    """On the device, which is the current one.  room: see shared_bytes."""
-    warps = tiling.warps
+    """On the device, which is the current one.  warps, step: of a DecodeTiling; room: see
+    shared_bytes."""
     defines = {
         "HEAD_DIM": head_dim, "KV_HEADS": kv_heads, "BLOCK_SIZE": block_size, "WARPS": warps,
-        "PROGRAMS": WARPS_OF_PROCESSOR[head_dim] // warps, "STEP": tiling.step,
+        "PROGRAMS": WARPS_OF_PROCESSOR[head_dim] // warps, "STEP": step,
     }  # fmt: skip
     return CompiledKernel(
-        _INSTRUCTIONS.read_text() + _SOURCE.read_text(),
+        instructions() + _SOURCE.read_text(),
         [f"{name}={value}" for name, value in defines.items()],
         _SOURCE.stem, 32 * warps, shared_bytes(head_dim, warps, room), (1, 1, 1),
     )  # fmt: skip

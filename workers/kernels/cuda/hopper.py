@@ -25,7 +25,7 @@ from typing import NamedTuple
 import torch
 
 from .needs import MULTIPROCESSORS
-from .nvrtc import TensorMap, available
+from .nvrtc import TensorMap, available, instructions
 
 COLUMNS = 64
 """Of k in a stage."""
@@ -136,7 +136,7 @@ def gemm(
         "MULTIPLYING_REGISTERS": multiplying, "COPYING_REGISTERS": copying,
     }  # fmt: skip
     return (
-        _multiply(rows // parts, weights) + tiles + path.read_text(),
+        instructions() + _multiply(rows // parts, weights) + tiles + path.read_text(),
         [f"{name}={value}" for name, value in defines.items()],
         path.stem,
         128 * (groups + 1),
@@ -158,9 +158,6 @@ def _multiply(rows: int, weights: str) -> str:
         values = ", ".join(f'"r"(a[{i}])' for i in range(4))
     place = count + (1 if weights == "descriptor" else 4)
     return f"""
-typedef unsigned short u16;
-typedef unsigned int u32;
-typedef unsigned long long u64;
 __device__ __forceinline__ void multiply(float* sum, {parameter}, u64 inputs) {{
     asm volatile("wgmma.mma_async.sync.aligned.m64n{rows}k16.f32.bf16.bf16 "
                  "{{{registers}}}, {text}, %{place}, 1, 1, 1, {flags};"

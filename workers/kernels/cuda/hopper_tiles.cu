@@ -29,8 +29,6 @@ typedef u16 Result;
 
 static_assert(ROWS * LINE_BYTES <= STAGES_BYTES, "results lie where the stages were");
 
-__device__ __forceinline__ void wait_for_kernels_before() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-
 // ---------------------------------------------------------------- stages
 __device__ __forceinline__ void init(u32 barrier, u32 count) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
@@ -95,12 +93,6 @@ __device__ __forceinline__ void keep_full(u32 full, u32 empty, u32 bytes, int co
 // ---------------------------------------------------------------- results
 __device__ __forceinline__ float bf16(u16 value) { return __uint_as_float(static_cast<u32>(value) << 16); }
 
-__device__ __forceinline__ u32 packed(float low, float high) {
-    u32 pair;
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
-    return pair;
-}
-
 // As in activation.py; the reciprocal is within one unit in the last place, far below bfloat16's.
 __device__ __forceinline__ float gated(float gate, float up) {
     const float t = GATE == 2 ? gate * (1.5957691216f + 0.0713548163f * gate * gate) : gate;
@@ -163,9 +155,9 @@ __device__ __forceinline__ void leave_results(u32 to, const Sums& sums, const Ou
             const float a = sum[0] * scale + add, b = sum[1] * scale + add;
             const float c = sum[2] * scale_other + add_other, d = sum[3] * scale_other + add_other;
             if (GATE) {
-                m[j] = packed(gated(a, c), gated(b, d));
+                m[j] = bfloat16s(gated(a, c), gated(b, d));
             } else {
-                m[2 * j] = packed(a, b), m[2 * j + 1] = packed(c, d);
+                m[2 * j] = bfloat16s(a, b), m[2 * j + 1] = bfloat16s(c, d);
             }
         }
         asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};"
@@ -245,7 +237,7 @@ __device__ __forceinline__ void write_sums(u32 from, Result* y, const Outputs& o
         if (WIDE) {
             *reinterpret_cast<float4*>(to) = v;
         } else {
-            *reinterpret_cast<uint2*>(to) = make_uint2(packed(v.x, v.y), packed(v.z, v.w));
+            *reinterpret_cast<uint2*>(to) = make_uint2(bfloat16s(v.x, v.y), bfloat16s(v.z, v.w));
         }
     }
 }
@@ -287,7 +279,7 @@ __device__ __forceinline__ void run(const CopyWeights& copy_weights, const Tenso
     const int rounds = columns / COLUMNS;
     const int begin = rounds * blockIdx.z / SPLITS, count = rounds * (blockIdx.z + 1) / SPLITS - begin;
 
-    asm volatile("griddepcontrol.launch_dependents;");
+    let_the_next_come_up();
     if (threadIdx.x == 0) {
         for (int i = 0; i < WEIGHT_STAGES; ++i) init(at.weights_full + i * 8, 1), init(at.weights_empty + i * 8, 4 * GROUPS);
         for (int i = 0; i < INPUT_STAGES; ++i) init(at.inputs_full + i * 8, 1), init(at.inputs_empty + i * 8, 4 * GROUPS);

@@ -44,6 +44,11 @@ def available(device: torch.device) -> bool:
     return has_bindings()
 
 
+def instructions() -> str:
+    """What stands in front of a kernel's text: types, and what several kernels ask of a warp."""
+    return Path(__file__).with_name("warp.cu").read_text()
+
+
 def compiled(source: str, defines: Sequence[str], anew: bool = False) -> Code:
     """The machine code of a source text.  Raises RuntimeError with the compiler's messages.
 

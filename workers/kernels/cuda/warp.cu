@@ -1,5 +1,4 @@
-// Instructions of a warp, in front of kernels that multiply from registers.  tests/workers/warps_on_cpu.h has the same
-// for the CPU.
+// Instructions, in front of every kernel's text (nvrtc.py).  tests/workers/warps_on_cpu.h has the same for the CPU.
 
 typedef unsigned char u8;
 typedef unsigned short u16;
