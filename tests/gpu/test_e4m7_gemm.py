@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -123,6 +125,14 @@ def test_several_tiles_of_rows(tiling: tuple[int, int, int], activation: str | N
     weight, bias = random(n, k) / k**0.5, random(n)
     for count in (tiling[0] + 1, 2 * tiling[0], 3 * tiling[0] - 5):
         check(random(count, k), weight, bias, HopperTiling(*tiling), activation)
+
+
+def test_bits_are_the_same_where_two_processes_share_the_gpu() -> None:
+    command = [sys.executable, "-m", "tests.gpu.same_bits", "5"]
+    both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    for each in both:
+        said = each.communicate(timeout=120)[1]
+        assert each.returncode == 0, said
 
 
 def test_layers() -> None:

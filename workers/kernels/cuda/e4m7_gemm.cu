@@ -86,8 +86,6 @@ __device__ __forceinline__ void multiply_all(Sums& sums, const Rings& at, int co
         Eight w[STEPS];
 #pragma unroll
         for (int i = 0; i < STEPS; ++i) w[i] = load(mine + weights_at.stage * WEIGHT_BYTES, i);
-        __syncwarp();  // All lanes have read.
-        release(at.weights_empty + weights_at.stage * 8);
 #pragma unroll
         for (int i = 0; i < STEPS; ++i) {
             // The same step of the round before is done with its registers.
@@ -97,6 +95,9 @@ __device__ __forceinline__ void multiply_all(Sums& sums, const Rings& at, int co
             if (i == 0) await(at.inputs_full + inputs_at.stage * 8, inputs_at.parity);
             multiply_step(sums, a[i], b + i * 2);
         }
+        // Not before all lanes have what they read: an arrival overtakes a load that is on its way.
+        __syncwarp();
+        release(at.weights_empty + weights_at.stage * 8);
         inputs_before = inputs_at.stage;
         weights_at.next(), inputs_at.next();
     }
