@@ -130,9 +130,8 @@ def test_several_tiles_of_rows(tiling: tuple[int, int, int], activation: str | N
 def test_bits_are_the_same_where_two_processes_share_the_gpu() -> None:
     command = [sys.executable, "-m", "tests.gpu.same_bits", "5"]
     both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    for each in both:
-        said = each.communicate(timeout=120)[1]
-        assert each.returncode == 0, said
+    said = [each.communicate(timeout=120)[1] for each in both]
+    assert [each.returncode for each in both] == [0, 0], said
 
 
 def test_layers() -> None:
