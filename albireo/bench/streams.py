@@ -31,7 +31,8 @@ SAMPLING: dict[str, dict[str, Any]] = {
 """What `--sampling` names."""
 
 _FIRST_ID = 300  # Past a byte-level tokenizer's end token.
-_MIN_STEPS = 8
+MIN_STEPS = 8
+"""At which all streams decode, for a round to say something."""
 
 
 class TimedStream:
@@ -135,6 +136,12 @@ class _Gaps(NamedTuple):
     seen: int
 
 
+def steps_together(round_: Round) -> int:
+    """Steps at which all streams of a round decoded: none where some came only when others had
+    ended, as where the client had no core meanwhile."""
+    return len(_gaps(round_).every) // len(round_.streams)
+
+
 def step_times(rounds: Sequence[Round], output_len: int) -> dict[str, Any]:
     """Times between tokens while all streams of a round decode, of all rounds together.
 
@@ -145,7 +152,7 @@ def step_times(rounds: Sequence[Round], output_len: int) -> dict[str, Any]:
     counts = [
         len(gaps.every) // len(streams) for gaps, (streams, _) in zip(found, rounds, strict=True)
     ]
-    if min(counts) < _MIN_STEPS:
+    if min(counts) < MIN_STEPS:
         raise BenchError(
             f"only {min(counts)} steps had all {len(rounds[0].streams)} streams decoding: raise "
             f"--output-len above {output_len}"

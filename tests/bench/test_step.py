@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import random
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
 
 from albireo.bench.shapes import SHAPES, write_model
-from albireo.bench.step import _add_floor
+from albireo.bench.step import _add_floor, run_round
+from albireo.bench.streams import steps_together
 from albireo.cli.bench import bench
+from albireo.client import Delta, SamplingParams
+from albireo.ipc.protocol import End
 from albireo.workers.models.load import read_config
 from albireo.workers.tokenizer.text_model import load_text_model
 
@@ -70,6 +77,45 @@ def test_the_floor_counts_the_experts_that_are_picked(tmp_path: Path) -> None:
         row = {"batch": batch, "step_ms_median": 10.0}
         _add_floor(row, config, 1, BFLOAT16, 320, 3.0e12)
         assert row["weights_gb"] == pytest.approx(2 * billions, rel=0.01)
+
+
+class Starved:
+    """A client that gets all tokens of a stream at once, and then the next stream's, as one does
+    that had no core meanwhile; after so many batches they come in turn."""
+
+    welcome = SimpleNamespace(vocab_size=1000)
+
+    def __init__(self, batch: int, starved: int) -> None:
+        self.batches = 0
+        self._batch, self._starved = batch, starved
+        self._waiting: list[tuple[Callable[[Delta], None], int]] = []
+
+    def submit(
+        self, prompt: list[int], receive: Callable[[Delta], None], params: SamplingParams
+    ) -> None:
+        self._waiting.append((receive, params.max_tokens))
+        if len(self._waiting) == self._batch:
+            streams, self._waiting = self._waiting, []
+            self.batches += 1
+            asyncio.get_running_loop().call_soon(self._serve, streams)
+
+    def _serve(self, streams: list[tuple[Callable[[Delta], None], int]]) -> None:
+        turns = [[each] for each in streams] if self.batches <= self._starved else [streams]
+        for together in turns:
+            for count in range(together[0][1]):
+                for receive, tokens in together:
+                    end = End("length", None, 8, tokens) if count + 1 == tokens else None
+                    receive(Delta(1, count, [5], "x", end))
+
+
+@pytest.mark.parametrize(("starved", "batches", "steps"), [(0, 1, 17), (1, 2, 17), (9, 3, 0)])
+def test_a_round_that_the_client_missed_is_run_again(
+    starved: int, batches: int, steps: int
+) -> None:
+    client = Starved(3, starved)
+    found = asyncio.run(run_round(client, random.Random(0), 3, 8, 20, "greedy"))  # type: ignore[arg-type]
+    assert client.batches == batches
+    assert steps_together(found) == steps
 
 
 @pytest.mark.node
