@@ -32,6 +32,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     activation_bytes_per_token: most that a token needs at once within a forward pass.
     loaded_bytes: of the weights as layers keep them: a tied LM head is a table of its own.
     linear_params: of them those of the linear layers, experts not included, and of the LM head.
+    layer_products: multiplications for a token in the linear layers of a layer, on average.
     rope_bytes: of the rotary tables, which every rank has whole.
     strips_first_space: its tokenizer's, as in workers/tokenizer/text_model.py.
     tool_style: the form of its tool calls, "hermes" or "llama".
@@ -55,6 +56,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     activation_bytes_per_token: int = 0
     loaded_bytes: int = 0
     linear_params: int = 0
+    layer_products: int = 0
     rope_bytes: int = 0
     strips_first_space: bool = False
     tool_style: str = "hermes"
@@ -82,6 +84,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     kv_cache_dtype: "model" for `dtype`, or "e4m7", 12 bits a number, on a GPU.
     num_swap_blocks: blocks of host memory for preempted sequences, on every rank.
     itl_target_ms: prefill chunks are sized so that a step stays below it; 0 = no target.
+    mixed_step_tokens: of a step that computes prompts beside few decodes; 0 = as of any step.
     """
 
     model_path: str
@@ -107,6 +110,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     kv_cache_dtype: str = "model"
     num_swap_blocks: int = 0
     itl_target_ms: float = 0.0
+    mixed_step_tokens: int = 0
 
     @property
     def awake_s(self) -> float:

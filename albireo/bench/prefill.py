@@ -64,6 +64,7 @@ def bench_prefill(
             max_num_batched_tokens=max(
                 sum(mixed) + 1, *(count * length for count, length in prompts)
             ),
+            mixed_step_tokens=0,
         )
         with running_node(options) as node:
             measured = uvloop.run(_measure(node, prompts, mixed))

@@ -107,6 +107,7 @@ def sized(options: NodeOptions, most: int, length: int, context_len: int) -> Nod
         max_num_seqs=most,
         max_model_len=min(context_len, length + 16),
         max_num_batched_tokens=max(8192, most) if options.device != "cpu" else None,
+        mixed_step_tokens=0,
     )
 
 

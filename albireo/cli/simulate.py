@@ -53,6 +53,12 @@ _MOST_TOKENS = 1 << 28
     type=range_of("max_num_batched_tokens"),
     help="[default: the profile's]",
 )
+@click.option(
+    "--mixed-step-tokens",
+    type=range_of("mixed_step_tokens"),
+    help="Of steps that compute prompts beside few decodes; 0 = as of any.  "
+    "[default: the profile's for each rank]",
+)
 @click.option("--max-num-queued-reqs", type=click.IntRange(0, 1 << 20), default=1024)
 @click.option("--max-num-reqs-per-tenant", type=range_of("max_num_reqs_per_tenant"), default=0)
 @click.option("--tenant-weights", default="", metavar="TENANT=W,...", help="As of `node start`.")
@@ -107,7 +113,8 @@ def _run(
     *, trace: Path | None, arrivals: str | None, requests: int, input_len: int, output_len: int,
     prefix_len: int, prefixes: int, groups: str, profile: str, max_model_len: int,
     max_num_seqs: int,
-    max_num_batched_tokens: int | None, max_num_queued_reqs: int, max_num_reqs_per_tenant: int,
+    max_num_batched_tokens: int | None, mixed_step_tokens: int | None, max_num_queued_reqs: int,
+    max_num_reqs_per_tenant: int,
     tenant_weights: str, isolate_tenants: bool, kv_tokens: int | None,
     block_size: int, swap_space_tokens: int, itl_target_ms: float, async_scheduling: bool,
     caching: bool, slo: str, seed: int, processes: int | None,
@@ -140,7 +147,14 @@ def _run(
         num_swap_blocks=swap_space_tokens // block_size,
         itl_target_ms=itl_target_ms,
     )
-    shapes = [_shape(limits, each, kv_tokens or each * steps.kv_tokens) for each in ranks]
+    mixed = mixed_step_tokens
+    shapes = [
+        _shape(
+            limits, each, kv_tokens or each * steps.kv_tokens,
+            each * steps.mixed_step_tokens if mixed is None else mixed,
+        )
+        for each in ranks
+    ]  # fmt: skip
     if trace is not None:
         coming = read_trace(trace)
     else:
@@ -171,12 +185,15 @@ def _is_long(trace: Path | None, requests: int) -> bool:
     return trace.is_file() and trace.stat().st_size >= _MANY_BYTES
 
 
-def _shape(limits: Limits, ranks: int, kv_tokens: int) -> GroupShape:
+def _shape(limits: Limits, ranks: int, kv_tokens: int, mixed_step_tokens: int) -> GroupShape:
     from albireo.simulate.group import GroupShape
 
     blocks = kv_tokens // limits.block_size
     longest = min(limits.max_model_len, blocks * limits.block_size)
-    return GroupShape(replace(limits, num_blocks=blocks, max_model_len=longest), ranks)
+    sized = replace(
+        limits, num_blocks=blocks, max_model_len=longest, mixed_step_tokens=mixed_step_tokens
+    )
+    return GroupShape(sized, ranks)
 
 
 def _slo(text: str) -> dict[str, float]:

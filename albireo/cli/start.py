@@ -195,6 +195,12 @@ def _chunks_are_always(context: click.Context, parameter: click.Parameter, value
     help="Size prefill chunks so that a step stays below it; 0 = no target.",
 )
 @click.option(
+    "--mixed-step-tokens",
+    type=range_of("mixed_step_tokens"),
+    help="Tokens of a step that computes prompts beside few decodes; 0 = as of any step.  "
+    "[default: what fills the GPU, 512 for an 8B model]",
+)
+@click.option(
     "--cuda-graphs/--no-cuda-graphs",
     " /--enforce-eager",
     "cuda_graphs",

@@ -49,6 +49,7 @@ class NodeOptions(msgspec.Struct, frozen=True, kw_only=True):
     isolate_tenants: none of them finds another one's prompts in the prefix cache.
     swap_space_gib: host memory of one group for the KV cache of preempted sequences.
     itl_target_ms: what a step with prefill in it should take at most; 0 = no target.
+    mixed_step_tokens: of a step that computes prompts beside few decodes; 0 = as of any step.
     resume_grace_s: how long requests wait for a client whose connection is over; None = 10 with a
         journal, else 0: they end with the connection.
     journal: directory of the log from which requests go on after the router's death.
@@ -92,6 +93,7 @@ class NodeOptions(msgspec.Struct, frozen=True, kw_only=True):
     enable_prefix_caching: bool = True
     swap_space_gib: _Amount = 0.0
     itl_target_ms: _Amount = 0.0
+    mixed_step_tokens: Annotated[int, msgspec.Meta(ge=0, le=1 << 20)] | None = None
     cuda_graphs: bool = True
     async_scheduling: bool = True
     async_output: bool = True

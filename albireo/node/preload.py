@@ -185,6 +185,7 @@ def _model_info(
         activation_bytes_per_token=widest * element,
         loaded_bytes=(params + head) * element,
         linear_params=config.linear_params(),
+        layer_products=config.layer_products(),
         rope_bytes=ropes * config.context_len * config.head_dim * 4,
         strips_first_space=text.strips_first_space,
         tool_style=text.tool_style,

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import psutil
 
 from albireo.ipc.config import EngineConfig, ModelInfo
+from albireo.workers.engine.cuda.mixed_sizes import most_rows
 from albireo.workers.parallel.slabs import shared_bytes
 
 from .core_plan import CorePlan
@@ -66,12 +67,22 @@ def size_engine(
         kv_cache_dtype=kv_cache_dtype,
         num_swap_blocks=_num_swap_blocks(options, model),
         itl_target_ms=options.itl_target_ms,
+        mixed_step_tokens=_mixed_step_tokens(options, device, model, tp, batched),
     )
 
 
 def _batched_tokens(options: NodeOptions, device: str) -> int:
     default = 512 if device == "cpu" else 2048
     return options.max_num_batched_tokens or max(default, options.max_num_seqs)
+
+
+def _mixed_step_tokens(
+    options: NodeOptions, device: str, model: ModelInfo, tp: int, batched: int
+) -> int:
+    """On a GPU as many as fill it: beyond, time grows with them. Elsewhere it does so at once."""
+    if options.mixed_step_tokens is not None:
+        return options.mixed_step_tokens
+    return most_rows(model.layer_products, tp, batched) if device == "cuda" else 0
 
 
 def _num_swap_blocks(options: NodeOptions, model: ModelInfo) -> int:

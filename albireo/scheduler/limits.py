@@ -25,6 +25,7 @@ class Limits:
     prefix_caching: bool = True
     num_swap_blocks: int = 0
     itl_target_ms: float = 0.0
+    mixed_step_tokens: int = 0
     num_spare_slots: int = SPARE_SLOTS
 
     @property

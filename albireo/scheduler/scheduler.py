@@ -36,6 +36,7 @@ from albireo.ipc.stopping import end_of_tokens
 
 from .admission import Admission
 from .blocks import BlockPool, Slots, blocks_for
+from .chunk_budget import chunk_budget
 from .draft import Draft, Plan
 from .limits import Limits
 from .preemption import give_up_for_growth
@@ -275,8 +276,8 @@ class Scheduler:
         """The next step, or None: enough steps are in flight, or nothing can run now.
 
         Decodes come first, then the prefills that are under way, then waiting
-        requests, together within max_num_batched_tokens.  The plan's arrays are
-        valid until the next call.
+        requests, together within max_num_batched_tokens (and chunk_budget.py).  The
+        plan's arrays are valid until the next call.
         """
         if len(self._in_flight) > self.limits.lookahead:
             return None
@@ -285,8 +286,7 @@ class Scheduler:
         if len(self._state.queue):
             self._admission.make_way()
         decode = self._plan_decodes()
-        budget = self._plan_prefills(self._prefill_budget(len(decode)))
-        self._admit(budget)
+        self._admit(self._plan_prefills(len(decode)))
         sampling = decode
         if self._draft.chunks:
             sampling = np.concatenate([self._draft.sampling_chunks(), decode])
@@ -339,19 +339,14 @@ class Scheduler:
         full, stalled = full[: self.pool.free], full[self.pool.free :]
         return decode[~np.isin(decode, stalled)], full
 
-    def _prefill_budget(self, decodes: int) -> int:
-        """Tokens for chunks beside so many decodes, which are not to wait for them too long."""
-        budget = self.limits.max_num_batched_tokens - decodes
-        if decodes and self.limits.itl_target_ms:
-            target_us = self.limits.itl_target_ms * 1000
-            budget = min(budget, self.step_times.chunk_tokens(target_us))
-        return budget
-
-    def _plan_prefills(self, budget: int) -> int:
-        """Chunks of the prefills under way; returns what is left of the budget."""
-        seq = self.sequences
-        in_prefill = seq.planned[self._state.running] < seq.prefill_len[self._state.running]
-        for slot in self._state.running[in_prefill].tolist():
+    def _plan_prefills(self, decodes: int) -> int:
+        """Chunks of the prefills under way; returns what is left of the step's budget."""
+        seq, running = self.sequences, self._state.running
+        left = seq.prefill_len[running] - seq.planned[running]
+        under_way = left > 0
+        to_compute = self._state.queue.prompt_tokens + int(left[under_way].sum())
+        budget = chunk_budget(self.limits, self.step_times, decodes, to_compute)
+        for slot in running[under_way].tolist():
             if budget == 0:
                 break
             budget -= self._plan_chunk(slot, budget)

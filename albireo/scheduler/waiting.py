@@ -142,11 +142,15 @@ class _Priority:
 
 
 class WaitingQueue:
-    """All that wait; a preempted request also while the last step that names its slot runs."""
+    """All that wait; a preempted request also while the last step that names its slot runs.
+
+    prompt_tokens: of their prompts, together.
+    """
 
     def __init__(self) -> None:
         self._priorities: dict[int, _Priority] = {}
         self._waiting = 0
+        self.prompt_tokens = 0
 
     def __len__(self) -> int:
         return self._waiting
@@ -154,12 +158,12 @@ class WaitingQueue:
     def add(self, request: Request) -> None:
         """Adds a request that is newer than all that wait."""
         self._priority(request.priority).add(request)
-        self._waiting += 1
+        self._added(request)
 
     def put_back(self, request: Request) -> None:
         """Adds one that was preempted."""
         self._priority(request.priority).put_back(request)
-        self._waiting += 1
+        self._added(request)
 
     def head(self) -> Request | None:
         """The next one to be admitted."""
@@ -196,8 +200,13 @@ class WaitingQueue:
             priority = self._priorities[number] = _Priority()
         return priority
 
+    def _added(self, request: Request) -> None:
+        self._waiting += 1
+        self.prompt_tokens += request.prompt_len
+
     def _removed(self, request: Request) -> None:
         """Where nobody waits any more, there are no turns either: everybody starts equal."""
         self._waiting -= 1
+        self.prompt_tokens -= request.prompt_len
         if not len(self._priorities[request.priority]):
             del self._priorities[request.priority]

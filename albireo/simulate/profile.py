@@ -37,7 +37,8 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     parallel_us: of a step, where several ranks share it.
     swap_block_us: to copy one KV block to host memory, or back.
     input_ms, output_ms: from the client to the scheduler, and from the device to the client.
-    kv_tokens, max_num_batched_tokens: of a rank and of a group, where the user gives none.
+    kv_tokens, mixed_step_tokens: of a rank, and max_num_batched_tokens of a group, where the user
+        gives none.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     output_ms: _Amount = 0.0
     kv_tokens: _AtLeast1 = 1 << 20
     max_num_batched_tokens: _AtLeast1 = 2048
+    mixed_step_tokens: Annotated[int, msgspec.Meta(ge=0)] = 0
 
 
 class StepTimes:

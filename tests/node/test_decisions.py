@@ -137,6 +137,22 @@ def test_the_schedulers_options_reach_the_group() -> None:
     assert size().prefix_caching
 
 
+def test_steps_beside_decodes_fill_a_gpu() -> None:
+    """Qwen3-8B: a step of 512 rows takes an H100 as long as launching its kernels the CPU."""
+    model = msgspec.structs.replace(
+        MODEL,
+        layer_products=2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 12288,
+        tp_degrees=(1, 2),
+    )
+    options = NodeOptions(kv_cache_gib=1.0, e4m7_weights="off")
+    cores = make_core_plan((1,), "cpu", None, 2)
+    for tp, tokens in ((1, 512), (2, 1024)):
+        engine = size_engine(options, "/m", "cuda", "bfloat16", model, tp, cores)
+        assert engine.mixed_step_tokens == tokens
+    assert size().mixed_step_tokens == 0
+    assert size(mixed_step_tokens=96).mixed_step_tokens == 96
+
+
 def test_other_sizes_refused() -> None:
     with pytest.raises(OptionError, match="exceeds the model's context of 4096"):
         size(max_model_len=5000)

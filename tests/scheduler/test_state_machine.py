@@ -68,7 +68,8 @@ def tiny_limits(draw: st.DrawFn, lookahead: int) -> Limits:
         lookahead=lookahead,
         prefix_caching=draw(st.booleans()),
         num_swap_blocks=draw(st.sampled_from([0, 2, 20])),
-        itl_target_ms=draw(st.sampled_from([0.0, 0.001])),
+        itl_target_ms=draw(st.sampled_from([0.0, 0.0, 0.001])),
+        mixed_step_tokens=draw(st.sampled_from([0, 8, 24])),
     )
 
 
@@ -190,7 +191,7 @@ def test_pressure_and_lookahead_do_not_change_tokens(
     at_ease = FakeGroup(
         replace(
             limits, max_num_seqs=16, max_num_batched_tokens=1024, num_blocks=1024, lookahead=0,
-            prefix_caching=False, itl_target_ms=0.0,
+            prefix_caching=False, itl_target_ms=0.0, mixed_step_tokens=0,
         )
     )  # fmt: skip
     for number, shape in enumerate(shapes, 1):

@@ -243,18 +243,21 @@ def test_sizes_of_mixed_steps(rows: int, seqs: int) -> None:
 
 
 def test_graphs_of_mixed_steps_end_where_launching_is_faster() -> None:
-    def shape(hidden: int, inner: int, layers: int, kv_heads: int = 8) -> ModelConfig:
-        return replace(
+    def products(hidden: int, inner: int, layers: int, kv_heads: int = 8) -> int:
+        shape = replace(
             CONFIG, hidden_size=hidden, intermediate_size=inner, num_layers=layers,
             num_heads=hidden // 128, num_kv_heads=kv_heads, head_dim=128,
         )  # fmt: skip
+        return shape.layer_products()
 
-    assert most_rows(CONFIG, 1, 4096) == MOST_ROWS
-    assert most_rows(CONFIG, 1, 24) == 24
-    assert most_rows(shape(4096, 12288, 36), 1, 4096) == 512
-    assert most_rows(shape(16384, 53248, 2), 1, 4096) == 64  # a layer of more than any size is for
-    assert most_rows(shape(4096, 12288, 36), 2, 4096) == 1024
-    assert most_rows(shape(8192, 49152, 80), 1, 4096) == 64
+    small, qwen3_8b = CONFIG.layer_products(), products(4096, 12288, 36)
+    assert most_rows(small, 1, 4096) == MOST_ROWS
+    assert most_rows(small, 1, 24) == 24
+    assert most_rows(qwen3_8b, 1, 4096) == 512
+    assert most_rows(qwen3_8b, 2, 4096) == 1024
+    # Layers of more than any size is for.
+    assert most_rows(products(16384, 53248, 2), 1, 4096) == 64
+    assert most_rows(products(8192, 49152, 80), 1, 4096) == 64
 
 
 def test_all_parameters_against_one_forward_pass(

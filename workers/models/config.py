@@ -163,6 +163,10 @@ class ModelConfig:
         layers = sum(size for _, module, size in self.products() if ".experts." not in module)
         return int(layers) + self.vocab_size * self.hidden_size
 
+    def layer_products(self) -> int:
+        """Multiplications for a token in the linear layers of a layer, on average."""
+        return int(sum(each for *_, each in self.products()) / self.num_layers)
+
     def num_params(self) -> int:
         """Number of weights, tied embeddings counted once."""
         return sum(math.prod(shape) for shape in self.tensor_shapes().values())

@@ -174,7 +174,8 @@ class CudaEngine:
         # An empty plan: `apply` inside the graphs changes no slot while they are made.
         self._tables.words.zero_()
         sizes = captured_mixed_sizes(
-            most_rows(self._config, engine.tp, engine.max_num_batched_tokens), engine.max_num_seqs
+            most_rows(self._config.layer_products(), engine.tp, engine.max_num_batched_tokens),
+            engine.max_num_seqs,
         )
         with self._memory.taking("CUDA graphs"), collector_paused():
             pool = torch.cuda.graph_pool_handle()

@@ -16,7 +16,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ....ipc.plan import PlanView
-from ...models.config import ModelConfig
 
 _ROWS = (64, 128, 256, 384, 512, 768, 1024, 1536, 2048)
 MOST_ROWS = _ROWS[-1]
@@ -56,10 +55,12 @@ def size_of(plan: PlanView, sampled: int) -> MixedSize:
     )
 
 
-def most_rows(config: ModelConfig, tp: int, max_num_batched_tokens: int) -> int:
-    """Rows of the largest size: beyond, a step takes the GPU longer than launching it the CPU."""
-    products = sum(each for *_, each in config.products())
-    bound = _LAUNCH_S * config.num_layers * _FLOP_PER_S * tp / (2 * products)
+def most_rows(layer_products: int, tp: int, max_num_batched_tokens: int) -> int:
+    """Rows of the largest size: beyond, a step takes the GPU longer than launching it the CPU.
+
+    layer_products: multiplications for a token in a layer, those of all ranks.
+    """
+    bound = _LAUNCH_S * _FLOP_PER_S * tp / (2 * layer_products)
     most = max((each for each in _ROWS if each <= bound), default=_ROWS[0])
     return min(most, max_num_batched_tokens)
 

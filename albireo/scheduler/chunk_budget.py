@@ -1,0 +1,32 @@
+"""How many prompt tokens a step may have, beside decodes that wait for it.
+
+Without decodes: as many as any step.  Beside them, with a target for the time between tokens:
+what fits, as far as is known (step_times.py).  Else, beside few decodes, a step is filled to where
+more rows cost the device in proportion (`mixed_step_tokens`), and prompts that come together are
+spread over some steps: larger ones save next to nothing there, and make every stream wait, and
+every prompt that comes meanwhile.  What would take long that way gets larger steps.  Where many
+decode, chunks beside them would be small ones, which cost more than they spare anybody.
+"""
+
+from __future__ import annotations
+
+from .limits import Limits
+from .step_times import StepTimes
+
+SPREAD_STEPS = 16
+"""So many steps share the prompts that wait."""
+_FEW = 8
+"""Decodes are few up to so manyth a part of a step's tokens, so that chunks have the most of it."""
+
+
+def chunk_budget(limits: Limits, times: StepTimes, decodes: int, prompt_tokens: int) -> int:
+    """prompt_tokens: all that are to be computed, of those that wait and those under way."""
+    most = limits.max_num_batched_tokens - decodes
+    if not decodes:
+        return most
+    if limits.itl_target_ms:
+        return min(most, times.chunk_tokens(limits.itl_target_ms * 1000))
+    filled = limits.mixed_step_tokens
+    if decodes * _FEW <= filled:
+        return min(most, max(filled - decodes, -(-prompt_tokens // SPREAD_STEPS)))
+    return most
