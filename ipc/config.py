@@ -56,7 +56,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     activation_bytes_per_token: int = 0
     loaded_bytes: int = 0
     linear_params: int = 0
-    layer_products: int = 0
+    layer_products: int = 1
     rope_bytes: int = 0
     strips_first_space: bool = False
     tool_style: str = "hermes"
