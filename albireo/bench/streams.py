@@ -33,6 +33,7 @@ SAMPLING: dict[str, dict[str, Any]] = {
 _FIRST_ID = 300  # Past a byte-level tokenizer's end token.
 MIN_STEPS = 8
 """At which all streams decode, for a round to say something."""
+_SLOWEST = 4
 
 
 class TimedStream:
@@ -146,7 +147,9 @@ def step_times(rounds: Sequence[Round], output_len: int) -> dict[str, Any]:
     """Times between tokens while all streams of a round decode, of all rounds together.
 
     Raises BenchError when a round is too short.  The steps at slow moments are told, and P99
-    without them; p99_ms_of_rounds: of each alone.
+    without them.  p99_ms_of_rounds: of each alone.  slowest_of_rounds: of each the (number, ms) of
+    its slowest steps, counted from the first at which all decode.  median_ms_of_quarters: of the
+    rounds' quarters, over which contexts grow.
     """
     found = [_gaps(each) for each in rounds]
     counts = [
@@ -159,6 +162,7 @@ def step_times(rounds: Sequence[Round], output_len: int) -> dict[str, Any]:
         )
     every = [gap for gaps in found for gap in gaps.every]
     quiet = [gap for gaps in found for gap in gaps.quiet]
+    steps = [_steps(each) for each in rounds]
     return {
         "steps": sum(counts),
         "first_token": max(gaps.seen for gaps in found),
@@ -167,6 +171,8 @@ def step_times(rounds: Sequence[Round], output_len: int) -> dict[str, Any]:
         "steps_disturbed": round(sum(counts) * (1 - len(quiet) / len(every)), 1),
         "step_ms_p99_undisturbed": _p99_ms(quiet) if quiet else None,
         "p99_ms_of_rounds": [_p99_ms(gaps.every) for gaps in found],
+        "slowest_of_rounds": [_slowest(each) for each in steps],
+        "median_ms_of_quarters": _medians_of_quarters(steps),
         "step_ms_mean": round(statistics.fmean(every) * 1e3, 3),
         "tokens_merged": sum(gaps.merged for gaps in found),
     }
@@ -187,6 +193,31 @@ def _gaps(round_: Round) -> _Gaps:
             merged += tokens - 1
         seen = max(seen, sum(tokens for at, tokens in stream.arrivals if at < first))
     return _Gaps(every, quiet, merged, seen)
+
+
+def _steps(round_: Round) -> list[float]:
+    """Milliseconds of a round's steps in their order, as its last stream saw them."""
+    first, last = steady(round_.streams)
+    stream = max(round_.streams, key=lambda each: each.arrivals[0][0])
+    within = [each for each in stream.arrivals if first <= each[0] <= last]
+    return [
+        (at - before) / tokens * 1e3
+        for (before, _), (at, tokens) in itertools.pairwise(within)
+        for _ in range(tokens)
+    ]
+
+
+def _slowest(steps: list[float]) -> list[tuple[int, float]]:
+    numbers = sorted(range(len(steps)), key=lambda number: -steps[number])
+    return [(number, round(steps[number], 3)) for number in numbers[:_SLOWEST]]
+
+
+def _medians_of_quarters(rounds: list[list[float]]) -> list[float | None]:
+    quarters: list[list[float]] = [[], [], [], []]
+    for steps in rounds:
+        for number, step in enumerate(steps):
+            quarters[4 * number // len(steps)].append(step)
+    return [round(statistics.median(each), 3) if each else None for each in quarters]
 
 
 def _p99_ms(gaps: list[float]) -> float:

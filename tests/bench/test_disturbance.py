@@ -65,6 +65,18 @@ def test_disturbed_steps_are_counted_and_left_out_of_one_figure() -> None:
     assert (row["steps_disturbed"], row["step_ms_p99_undisturbed"]) == (20.0, None)
 
 
+def test_the_steps_of_a_round_in_their_order() -> None:
+    """Steps of 1 to 40 ms; the stream that began last saw only those of 11 ms and more."""
+    streams = []
+    for begins in (0, 10):
+        stream = TimedStream()
+        stream.arrivals = [(n * (n + 1) / 2e3, 1) for n in range(begins, 41)]
+        streams.append(stream)
+    row = step_times([Round(streams)], 41)
+    assert row["slowest_of_rounds"] == [[(29, 40.0), (28, 39.0), (27, 38.0), (26, 37.0)]]
+    assert row["median_ms_of_quarters"] == [14.5, 22.0, 29.5, 37.0]
+
+
 def test_rounds_are_taken_together() -> None:
     """Of 4 x 100 steps the four latest are P99's: here one late step of a round is not."""
     rounds = []
@@ -75,5 +87,8 @@ def test_rounds_are_taken_together() -> None:
     row = step_times(rounds, 101)
     assert row["p99_ms_of_rounds"] == [10.0] * 4
     assert (row["steps"], row["step_ms_p99"]) == (400, 10.0)
+    assert row["slowest_of_rounds"][0][0] == (50, 15.0)
+    assert row["slowest_of_rounds"][3][0] == (50, 11.0)
+    assert row["median_ms_of_quarters"] == [10.0] * 4
     rounds[1] = Round([stream], [Moment(0.0, 0.5)])
     assert step_times(rounds, 101)["steps_disturbed"] == 50.0
