@@ -18,6 +18,7 @@ from .ranges import range_of
 if TYPE_CHECKING:
     from albireo.scheduler.limits import Limits
     from albireo.simulate.group import GroupShape
+    from albireo.simulate.profile import Profile
     from albireo.simulate.report import Figures
 
 _MANY_REQUESTS = 20_000
@@ -147,14 +148,7 @@ def _run(
         num_swap_blocks=swap_space_tokens // block_size,
         itl_target_ms=itl_target_ms,
     )
-    mixed = mixed_step_tokens
-    shapes = [
-        _shape(
-            limits, each, kv_tokens or each * steps.kv_tokens,
-            each * steps.mixed_step_tokens if mixed is None else mixed,
-        )
-        for each in ranks
-    ]  # fmt: skip
+    shapes = [_shape(limits, each, steps, kv_tokens, mixed_step_tokens) for each in ranks]
     if trace is not None:
         coming = read_trace(trace)
     else:
@@ -185,14 +179,17 @@ def _is_long(trace: Path | None, requests: int) -> bool:
     return trace.is_file() and trace.stat().st_size >= _MANY_BYTES
 
 
-def _shape(limits: Limits, ranks: int, kv_tokens: int, mixed_step_tokens: int) -> GroupShape:
+def _shape(
+    limits: Limits, ranks: int, profile: Profile, kv_tokens: int | None, mixed: int | None
+) -> GroupShape:
+    """kv_tokens, mixed: as the user gives them; None: the profile's for each rank."""
     from albireo.simulate.group import GroupShape
 
-    blocks = kv_tokens // limits.block_size
+    blocks = (kv_tokens or ranks * profile.kv_tokens) // limits.block_size
     longest = min(limits.max_model_len, blocks * limits.block_size)
-    sized = replace(
-        limits, num_blocks=blocks, max_model_len=longest, mixed_step_tokens=mixed_step_tokens
-    )
+    if mixed is None:
+        mixed = ranks * profile.mixed_step_tokens
+    sized = replace(limits, num_blocks=blocks, max_model_len=longest, mixed_step_tokens=mixed)
     return GroupShape(sized, ranks)
 
 
