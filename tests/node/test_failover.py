@@ -86,6 +86,18 @@ def tell(node: str, params: dict[str, Any], victim: str | None = None) -> Story:
     return story
 
 
+def tell_through_a_death(node: str, params: dict[str, Any], victim: str) -> Story:
+    """Streams of which some went on elsewhere.  A model is done before a client that has to wait
+    for a core sees its first tokens: then it is told once more."""
+    for _ in range(5):
+        wait_for("the node is whole", lambda: whole(node), 10)
+        before = status(node)["requests"]["failed_over"]
+        story = tell(node, params, victim)
+        if status(node)["requests"]["failed_over"] > before:
+            return story
+    pytest.fail("all had ended before the kill, each time")
+
+
 @pytest.mark.parametrize("victim", ["g0.worker0", "g0.scheduler", "g0.detokenizer"])
 @pytest.mark.parametrize("groups", [(1, 1), (1,)])
 def test_no_token_is_lost_or_repeated(
@@ -120,10 +132,9 @@ def test_a_model_goes_on_token_for_token(
         "min_tokens": 470, "stop": ["zq"], "logprobs": 1, "logit_bias": {9: 1.5},
     }  # fmt: skip
     undisturbed = tell(node, params)
-    story = tell(node, params, "g0.worker0")
+    story = tell_through_a_death(node, params, "g0.worker0")
     assert story.tokens == undisturbed.tokens
     assert story.texts == undisturbed.texts
-    assert status(node)["requests"]["failed_over"] > 0, "all had ended before the kill"
 
 
 def test_a_hang_is_a_pause(start_node: Callable[..., str], tiny_model_dir: Path) -> None:
