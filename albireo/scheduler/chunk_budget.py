@@ -16,7 +16,7 @@ from .step_times import StepTimes
 SPREAD_STEPS = 16
 """So many steps share the prompts that wait."""
 _FEW = 8
-"""Decodes are few up to so manyth a part of a step's tokens, so that chunks have the most of it."""
+"""Decodes are few up to an eighth of a step's tokens, so that chunks have the most of it."""
 
 
 def chunk_budget(limits: Limits, times: StepTimes, decodes: int, prompt_tokens: int) -> int:
