@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -66,7 +67,7 @@ class Story:
         with self._lock:
             if self._victim is not None and len(self.tokens[number]) >= WELL_UNDER_WAY:
                 os.kill(self._victim, signal.SIGSTOP)
-                threading.Timer(0.2, os.kill, (self._victim, signal.SIGKILL)).start()
+                threading.Timer(0.2, _kill, (self._victim,)).start()
                 self._victim = None
 
     def wait_for_tokens(self, count: int) -> None:
@@ -77,6 +78,11 @@ class Story:
             thread.join(30)
             assert not thread.is_alive()
         assert not self.errors, self.errors
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):  # Found hanging, it has been killed already.
+        os.kill(pid, signal.SIGKILL)
 
 
 def tell(node: str, params: dict[str, Any], victim: str | None = None) -> Story:
