@@ -197,8 +197,9 @@ def _chunks_are_always(context: click.Context, parameter: click.Parameter, value
 @click.option(
     "--mixed-step-tokens",
     type=range_of("mixed_step_tokens"),
-    help="Tokens of a step that computes prompts beside few decodes; 0 = as of any step.  "
-    "[default: what fills the GPU, 512 for an 8B model]",
+    help="What a step that computes prompts beside few decodes, an eighth of this at most, is "
+    "filled to, more where much waits; 0 = as any step. Of no use with --itl-target-ms.  "
+    "[default: 512 or more on a GPU, else 0]",
 )
 @click.option(
     "--cuda-graphs/--no-cuda-graphs",

@@ -21,6 +21,8 @@ from .options import NodeOptions, OptionError
 _GIB = 1 << 30
 _DEFAULT_KV_BYTES = 4 * _GIB
 _KV_SHARE_OF_MEMORY = 0.25
+_ROWS_FILL_GPU = 512
+"""Beyond, a step's time grows with its rows; below, reading the weights takes much of it."""
 
 
 def size_engine(
@@ -79,10 +81,12 @@ def _batched_tokens(options: NodeOptions, device: str) -> int:
 def _mixed_step_tokens(
     options: NodeOptions, device: str, model: ModelInfo, tp: int, batched: int
 ) -> int:
-    """On a GPU as many as fill it: beyond, time grows with them. Elsewhere it does so at once."""
+    """On a GPU what fills it, whatever the model's size, or what there are graphs for."""
     if options.mixed_step_tokens is not None:
         return options.mixed_step_tokens
-    return most_rows(model.layer_products, tp, batched) if device == "cuda" else 0
+    if device != "cuda":
+        return 0
+    return min(batched, max(_ROWS_FILL_GPU, most_rows(model.layer_products, tp, batched)))
 
 
 def _num_swap_blocks(options: NodeOptions, model: ModelInfo) -> int:

@@ -14,7 +14,7 @@ from .limits import Limits
 from .step_times import StepTimes
 
 SPREAD_STEPS = 16
-"""So many steps share the prompts that wait."""
+"""A step takes this part of the prompts that are left, at least."""
 _FEW = 8
 """Decodes are few up to an eighth of a step's tokens, so that chunks have the most of it."""
 

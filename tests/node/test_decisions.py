@@ -138,7 +138,7 @@ def test_the_schedulers_options_reach_the_group() -> None:
 
 
 def test_steps_beside_decodes_fill_a_gpu() -> None:
-    """Qwen3-8B: a step of 512 rows takes an H100 as long as launching its kernels the CPU."""
+    """Qwen3-8B has graphs of up to 512 rows for each rank; four times its layer has fewer."""
     model = msgspec.structs.replace(
         MODEL,
         layer_products=2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 12288,
@@ -149,6 +149,9 @@ def test_steps_beside_decodes_fill_a_gpu() -> None:
     for tp, tokens in ((1, 512), (2, 1024)):
         engine = size_engine(options, "/m", "cuda", "bfloat16", model, tp, cores)
         assert engine.mixed_step_tokens == tokens
+    larger = msgspec.structs.replace(model, layer_products=4 * model.layer_products)
+    engine = size_engine(options, "/m", "cuda", "bfloat16", larger, 1, cores)
+    assert engine.mixed_step_tokens == 512
     assert size().mixed_step_tokens == 0
     assert size(mixed_step_tokens=96).mixed_step_tokens == 96
 
