@@ -127,10 +127,11 @@ class Round(NamedTuple):
 class _Gaps(NamedTuple):
     """Times between the tokens of a round's streams while all of them decode.
 
-    quiet: those at no slow moment.  merged: tokens that came together with one before.  seen:
-    the most that a stream had by then.
+    steps: so many on average over the streams.  quiet: those at no slow moment.  merged: tokens
+    that came together with one before.  seen: the most that a stream had by then.
     """
 
+    steps: int
     every: list[float]
     quiet: list[float]
     merged: int
@@ -140,7 +141,7 @@ class _Gaps(NamedTuple):
 def steps_together(round_: Round) -> int:
     """Steps at which all streams of a round decoded: none where some came only when others had
     ended, as where the client had no core meanwhile."""
-    return len(_gaps(round_).every) // len(round_.streams)
+    return _gaps(round_).steps
 
 
 def step_times(rounds: Sequence[Round], output_len: int) -> dict[str, Any]:
@@ -152,9 +153,7 @@ def step_times(rounds: Sequence[Round], output_len: int) -> dict[str, Any]:
     rounds' quarters, over which contexts grow.
     """
     found = [_gaps(each) for each in rounds]
-    counts = [
-        len(gaps.every) // len(streams) for gaps, (streams, _) in zip(found, rounds, strict=True)
-    ]
+    counts = [gaps.steps for gaps in found]
     if min(counts) < MIN_STEPS:
         raise BenchError(
             f"only {min(counts)} steps had all {len(rounds[0].streams)} streams decoding: raise "
@@ -192,7 +191,7 @@ def _gaps(round_: Round) -> _Gaps:
                 quiet += gap
             merged += tokens - 1
         seen = max(seen, sum(tokens for at, tokens in stream.arrivals if at < first))
-    return _Gaps(every, quiet, merged, seen)
+    return _Gaps(len(every) // len(round_.streams), every, quiet, merged, seen)
 
 
 def _steps(round_: Round) -> list[float]:

@@ -13,14 +13,16 @@ from __future__ import annotations
 from .limits import Limits
 from .step_times import StepTimes
 
-SPREAD_STEPS = 16
-"""A step takes this part of the prompts that are left, at least."""
+LEAST_SHARE = 16
+"""Beside few decodes a step has a sixteenth of the prompts that are left, at least."""
 _FEW = 8
 """Decodes are few up to an eighth of a step's tokens, so that chunks have the most of it."""
 
 
 def chunk_budget(limits: Limits, times: StepTimes, decodes: int, prompt_tokens: int) -> int:
-    """prompt_tokens: all that are to be computed, of those that wait and those under way."""
+    """prompt_tokens: what is left of the prompts under way, and those that wait, as if nothing of
+    them were in a cache.
+    """
     most = limits.max_num_batched_tokens - decodes
     if not decodes:
         return most
@@ -28,5 +30,5 @@ def chunk_budget(limits: Limits, times: StepTimes, decodes: int, prompt_tokens: 
         return min(most, times.chunk_tokens(limits.itl_target_ms * 1000))
     filled = limits.mixed_step_tokens
     if decodes * _FEW <= filled:
-        return min(most, max(filled - decodes, -(-prompt_tokens // SPREAD_STEPS)))
+        return min(most, max(filled - decodes, -(-prompt_tokens // LEAST_SHARE)))
     return most

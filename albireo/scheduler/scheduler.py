@@ -344,9 +344,12 @@ class Scheduler:
         seq, running = self.sequences, self._state.running
         left = seq.prefill_len[running] - seq.planned[running]
         under_way = left > 0
-        to_compute = self._state.queue.prompt_tokens + int(left[under_way].sum())
+        slots = running[under_way].tolist()
+        to_compute = self._state.queue.prompt_tokens
+        if slots:
+            to_compute += int(left[under_way].sum())
         budget = chunk_budget(self.limits, self.step_times, decodes, to_compute)
-        for slot in running[under_way].tolist():
+        for slot in slots:
             if budget == 0:
                 break
             budget -= self._plan_chunk(slot, budget)

@@ -257,6 +257,13 @@ class FakeGroup:
             submit = self.streams[state.request].submit
             assert state.position < len(submit.prompt_ids) - submit.resumed + submit.max_tokens
 
+    def check_waiting_tokens(self) -> None:
+        """The queue knows how long the prompts are of all that have no running slot."""
+        state = self.scheduler._state
+        running = set(state.sequences.request[state.running].tolist())
+        waiting = [each for number, each in state.requests.items() if number not in running]
+        assert state.queue.prompt_tokens == sum(each.prompt_len for each in waiting)
+
     def _check_turn(self, request: int, submit: Submit) -> None:
         """Who had a slot before comes back before anybody newer of its priority and tenant."""
         scheduler = self.scheduler

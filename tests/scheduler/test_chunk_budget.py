@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from albireo.scheduler.chunk_budget import SPREAD_STEPS, chunk_budget
+from albireo.scheduler.chunk_budget import LEAST_SHARE, chunk_budget
 from albireo.scheduler.limits import Limits
 from albireo.scheduler.step_times import StepTimes
 
@@ -24,8 +24,8 @@ LIMITS = Limits(
         (0, 100, 2048),  # nobody waits for it
         (1, 100, 511),
         (64, 128 * 14, 448),
-        (64, 448 * SPREAD_STEPS, 448),
-        (64, 448 * SPREAD_STEPS + 1, 449),
+        (64, 448 * LEAST_SHARE, 448),
+        (64, 448 * LEAST_SHARE + 1, 449),
         (64, 1 << 20, 1984),
         (65, 100, 1983),  # chunks would be small ones
         (2048, 100, 0),

@@ -61,15 +61,15 @@ def tiny_limits(draw: st.DrawFn, lookahead: int) -> Limits:
     return Limits(
         max_num_seqs=draw(st.integers(1, 6)),
         num_spare_slots=draw(st.integers(0, 3)),
-        max_num_batched_tokens=draw(st.integers(1, 24)),
+        max_num_batched_tokens=draw(st.integers(1, 24) | st.integers(25, 64)),
         max_model_len=max_model_len,
         block_size=block_size,
         num_blocks=max(1, max_model_len // block_size + draw(st.integers(-2, 6))),
         lookahead=lookahead,
         prefix_caching=draw(st.booleans()),
         num_swap_blocks=draw(st.sampled_from([0, 2, 20])),
-        itl_target_ms=draw(st.sampled_from([0.0, 0.0, 0.001])),
-        mixed_step_tokens=draw(st.sampled_from([0, 8, 24])),
+        itl_target_ms=draw(st.sampled_from([0.0, 0.001])),
+        mixed_step_tokens=draw(st.sampled_from([0, 8, 16, 48])),
     )
 
 
@@ -156,6 +156,7 @@ class Group(RuleBasedStateMachine):
         group.scheduler.check_idle()
         assert group.scheduler.running + group.scheduler.waiting == len(group.unfinished())
         group.check_order()
+        group.check_waiting_tokens()
 
     def teardown(self) -> None:
         if not hasattr(self, "group"):
