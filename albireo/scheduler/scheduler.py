@@ -43,7 +43,9 @@ from .preemption import give_up_for_growth
 from .requests import new_request
 from .state import State
 
-_LONG_STEP_US = 30_000.0
+_LONG_STEP_US, _LONG_BEHIND_AN_END_US = 30_000.0, 8_000.0
+"""The second where the step before has ended a request: who has an answer often asks again, and
+is back within some milliseconds."""
 _WAIT_FOR_MORE = 0.75
 """Of a long step, before the next one is planned."""
 
@@ -84,6 +86,7 @@ class Scheduler:
         self._admission = Admission(state, self._draft)
         self._in_flight: deque[Flight] = deque()
         self._arrivals = 0
+        self._ended_with = -1  # The last step that ended a request.
 
     # ------------------------------------------------------------ state, for whoever drives it
     @property
@@ -205,6 +208,8 @@ class Scheduler:
         if step_us:
             self.step_times.add(flight.chunk_tokens, step_us)
         ended = self._accept_rows(flight, rows)
+        if ended:
+            self._ended_with = step
         self._state.complete(step)
         return ended
 
@@ -269,8 +274,11 @@ class Scheduler:
         """
         if not self._in_flight or len(self._in_flight) > self.limits.lookahead:
             return 0.0
-        expected = self.step_times.expected_us(self._in_flight[0].chunk_tokens)
-        return _WAIT_FOR_MORE * expected if expected >= _LONG_STEP_US else 0.0
+        runs = self._in_flight[0]
+        expected = self.step_times.expected_us(runs.chunk_tokens)
+        behind_an_end = self._ended_with == runs.step - 1
+        long = _LONG_BEHIND_AN_END_US if behind_an_end else _LONG_STEP_US
+        return _WAIT_FOR_MORE * expected if expected >= long else 0.0
 
     def plan(self) -> Plan | None:
         """The next step, or None: enough steps are in flight, or nothing can run now.

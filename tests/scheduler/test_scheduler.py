@@ -62,6 +62,24 @@ def test_behind_a_long_step_the_next_plan_waits_for_requests(step_us: int, wait_
     assert scheduler.plan_after_us() == 0.0  # No other plan is made now.
 
 
+@pytest.mark.parametrize(("step_us", "wait_us"), [(7_000, 0.0), (10_000, 7_500.0)])
+def test_behind_an_end_the_next_plan_waits_for_who_asks_again(step_us: int, wait_us: float) -> None:
+    made = group()
+    made.step_us = lambda tokens: step_us
+    scheduler = made.scheduler
+    made.submit(submission(1, prompt_len=5, max_tokens=3))
+    made.submit(submission(2, prompt_len=5, max_tokens=9))
+    while made.streams[1].end is None:
+        made.plan()
+        assert scheduler.plan_after_us() == 0.0
+        made.finish_step()
+    made.plan()
+    assert scheduler.plan_after_us() == pytest.approx(wait_us)
+    made.plan()
+    made.finish_step()
+    assert scheduler.plan_after_us() == 0.0  # Nobody has ended with this one.
+
+
 def test_a_block_is_appended_only_when_the_last_one_is_full() -> None:
     made = group(block_size=4)
     made.submit(submission(1, prompt_len=3, max_tokens=7))
