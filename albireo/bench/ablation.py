@@ -24,7 +24,7 @@ from albireo.trace.capture import MAX_STEPS
 from albireo.trace.rows import NodeTimelines
 from albireo.trace.stages import StageStats, group_stages
 
-from .machine import machine, spare_the_collector
+from .machine import collector_at_rest, machine
 from .nodes import BenchError, running_node
 from .step import with_model
 from .streams import SAMPLING, Round, TimedStream, run_streams, steady, step_times
@@ -108,8 +108,8 @@ async def _measure(
     async with await AsyncClient.connect(node=node) as client:
         model = (await client.status())["model"]
         await run_streams(client, rng, batch, input_len, _WARM_UP_TOKENS, sampling)
-        spare_the_collector()
-        streams = await run_streams(client, rng, batch, input_len, output_len, sampling)
+        with collector_at_rest():
+            streams = await run_streams(client, rng, batch, input_len, output_len, sampling)
         await asyncio.sleep(_SETTLE_S)
     stats = _stages(node, streams)
     at_client = step_times([Round(streams)], output_len)

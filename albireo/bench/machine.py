@@ -8,7 +8,7 @@ import gc
 import math
 import os
 import platform
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 from albireo.ipc.cpu_quota import usable_cores
@@ -49,6 +49,18 @@ def spare_the_collector() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+@contextlib.contextmanager
+def collector_at_rest() -> Iterator[None]:
+    """The same, and nothing is collected meanwhile: not even the young objects, for 0.3 ms after
+    so many tokens, which comes at the same tokens in every round."""
+    spare_the_collector()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 @contextlib.asynccontextmanager

@@ -39,7 +39,7 @@ from albireo.workers.models.load import read_config
 
 from .device_rates import measure_bandwidth
 from .disturbance import Watcher
-from .machine import machine, polling, spare_the_collector
+from .machine import collector_at_rest, machine, polling
 from .nodes import BenchError, running_node
 from .shapes import shape_directory
 from .streams import MIN_STEPS, SAMPLING, Round, run_streams, step_times, steps_together
@@ -188,8 +188,7 @@ async def run_round(
     The last of a few tries, whatever it was.  Raises BenchError when a stream fails.
     """
     for _ in range(_TRIES):
-        spare_the_collector()
-        with Watcher() as watcher:
+        with collector_at_rest(), Watcher() as watcher:
             streams = await run_streams(client, rng, batch, input_len, output_len, sampling)
             found = Round(streams, watcher.slow_moments())
         if steps_together(found) >= MIN_STEPS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import random
 from collections.abc import Callable
@@ -87,6 +88,7 @@ class Starved:
 
     def __init__(self, batch: int, starved: int) -> None:
         self.batches = 0
+        self.collects = False
         self._batch, self._starved = batch, starved
         self._waiting: list[tuple[Callable[[Delta], None], int]] = []
 
@@ -100,6 +102,7 @@ class Starved:
             asyncio.get_running_loop().call_soon(self._serve, streams)
 
     def _serve(self, streams: list[tuple[Callable[[Delta], None], int]]) -> None:
+        self.collects |= gc.isenabled()
         turns = [[each] for each in streams] if self.batches <= self._starved else [streams]
         for together in turns:
             for count in range(together[0][1]):
@@ -116,6 +119,7 @@ def test_a_round_that_the_client_missed_is_run_again(
     found = asyncio.run(run_round(client, random.Random(0), 3, 8, 20, "greedy"))  # type: ignore[arg-type]
     assert client.batches == batches
     assert steps_together(found) == steps
+    assert not client.collects and gc.isenabled()
 
 
 @pytest.mark.node
