@@ -37,6 +37,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 EXIT_ORPHANED = 70
 EXIT_FAILED = 71
+_GC_THRESHOLDS = (20_000, 20, 20)
 
 
 class Phase(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -126,9 +127,10 @@ class Actor:
     def ready(self, **detail: Any) -> None:
         """Reports readiness.  What was made until now lives as long as the process, so that the
         garbage collector need not look through it again, for milliseconds, in the middle of a
-        step."""
+        step.  What is young then has room for the pieces of several steps, which die with them."""
         gc.collect()
         gc.freeze()
+        gc.set_threshold(*_GC_THRESHOLDS)
         self._tell(Ready(detail))
 
     def answer_ping(self, step: int = 0) -> None:

@@ -8,7 +8,6 @@ started again is not lost.
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import socket
 from collections.abc import Mapping
@@ -24,12 +23,9 @@ from .app import make_app
 from .link import NodeLink
 from .server import HttpServer
 
-_GC_THRESHOLDS = (20_000, 20, 20)
-
 
 def main(actor: Actor, fds: Mapping[str, int]) -> None:
     """Serves until the supervisor asks the actor to stop."""
-    gc.set_threshold(*_GC_THRESHOLDS)
     # They would warn of every malformed request, and of what is written to a client that has gone.
     for name in ("uvicorn.error", "asyncio"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -7,7 +7,6 @@ there is one, comes as the descriptor "tcp".
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import socket
 from collections.abc import Mapping
@@ -20,13 +19,9 @@ from albireo.ipc.timeline import Recorder
 from .journal import JournalError
 from .server import serve
 
-_GC_THRESHOLDS = (20_000, 20, 20)
-
 
 def main(actor: Actor, fds: Mapping[str, int]) -> None:
     """Runs the router until the supervisor asks it to stop."""
-    # The young generation is large enough for the pieces of a step, which die with it.
-    gc.set_threshold(*_GC_THRESHOLDS)
     # It would warn of what is written to a client that has just gone.
     logging.getLogger("asyncio").setLevel(logging.ERROR)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
