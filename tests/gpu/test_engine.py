@@ -20,6 +20,8 @@ pytestmark = pytest.mark.gpu
 if importlib.util.find_spec("triton") is None or not torch.cuda.is_available():
     pytest.skip("needs a CUDA device and Triton", allow_module_level=True)
 
+import triton  # noqa: E402
+
 from albireo.bench.shapes import write_model  # noqa: E402
 from albireo.ipc.config import ActorSpec, EngineConfig  # noqa: E402
 from albireo.ipc.plan import PlanView  # noqa: E402
@@ -32,6 +34,7 @@ from albireo.workers.engine.cuda.mixed_sizes import MixedSize  # noqa: E402
 from albireo.workers.engine.cuda.step_parts import StepParts  # noqa: E402
 from albireo.workers.engine.cuda.worker import create_engine  # noqa: E402
 from albireo.workers.kernels import create  # noqa: E402
+from albireo.workers.kernels.cuda import nvrtc  # noqa: E402
 from albireo.workers.models.config import ModelConfig  # noqa: E402
 from albireo.workers.models.load import load_model, read_config  # noqa: E402
 
@@ -249,6 +252,26 @@ def test_graphs_of_mixed_steps_change_no_token(
             assert story(Driver(results.step, engine)) == expected
         assert replayed
     assert {size.rows for size in replayed} == {24, 64, 128, 200}
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_no_step_has_a_kernel_to_compile(
+    graphs: bool, make_engine: Callable[..., Results], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = msgspec.structs.replace(
+        _BIG, max_num_batched_tokens=200, dtype="bfloat16", kv_cache_dtype="e4m7",
+        cuda_graphs=graphs,
+    )  # fmt: skip
+    results = make_engine(engine, replace(CONFIG, head_dim=64))
+    late: list[str] = []
+    monkeypatch.setattr(
+        triton.knobs.runtime, "jit_post_compile_hook", lambda **found: late.append(found["repr"])
+    )
+    monkeypatch.setattr(
+        nvrtc, "compiled", lambda source, defines, anew=False: late.append(str(defines))
+    )
+    _random_chunks(Driver(results.step, engine))
+    assert not late
 
 
 def test_a_mixed_step_that_no_graph_holds_is_launched(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import os
 import time
 from collections.abc import Callable
@@ -23,7 +24,10 @@ from albireo.ipc.config import EngineConfig
 from albireo.ipc.plan import MAX_PLAN_SCORES, PlanView
 from albireo.ipc.ring import RingReader, RingWriter, create_ring
 from albireo.ipc.rings import plan_ring
+from albireo.workers.engine.batch import StepBatch
+from albireo.workers.kernels.interface import KVLayer
 from albireo.workers.models.config import ModelConfig
+from albireo.workers.models.llama import Model
 from albireo.workers.models.load import load_rank
 from albireo.workers.parallel.communicator import SingleRank
 
@@ -45,6 +49,7 @@ from albireo.workers.engine.cuda.mixed_sizes import (  # noqa: E402
     MOST_ROWS,
     MixedSize,
     captured_mixed_sizes,
+    loaded_rows,
     most_rows,
 )
 from albireo.workers.engine.cuda.profile_plans import profile_plans  # noqa: E402
@@ -387,6 +392,31 @@ def test_what_goes_wrong_behind_the_launch_ends_the_process(
     with pytest.raises(AssertionError):
         Driver(results.step, CUDA).run(take=[request], chunk=[(request, 2)])
     assert "GPU 0 of the group failed: an illegal memory access" in results.failures[0]
+
+
+@pytest.mark.parametrize("most", [1, 5, 8, 13, 512, 2048, 2049, 8192])
+def test_the_sizes_whose_kernels_are_loaded_are_dense(most: int) -> None:
+    sizes = loaded_rows(most)
+    assert sizes == sorted(set(sizes)) and sizes[-1] == most
+    for before, size in itertools.pairwise([0, *sizes]):
+        assert size - before <= (8 if size <= 512 else 16 if size <= 2048 else 128)
+
+
+def test_a_layer_of_every_size_runs_before_the_first_request(
+    results: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+    first_layer = Model.first_layer
+
+    def spy(model: Model, batch: StepBatch, kv: list[KVLayer]) -> None:
+        sizes.append(len(batch.tokens))
+        first_layer(model, batch, kv)
+
+    monkeypatch.setattr(Model, "first_layer", spy)
+    results.engine.warm_up()
+    assert sizes == [8, 16, 24]
+    assert CUDA.max_num_batched_tokens == 24
+    results.engine.finish()
 
 
 @pytest.mark.parametrize("seqs,tokens,length", [(3, 24, 64), (1, 1, 2), (4, 4, 5), (8, 512, 40)])

@@ -43,7 +43,7 @@ from .graphs import DecodeGraphs
 from .kinds import SlotNeeds, StepNeeds
 from .memory import MemoryAccount
 from .mixed_graphs import MixedGraphs
-from .mixed_sizes import captured_mixed_sizes, most_rows, size_of
+from .mixed_sizes import captured_mixed_sizes, loaded_rows, most_rows, size_of
 from .plan_memory import PlanMemory
 from .profile_plans import profile_plans
 from .slot_tables import SlotTables
@@ -139,7 +139,7 @@ class CudaEngine:
 
     @torch.inference_mode()
     def warm_up(self) -> int:
-        """The worst steps there can be, the sampling modes' times, the graphs.
+        """The worst steps, kernels of all sizes, the times of sampling modes, the graphs.
 
         Raises GpuMemoryError.
 
@@ -156,6 +156,8 @@ class CudaEngine:
         self._parts.mask(
             torch.zeros(1, self._tables.edits.width, device=self._tables.words.device), 1
         )
+        with self._memory.taking("kernels of all sizes of steps"):
+            self._load_kernels()
         with self._memory.taking("sampling modes"):
             times = self._sampler.tune(lambda work: graph_us(work, self._stream.device))
         for case, by_mode in times.items():
@@ -166,6 +168,16 @@ class CudaEngine:
         torch.cuda.synchronize()
         logging.info("GPU memory: %s", self._memory.describe())
         return swap_block_ns
+
+    def _load_kernels(self) -> None:
+        """Or compiles them, so that no step of a request waits for that."""
+        begun_s = time.monotonic()
+        self._tables.words.zero_()
+        sizes = loaded_rows(self._engine.max_num_batched_tokens)
+        for rows in sizes:
+            self._parts.first_layer(rows)
+        torch.cuda.synchronize()
+        logging.info("kernels of %d sizes in %.1f s", len(sizes), time.monotonic() - begun_s)
 
     def _capture(self) -> None:
         """The largest first: the others fit into the memory that they took."""

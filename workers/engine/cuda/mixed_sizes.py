@@ -24,6 +24,9 @@ _SEQUENCES = (16, 64, 256, 1024)
 _ROWS_A_CHUNK = 16
 _LEAST_CHUNKS = 8
 
+_LOADED = ((512, 8), (2048, 16), (0, 128))
+"""Up to so many rows, or all, and how far they are apart: kernels of more have larger tiles."""
+
 _LAUNCH_S = 350e-6
 """To launch a layer's kernels one by one: measured, an eager step of Qwen3-8B beside an H200."""
 _FLOP_PER_S = 600e12
@@ -63,6 +66,19 @@ def most_rows(layer_products: int, tp: int, max_num_batched_tokens: int) -> int:
     bound = _LAUNCH_S * _FLOP_PER_S * tp / (2 * layer_products)
     most = max((each for each in _ROWS if each <= bound), default=_ROWS[0])
     return min(most, max_num_batched_tokens)
+
+
+def loaded_rows(max_num_batched_tokens: int) -> list[int]:
+    """Numbers of rows whose kernels are loaded before the first request, in ascending order.
+
+    cuBLAS has kernels for tiles of 8, 16, 24, ... rows, and loads one when it is first wanted, for
+    which the GPU has to come to rest; others are compiled.
+    """
+    most, found, rows = max_num_batched_tokens, [], 0
+    for until, step in _LOADED:
+        found += range(rows + step, min(until or most, most) + 1, step)
+        rows = until
+    return [*found, most] if found[-1:] != [most] else found
 
 
 def captured_mixed_sizes(rows: int, max_num_seqs: int) -> list[MixedSize]:

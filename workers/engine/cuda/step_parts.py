@@ -91,6 +91,12 @@ class StepParts:
         gather_mixed(self._tables, size)
         return self._model.forward(self._tables.batch(size), self._kv)
 
+    def first_layer(self, rows: int) -> None:
+        """A layer's launches in a step of so many rows; with no plan in the tables, all padding."""
+        size = MixedSize(rows, 1, 0, 0)
+        gather_mixed(self._tables, size)
+        self._model.first_layer(self._tables.batch(size), self._kv)
+
     def keep_edits(self, plan: PlanView, needs: SlotNeeds) -> None:
         """After apply(): what the plan's takes change in logits, and tokens that are counted.
 
