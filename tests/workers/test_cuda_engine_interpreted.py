@@ -414,7 +414,7 @@ def test_a_layer_of_every_size_runs_before_the_first_request(
 
     monkeypatch.setattr(Model, "first_layer", spy)
     results.engine.warm_up()
-    assert sizes == [8, 16, 24]
+    assert sizes == [1, 2, 4, 8, 16, 24]
     assert CUDA.max_num_batched_tokens == 24
     results.engine.finish()
 

@@ -22,8 +22,10 @@ from albireo.ipc.shared_memory import WORDS_PER_LINE, create, map_memory
 from albireo.ipc.simulated import sim_token
 from albireo.workers.engine import process
 from albireo.workers.engine.process import main
+from albireo.workers.engine.results import ResultWriter
 from albireo.workers.engine.sim import SimEngine
-from albireo.workers.parallel.canary import canary_bytes
+from albireo.workers.engine.step import StepResult
+from albireo.workers.parallel.canary import INTERVAL, Canary, RanksDisagree, canary_bytes
 
 from .. import specs
 from ..plans import sections_of
@@ -230,3 +232,17 @@ def test_only_rank_0_writes_results(make_group: Callable[..., Group]) -> None:
     worker.result(5.0)
     assert first.poll() is not None
     assert group.results["scheduler"].poll() is None
+
+
+def test_ranks_are_compared_behind_the_result() -> None:
+    group = Group(tp=3)
+    spec = group.actor.spec
+    writer = ResultWriter(spec, group.fds)
+    other = Canary(group.fds["canary.memory"], 1, 3, spec.engine.max_num_seqs)
+    rows = np.array([[7, 1, 11]], np.int32)
+    other.check(INTERVAL, rows + np.array([0, 0, 1], np.int32))
+    writer.deliver(INTERVAL, StepResult(rows, 5), 9)
+    assert group.result("scheduler")[0] == INTERVAL
+    with pytest.raises(RanksDisagree):
+        writer.deliver(2 * INTERVAL, StepResult(rows, 5), 9)
+    assert group.result("scheduler")[:2] == (2 * INTERVAL, rows.tolist())

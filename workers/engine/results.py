@@ -36,12 +36,10 @@ class ResultWriter:
             )
 
     def deliver(self, step: int, result: StepResult, step_us: int) -> None:
-        """Publishes the result.
+        """Publishes the result, and compares behind that, for which no client waits.
 
         Raises RingTimeout when its readers do not take any, RanksDisagree as canary.py says.
         """
-        if self._canary is not None:
-            self._canary.check(step, result.rows)
         if self._ring is not None:
             frame = self._ring.reserve(self._timeout_s)
             self._ring.publish(
@@ -55,3 +53,5 @@ class ResultWriter:
                     self.swap_block_ns,
                 )
             )
+        if self._canary is not None:
+            self._canary.check(step, result.rows)

@@ -24,6 +24,7 @@ _SEQUENCES = (16, 64, 256, 1024)
 _ROWS_A_CHUNK = 16
 _LEAST_CHUNKS = 8
 
+_FEWEST = (1, 2, 4)
 _LOADED = ((512, 8), (2048, 16), (0, 128))
 """Up to so many rows, or all, and how far they are apart: kernels of more have larger tiles."""
 
@@ -74,7 +75,8 @@ def loaded_rows(max_num_batched_tokens: int) -> list[int]:
     cuBLAS has kernels for tiles of 8, 16, 24, ... rows, and loads one when it is first wanted, for
     which the GPU has to come to rest; others are compiled.
     """
-    most, found, rows = max_num_batched_tokens, [], 0
+    most = max_num_batched_tokens
+    found, rows = [each for each in _FEWEST if each < most], 0
     for until, step in _LOADED:
         found += range(rows + step, min(until or most, most) + 1, step)
         rows = until
