@@ -7,9 +7,11 @@ import re
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import msgspec
 import pytest
+import zmq
 
 from albireo.ipc.config import ActorSpec, EngineConfig
 from albireo.ipc.link import Hub
@@ -25,6 +27,8 @@ from albireo.ipc.messages import (
 from albireo.ipc.plan import FLAG_STOP, TAKE_REQUEST, PlanView, ResultView, write_result
 from albireo.ipc.ring import RingReader, RingTimeout, RingWriter, create_ring
 from albireo.ipc.rings import plan_ring, result_ring
+from albireo.ipc.wakefulness import await_news
+from albireo.scheduler import process
 from albireo.scheduler.process import main
 
 from .. import specs
@@ -216,6 +220,33 @@ def test_who_comes_while_a_long_step_runs_is_in_the_next(harness: Harness) -> No
     harness.send(submission(2, prompt_len=2, max_tokens=20))
     assert PlanView(harness.plans.wait(WAIT_S)).take[:, TAKE_REQUEST].tolist() == [2]
     harness.plans.release()
+
+
+def test_it_stays_awake_for_the_first_result_behind_idleness(
+    tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left_s: list[float] = []
+
+    def spy(poller: zmq.Poller, awake_until_s: float, timeout_ms: int | None) -> dict[Any, int]:
+        left_s.append(awake_until_s - time.monotonic())
+        return await_news(poller, awake_until_s, timeout_ms)
+
+    monkeypatch.setattr(process, "await_news", spy)
+    engine = msgspec.structs.replace(ENGINE, spin_us=50)
+    monkeypatch.setattr(f"{__name__}.ENGINE", engine)
+    harness = Harness(str(tmp_path), WAIT_S)
+    try:
+        harness.send(submission(1, max_tokens=2))
+        harness.run_until_ended(1, 2)
+        harness.serve_until_finished(1)
+        time.sleep(2 * engine.awake_s)
+        left_s.clear()
+        harness.send(submission(2, max_tokens=2))
+        harness.plans.wait(WAIT_S)
+        time.sleep(2 * engine.awake_s)
+        assert max(left_s) > 0.0
+    finally:
+        harness.close()
 
 
 def test_abort_and_reset_reach_the_policy(harness: Harness) -> None:

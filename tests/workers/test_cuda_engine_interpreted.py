@@ -405,17 +405,19 @@ def test_the_sizes_whose_kernels_are_loaded_are_dense(most: int) -> None:
 def test_a_layer_of_every_size_runs_before_the_first_request(
     results: Results, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sizes = []
+    sizes, heads = [], []
     first_layer = Model.first_layer
 
-    def spy(model: Model, batch: StepBatch, kv: list[KVLayer]) -> None:
+    def spy(model: Model, batch: StepBatch, kv: list[KVLayer], head: bool) -> None:
         sizes.append(len(batch.tokens))
-        first_layer(model, batch, kv)
+        heads.extend([len(batch.tokens)] * head)
+        first_layer(model, batch, kv, head)
 
     monkeypatch.setattr(Model, "first_layer", spy)
     results.engine.warm_up()
     assert sizes == [1, 2, 4, 8, 16, 24]
-    assert CUDA.max_num_batched_tokens == 24
+    assert heads == [1, 2]
+    assert (CUDA.max_num_batched_tokens, CUDA.max_num_seqs) == (24, 3)
     results.engine.finish()
 
 

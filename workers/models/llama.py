@@ -172,10 +172,13 @@ class Model:
         x, residual = layer(x, residual, batch, cache, None if all_of_them else rows)
         return self._head(self._norm.add(x, residual, self._output_norm))
 
-    def first_layer(self, batch: StepBatch, kv: list[KVLayer]) -> None:
-        """Only to have launched what each layer launches for so many rows; see forward()."""
+    def first_layer(self, batch: StepBatch, kv: list[KVLayer], head: bool) -> None:
+        """Only to have launched what each layer launches for so many rows, and the LM head for
+        those that sample; see forward()."""
         x = self._embed(batch.tokens)
-        self._layers[0](x, torch.zeros_like(x), batch, kv[0])
+        x, residual = self._layers[0](x, torch.zeros_like(x), batch, kv[0])
+        if head:
+            self._head(self._norm.add(x, residual, self._output_norm))
 
     @property
     def _output_norm(self) -> RMSNorm | None:

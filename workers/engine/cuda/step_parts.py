@@ -92,10 +92,14 @@ class StepParts:
         return self._model.forward(self._tables.batch(size), self._kv)
 
     def first_layer(self, rows: int) -> None:
-        """A layer's launches in a step of so many rows; with no plan in the tables, all padding."""
+        """A layer's launches in a step of so many rows, the LM head's where so many may sample.
+
+        With no plan in the tables, all padding.
+        """
         size = MixedSize(rows, 1, 0, 0)
         gather_mixed(self._tables, size)
-        self._model.first_layer(self._tables.batch(size), self._kv)
+        may_sample = rows <= self._tables.max_num_seqs
+        self._model.first_layer(self._tables.batch(size), self._kv, may_sample)
 
     def keep_edits(self, plan: PlanView, needs: SlotNeeds) -> None:
         """After apply(): what the plan's takes change in logits, and tokens that are counted.
