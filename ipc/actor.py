@@ -127,7 +127,8 @@ class Actor:
     def ready(self, **detail: Any) -> None:
         """Reports readiness.  What was made until now lives as long as the process, so that the
         garbage collector need not look through it again, for milliseconds, in the middle of a
-        step.  What is young then has room for the pieces of several steps, which die with them."""
+        step.  The young generation has room then for the pieces of several steps, which die with
+        them."""
         gc.collect()
         gc.freeze()
         gc.set_threshold(*_GC_THRESHOLDS)

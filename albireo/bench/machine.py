@@ -53,14 +53,16 @@ def spare_the_collector() -> None:
 
 @contextlib.contextmanager
 def collector_at_rest() -> Iterator[None]:
-    """The same, and nothing is collected meanwhile: not even the young objects, for 0.3 ms after
-    so many tokens, which comes at the same tokens in every round."""
+    """As spare_the_collector(), and nothing is collected meanwhile: not even the young objects, for
+    0.3 ms after so many tokens, which comes at the same tokens in every round."""
     spare_the_collector()
+    collecting = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        gc.enable()
+        if collecting:
+            gc.enable()
 
 
 @contextlib.asynccontextmanager

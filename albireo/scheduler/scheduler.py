@@ -44,8 +44,8 @@ from .requests import new_request
 from .state import State
 
 _LONG_STEP_US, _LONG_BEHIND_AN_END_US = 30_000.0, 8_000.0
-"""The second where the step before has ended a request: who has an answer often asks again, and
-is back within some milliseconds."""
+"""The second where the step before has ended a request by its rows: who has an answer often asks
+again, and is back within some milliseconds."""
 _WAIT_FOR_MORE = 0.75
 """Of a long step, before the next one is planned."""
 
@@ -86,7 +86,8 @@ class Scheduler:
         self._admission = Admission(state, self._draft)
         self._in_flight: deque[Flight] = deque()
         self._arrivals = 0
-        self._ended_with = -1  # The last step that ended a request.
+        self._last_ending_step = -1
+        self._last_decode_us = 0.0  # Of a step without prefill.
 
     # ------------------------------------------------------------ state, for whoever drives it
     @property
@@ -207,9 +208,11 @@ class Scheduler:
         self._in_flight.popleft()
         if step_us:
             self.step_times.add(flight.chunk_tokens, step_us)
+            if not flight.chunk_tokens:
+                self._last_decode_us = float(step_us)
         ended = self._accept_rows(flight, rows)
         if ended:
-            self._ended_with = step
+            self._last_ending_step = step
         self._state.complete(step)
         return ended
 
@@ -269,16 +272,26 @@ class Scheduler:
         """How long after the oldest step in flight has begun the next plan should be made.
 
         0.0: at once.  While a long step runs, requests come that the next one can have.  The rest
-        of it is many times what it takes to plan, and to send the plan; should the step end
+        of it is several times what it takes to plan, and to send the plan; should the step end
         sooner, that is all that is lost.
         """
         if not self._in_flight or len(self._in_flight) > self.limits.lookahead:
             return 0.0
         runs = self._in_flight[0]
         expected = self.step_times.expected_us(runs.chunk_tokens)
-        behind_an_end = self._ended_with == runs.step - 1
-        long = _LONG_BEHIND_AN_END_US if behind_an_end else _LONG_STEP_US
+        if not runs.chunk_tokens and self._last_decode_us:
+            # What is expected follows a shrinking batch slowly.
+            expected = min(expected, self._last_decode_us)
+        long = _LONG_BEHIND_AN_END_US if self._may_be_asked_again(runs.step) else _LONG_STEP_US
         return _WAIT_FOR_MORE * expected if expected >= long else 0.0
+
+    def _may_be_asked_again(self, running: int) -> bool:
+        """A request has just ended, and the next step has room for another."""
+        return (
+            self._last_ending_step == running - 1
+            and self.sequences.free > 0
+            and self._state.queue.prompt_tokens < self.limits.max_num_batched_tokens
+        )
 
     def plan(self) -> Plan | None:
         """The next step, or None: enough steps are in flight, or nothing can run now.

@@ -75,9 +75,31 @@ def test_behind_an_end_the_next_plan_waits_for_who_asks_again(step_us: int, wait
         made.finish_step()
     made.plan()
     assert scheduler.plan_after_us() == pytest.approx(wait_us)
+    made.submit(submission(3, prompt_len=60, max_tokens=3))
+    made.submit(submission(4, prompt_len=60, max_tokens=3))
+    assert scheduler.plan_after_us() == 0.0  # Who waits fills the next step.
+    made.abort(3)
+    made.abort(4)
     made.plan()
     made.finish_step()
     assert scheduler.plan_after_us() == 0.0  # Nobody has ended with this one.
+
+
+def test_a_plan_does_not_wait_for_longer_than_the_last_decodes_took() -> None:
+    made = group()
+    made.step_us = lambda tokens: 40_000
+    scheduler = made.scheduler
+    made.submit(submission(1, prompt_len=5, max_tokens=20))
+    for _ in range(12):
+        step(made)
+    made.plan()
+    assert scheduler.plan_after_us() == pytest.approx(30_000.0)
+    made.step_us = lambda tokens: 32_000
+    made.plan()
+    made.finish_step()
+    made.finish_step()
+    made.plan()
+    assert scheduler.plan_after_us() == pytest.approx(24_000.0)
 
 
 def test_a_block_is_appended_only_when_the_last_one_is_full() -> None:

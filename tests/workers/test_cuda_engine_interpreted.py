@@ -394,11 +394,12 @@ def test_what_goes_wrong_behind_the_launch_ends_the_process(
     assert "GPU 0 of the group failed: an illegal memory access" in results.failures[0]
 
 
-@pytest.mark.parametrize("most", [1, 5, 8, 13, 512, 2048, 2049, 8192])
+@pytest.mark.parametrize("most", [1, 5, 8, 13, 512, 2048, 2049, 8192, 1 << 20])
 def test_the_sizes_whose_kernels_are_loaded_are_dense(most: int) -> None:
     sizes = loaded_rows(most)
     assert sizes == sorted(set(sizes)) and sizes[-1] == most
-    for before, size in itertools.pairwise([0, *sizes]):
+    assert len(sizes) < 250
+    for before, size in itertools.pairwise([0, *(each for each in sizes if each <= 8192)]):
         assert size - before <= (8 if size <= 512 else 16 if size <= 2048 else 128)
 
 
@@ -406,14 +407,14 @@ def test_a_layer_of_every_size_runs_before_the_first_request(
     results: Results, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes, heads = [], []
-    first_layer = Model.first_layer
+    layers = Model.layers_of_each_kind
 
     def spy(model: Model, batch: StepBatch, kv: list[KVLayer], head: bool) -> None:
         sizes.append(len(batch.tokens))
         heads.extend([len(batch.tokens)] * head)
-        first_layer(model, batch, kv, head)
+        layers(model, batch, kv, head)
 
-    monkeypatch.setattr(Model, "first_layer", spy)
+    monkeypatch.setattr(Model, "layers_of_each_kind", spy)
     results.engine.warm_up()
     assert sizes == [1, 2, 4, 8, 16, 24]
     assert heads == [1, 2]

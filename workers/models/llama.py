@@ -172,11 +172,14 @@ class Model:
         x, residual = layer(x, residual, batch, cache, None if all_of_them else rows)
         return self._head(self._norm.add(x, residual, self._output_norm))
 
-    def first_layer(self, batch: StepBatch, kv: list[KVLayer], head: bool) -> None:
-        """Only to have launched what each layer launches for so many rows, and the LM head for
-        those that sample; see forward()."""
+    def layers_of_each_kind(self, batch: StepBatch, kv: list[KVLayer], head: bool) -> None:
+        """Only to have launched what all layers launch for so many rows, and the LM head if all of
+        them sample; see forward()."""
+        first = {self.config.is_sparse(i): i for i in reversed(range(len(self._layers)))}
         x = self._embed(batch.tokens)
-        x, residual = self._layers[0](x, torch.zeros_like(x), batch, kv[0])
+        residual = torch.zeros_like(x)
+        for i in sorted(first.values()):
+            x, residual = self._layers[i](x, residual, batch, kv[i])
         if head:
             self._head(self._norm.add(x, residual, self._output_norm))
 

@@ -156,6 +156,8 @@ class CudaEngine:
         self._parts.mask(
             torch.zeros(1, self._tables.edits.width, device=self._tables.words.device), 1
         )
+        # An empty plan: what runs from here on is padding, and `apply` changes no slot.
+        self._tables.words.zero_()
         with self._memory.taking("kernels of all sizes of steps"):
             self._load_kernels()
         with self._memory.taking("sampling modes"):
@@ -170,12 +172,11 @@ class CudaEngine:
         return swap_block_ns
 
     def _load_kernels(self) -> None:
-        """Or compiles them, so that no step of a request waits for that."""
+        """Has layers' kernels loaded, or compiled, so that no request's step waits for that."""
         begun_s = time.monotonic()
-        self._tables.words.zero_()
         sizes = loaded_rows(self._engine.max_num_batched_tokens)
         for rows in sizes:
-            self._parts.first_layer(rows)
+            self._parts.layers_of_each_kind(rows)
         torch.cuda.synchronize()
         logging.info("kernels of %d sizes in %.1f s", len(sizes), time.monotonic() - begun_s)
 
@@ -183,8 +184,6 @@ class CudaEngine:
         """The largest first: the others fit into the memory that they took."""
         engine = self._engine
         begun_s = time.monotonic()
-        # An empty plan: `apply` inside the graphs changes no slot while they are made.
-        self._tables.words.zero_()
         sizes = captured_mixed_sizes(
             most_rows(self._config.layer_products(), engine.tp, engine.max_num_batched_tokens),
             engine.max_num_seqs,

@@ -25,8 +25,8 @@ _ROWS_A_CHUNK = 16
 _LEAST_CHUNKS = 8
 
 _FEWEST = (1, 2, 4)
-_LOADED = ((512, 8), (2048, 16), (0, 128))
-"""Up to so many rows, or all, and how far they are apart: kernels of more have larger tiles."""
+_LOADED = ((512, 8), (2048, 16), (8192, 128))
+"""Up to so many rows, and how far they are apart: kernels of more have larger tiles."""
 
 _LAUNCH_S = 350e-6
 """To launch a layer's kernels one by one: measured, an eager step of Qwen3-8B beside an H200."""
@@ -78,7 +78,7 @@ def loaded_rows(max_num_batched_tokens: int) -> list[int]:
     most = max_num_batched_tokens
     found, rows = [each for each in _FEWEST if each < most], 0
     for until, step in _LOADED:
-        found += range(rows + step, min(until or most, most) + 1, step)
+        found += range(rows + step, min(until, most) + 1, step)
         rows = until
     return [*found, most] if found[-1:] != [most] else found
 

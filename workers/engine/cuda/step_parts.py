@@ -91,15 +91,15 @@ class StepParts:
         gather_mixed(self._tables, size)
         return self._model.forward(self._tables.batch(size), self._kv)
 
-    def first_layer(self, rows: int) -> None:
-        """A layer's launches in a step of so many rows, the LM head's where so many may sample.
+    def layers_of_each_kind(self, rows: int) -> None:
+        """What layers launch in a step of so many rows, and the LM head where so many may sample.
 
         With no plan in the tables, all padding.
         """
         size = MixedSize(rows, 1, 0, 0)
         gather_mixed(self._tables, size)
         may_sample = rows <= self._tables.max_num_seqs
-        self._model.first_layer(self._tables.batch(size), self._kv, may_sample)
+        self._model.layers_of_each_kind(self._tables.batch(size), self._kv, may_sample)
 
     def keep_edits(self, plan: PlanView, needs: SlotNeeds) -> None:
         """After apply(): what the plan's takes change in logits, and tokens that are counted.
