@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 from albireo.ipc.cpu_quota import usable_cores
+from albireo.ipc.garbage import collector_paused
 from albireo.ipc.wakefulness import Wakefulness
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
@@ -56,13 +57,8 @@ def collector_at_rest() -> Iterator[None]:
     """As spare_the_collector(), and nothing is collected meanwhile: not even the young objects, for
     0.3 ms after so many tokens, which comes at the same tokens in every round."""
     spare_the_collector()
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
+    with collector_paused():
         yield
-    finally:
-        if collecting:
-            gc.enable()
 
 
 @contextlib.asynccontextmanager

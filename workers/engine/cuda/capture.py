@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
@@ -29,18 +28,6 @@ def captured(work: Callable[[], Result], pool: Any) -> tuple[torch.cuda.CUDAGrap
         raise
     graph.capture_end()
     return graph, result
-
-
-@contextlib.contextmanager
-def collector_paused() -> Iterator[None]:
-    """Nothing is freed by the garbage collector while graphs are captured."""
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collecting:
-            gc.enable()
 
 
 def borrowed(x: torch.Tensor) -> torch.Tensor:

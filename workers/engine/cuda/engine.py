@@ -29,13 +29,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from ....ipc.config import EngineConfig
+from ....ipc.garbage import collector_paused
 from ....ipc.plan import PlanView
 from ...kernels.interface import Kernels
 from ...parallel.graph_time import graph_us
 from ...sampling.cuda.masks import MaskTables
 from ..slot_state import SlotState
 from .block_copies import BlockCopies
-from .capture import collector_paused
 from .flights import Collector, Deliver, Fail, Flight
 from .gpu_clock import FlightRecorder
 from .grammar_rows import StepMasks
@@ -188,6 +188,7 @@ class CudaEngine:
             most_rows(self._config.layer_products(), engine.tp, engine.max_num_batched_tokens),
             engine.max_num_seqs,
         )
+        # A tensor that is freed meanwhile would break the capture.
         with self._memory.taking("CUDA graphs"), collector_paused():
             pool = torch.cuda.graph_pool_handle()
             self._mixed = MixedGraphs(sizes, self._parts.forward_mixed, pool)
