@@ -87,7 +87,6 @@ class Scheduler:
         self._in_flight: deque[Flight] = deque()
         self._arrivals = 0
         self._last_ending_step = -1
-        self._last_decode_us = 0.0  # Of a step without prefill.
 
     # ------------------------------------------------------------ state, for whoever drives it
     @property
@@ -208,8 +207,6 @@ class Scheduler:
         self._in_flight.popleft()
         if step_us:
             self.step_times.add(flight.chunk_tokens, step_us)
-            if not flight.chunk_tokens:
-                self._last_decode_us = float(step_us)
         ended = self._accept_rows(flight, rows)
         if ended:
             self._last_ending_step = step
@@ -278,10 +275,7 @@ class Scheduler:
         if not self._in_flight or len(self._in_flight) > self.limits.lookahead:
             return 0.0
         runs = self._in_flight[0]
-        expected = self.step_times.expected_us(runs.chunk_tokens)
-        if not runs.chunk_tokens and self._last_decode_us:
-            # What is expected follows a shrinking batch slowly.
-            expected = min(expected, self._last_decode_us)
+        expected = self.step_times.soonest_us(runs.chunk_tokens)
         long = _LONG_BEHIND_AN_END_US if self._may_be_asked_again(runs.step) else _LONG_STEP_US
         return _WAIT_FOR_MORE * expected if expected >= long else 0.0
 

@@ -10,6 +10,7 @@ page fault, a neighbour) counts as twice what was expected at most.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 _KEEP = 0.98  # of the weight of earlier steps, at each step
@@ -27,6 +28,7 @@ class StepTimes:
     base_us: float = 0.0
     token_us: float = 0.0
     steps: int = 0
+    _last_decode_us: float = math.inf  # without prefill
     _most_tokens: int = 0
     _weight: float = 0.0
     _tokens: float = 0.0
@@ -37,6 +39,8 @@ class StepTimes:
     def add(self, tokens: int, step_us: int) -> None:
         """A step with `tokens` prefill tokens has taken `step_us`."""
         us = float(step_us)
+        if not tokens:
+            self._last_decode_us = us
         if self.steps >= _TRUSTED_STEPS:
             us = min(us, _MOST_SURPRISE * self.expected_us(tokens))
         self.steps += 1
@@ -57,6 +61,12 @@ class StepTimes:
     def expected_us(self, tokens: int) -> float:
         """What a step with so many prefill tokens should take."""
         return self.base_us + self.token_us * tokens
+
+    def soonest_us(self, tokens: int) -> float:
+        """The same, but without prefill no more than the last such step took: what is expected
+        follows a shrinking batch slowly."""
+        expected = self.expected_us(tokens)
+        return expected if tokens else min(expected, self._last_decode_us)
 
     def chunk_tokens(self, target_us: float) -> int:
         """Prefill tokens that the next step may have, to stay below the target.

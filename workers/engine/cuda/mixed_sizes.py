@@ -24,9 +24,8 @@ _SEQUENCES = (16, 64, 256, 1024)
 _ROWS_A_CHUNK = 16
 _LEAST_CHUNKS = 8
 
-_FEWEST = (1, 2, 4)
-_LOADED = ((512, 8), (2048, 16), (8192, 128))
-"""Up to so many rows, and how far they are apart: kernels of more have larger tiles."""
+_LOADED = (1, 2, 4, *range(8, 512, 8), *range(512, 2048, 16), *range(2048, 8193, 128))
+"""Rows, the further apart the more they are: kernels of more have larger tiles."""
 
 _LAUNCH_S = 350e-6
 """To launch a layer's kernels one by one: measured, an eager step of Qwen3-8B beside an H200."""
@@ -75,12 +74,7 @@ def loaded_rows(max_num_batched_tokens: int) -> list[int]:
     cuBLAS has kernels for tiles of 8, 16, 24, ... rows, and loads one when it is first wanted, for
     which the GPU has to come to rest; others are compiled.
     """
-    most = max_num_batched_tokens
-    found, rows = [each for each in _FEWEST if each < most], 0
-    for until, step in _LOADED:
-        found += range(rows + step, min(until, most) + 1, step)
-        rows = until
-    return [*found, most] if found[-1:] != [most] else found
+    return _up_to(max_num_batched_tokens, _LOADED)
 
 
 def captured_mixed_sizes(rows: int, max_num_seqs: int) -> list[MixedSize]:
