@@ -190,9 +190,13 @@ class Piece(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Output(_Message, frozen=True):
-    """Everything new since the last Output; costs one credit."""
+    """Everything new since the last Output; costs one credit.
+
+    more: rows of the same step follow in another one.
+    """
 
     pieces: list[Piece]
+    more: bool = False
 
 
 class Refused(_Message, frozen=True):

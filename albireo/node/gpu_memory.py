@@ -8,7 +8,7 @@
                                     sampling makes of them
     - context                       CUDA context, kernels, cuBLAS; with tp > 1 the communicators
     - graphs                        what CUDA graphs keep besides the memory of a step, and the
-                                    activations of the largest mixed step that one may be of
+                                    activations of the largest mixed step that one is of
 
 The worker then runs the worst step there can be and captures its graphs; where
 that does not fit it says what each part has really taken
@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from albireo.ipc.config import ModelInfo
-from albireo.workers.engine.cuda.mixed_sizes import MOST_ROWS
+from albireo.workers.engine.cuda.mixed_sizes import most_rows
 
 from .gpus import Gpu
 
@@ -80,7 +80,7 @@ def estimate(
     """The sum of the module's table, for the group's GPU with the least free memory."""
     fullest = min(gpus, key=lambda gpu: gpu.free)
     shard = -(-model.vocab_size // tp)
-    captured = min(MOST_ROWS, max_num_batched_tokens) * model.activation_bytes_per_token
+    captured = most_rows(model.layer_products, tp, max_num_batched_tokens)
     weights = (model.loaded_bytes or model.weight_bytes) // tp + model.rope_bytes
     if e4m7_weights != "off":
         weights += e4m7_bytes(model, tp)
@@ -94,5 +94,5 @@ def estimate(
         activations=max_num_batched_tokens * model.activation_bytes_per_token,
         logits=_LOGITS_COPIES * max_num_seqs * shard * 4,
         context=_CONTEXT_BYTES + (_COMMUNICATOR_BYTES if tp > 1 else 0),
-        graphs=_GRAPH_BYTES + captured if graphs else 0,
+        graphs=_GRAPH_BYTES + captured * model.activation_bytes_per_token if graphs else 0,
     )

@@ -81,12 +81,12 @@ def _batched_tokens(options: NodeOptions, device: str) -> int:
 def _mixed_step_tokens(
     options: NodeOptions, device: str, model: ModelInfo, tp: int, batched: int
 ) -> int:
-    """On a GPU what fills it, whatever the model's size, or what there are graphs for."""
+    """On a GPU what fills it, or of a small model so many rows as take no longer than launching."""
     if options.mixed_step_tokens is not None:
         return options.mixed_step_tokens
     if device != "cuda":
         return 0
-    return min(batched, max(_ROWS_FILL_GPU, most_rows(model.layer_products, tp, batched)))
+    return min(batched, max(_ROWS_FILL_GPU, tp * most_rows(model.layer_products, 1, batched)))
 
 
 def _num_swap_blocks(options: NodeOptions, model: ModelInfo) -> int:

@@ -85,7 +85,7 @@ class Delivery:
                 latencies.end(stream.times, end.finish_reason, now)
                 self._finished(stream, group)
         group.outstanding_tokens -= tokens
-        latencies.batch(tokens)
+        latencies.batch(tokens, output.more)
         if self._journal is not None:
             self._journal.step(noted)
         for session in sessions:

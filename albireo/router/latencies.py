@@ -43,6 +43,7 @@ class GroupLatencies:
         self._per_token = Histogram(_SHORT_S)
         self._whole = Histogram(WHOLE_REQUEST_S)
         self._batch = Histogram(_TOKENS)
+        self._of_step = 0  # tokens of parts that have come
 
     def tokens(self, times: StreamTimes, count: int, now: float) -> None:
         """`count` (at least 1) new tokens of an answer came at once."""
@@ -54,9 +55,12 @@ class GroupLatencies:
         times.last = now
         times.tokens += count
 
-    def batch(self, tokens: int) -> None:
-        """So many new tokens came with one step's output."""
-        self._batch.record(tokens)
+    def batch(self, tokens: int, more: bool) -> None:
+        """So many new tokens came with one step's output, or, with `more` to come, a part of it."""
+        self._of_step += tokens
+        if not more:
+            self._batch.record(self._of_step)
+            self._of_step = 0
 
     def end(self, times: StreamTimes, reason: str, now: float) -> None:
         """An answer has ended without an error."""

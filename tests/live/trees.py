@@ -45,7 +45,7 @@ def group(
     latencies, times = GroupLatencies(), StreamTimes(0.0)
     for place in range(tokens):
         latencies.tokens(times, 1, 0.1 + 0.02 * place)
-        latencies.batch(1)
+        latencies.batch(1, more=False)
     for _ in range(answers):
         latencies.end(times, "stop", 1.0)
     return {

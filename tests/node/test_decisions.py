@@ -138,7 +138,7 @@ def test_the_schedulers_options_reach_the_group() -> None:
 
 
 def test_steps_beside_decodes_fill_a_gpu() -> None:
-    """Qwen3-8B has graphs of up to 512 rows for each rank; four times its layer has fewer."""
+    """512 rows for each rank of Qwen3-8B, and no fewer where a layer is four times as large."""
     model = msgspec.structs.replace(
         MODEL,
         layer_products=2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 12288,

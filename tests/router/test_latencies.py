@@ -31,7 +31,8 @@ def test_the_times_of_an_answer() -> None:
     latencies.tokens(times, 1, now=10.32)
     latencies.tokens(times, 2, now=10.36)
     latencies.end(times, "stop", now=10.4)
-    latencies.batch(3)
+    latencies.batch(2, more=True)
+    latencies.batch(1, more=False)
     tree = latencies.tree()
     sums = {name: (sum(found["counts"]), found["sum"]) for name, found in tree.items()}
     assert sums == {

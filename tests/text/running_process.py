@@ -63,12 +63,13 @@ class FakeActor:
         os.eventfd_write(self.stop_fd, 1)
 
 
-def actor_spec(directory: Path, role: str) -> ActorSpec:
+def actor_spec(directory: Path, role: str, **changes: Any) -> ActorSpec:
+    """changes: of the engine."""
     model = msgspec.structs.replace(
         specs.MODEL, vocab_size=MODEL.vocab_size + 8, eos_token_ids=(1,), bos_token_id=0
     )
     engine = msgspec.structs.replace(
-        specs.ENGINE, num_blocks=8, step_timeout_s=5.0, sim_step_ms=1.0
+        specs.ENGINE, **{"num_blocks": 8, "step_timeout_s": 5.0, "sim_step_ms": 1.0} | changes
     )
     return ActorSpec(
         role=role, name=role, node="test", incarnation=3, runtime_dir=str(directory), threads=1,

@@ -51,8 +51,8 @@ from .test_request import byte_tokens, submission
 class Group:
     """A detokenizer with router, scheduler and worker around it."""
 
-    def __init__(self, directory: Path) -> None:
-        self.spec = actor_spec(directory, "detokenizer")
+    def __init__(self, directory: Path, **engine: Any) -> None:
+        self.spec = actor_spec(directory, "detokenizer", **engine)
         ring = result_ring(0, self.spec.engine)
         memory = create_ring(ring)
         event = os.eventfd(0, os.EFD_NONBLOCK)
@@ -206,6 +206,64 @@ def test_without_credit_pieces_are_merged_until_there_is_some(group: Group) -> N
     assert group.outputs.next() == Output(
         [Piece(1, len(tokens) - len(rest), rest, "ijklmnop", None)]
     )
+
+
+@pytest.fixture
+def awake(tmp_path: Path) -> Iterator[Group]:
+    """Where every process has a core of its own."""
+    made = Group(tmp_path, max_num_seqs=300, spin_us=50)
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize(
+    ("rows", "parts"),
+    [(1, [1]), (64, [64]), (65, [64, 1]), (200, [64, 64, 64, 8]), (300, [75, 75, 75, 75])],
+)
+def test_many_rows_go_out_in_parts(awake: Group, rows: int, parts: list[int]) -> None:
+    awake.join()
+    numbers = range(1, rows + 1)
+    for number in numbers:
+        awake.submit(number)
+    (a,) = byte_tokens("a")
+    awake.result(*((number, 1, a) for number in numbers))
+    outputs = [awake.outputs.next() for _ in parts]
+    assert [len(output.pieces) for output in outputs] == parts
+    assert [output.more for output in outputs] == [True] * (len(parts) - 1) + [False]
+    pieces = [piece for output in outputs for piece in output.pieces]
+    assert pieces == [Piece(number, 0, [a], "a", None) for number in numbers]
+    assert awake.outputs.silent()
+
+
+def test_ends_come_last_and_alone(awake: Group) -> None:
+    awake.join()
+    numbers = range(1, 71)
+    for number in numbers:
+        awake.submit(number, max_tokens=1 if number in (1, 70) else 9)
+    (a,) = byte_tokens("a")
+    awake.result(*((number, 1, a) for number in numbers))
+    outputs = [awake.outputs.next() for _ in range(3)]
+    assert [[piece.request for piece in output.pieces] for output in outputs] == [
+        list(range(2, 65)), list(range(65, 70)), [1, 70],
+    ]  # fmt: skip
+    assert [output.more for output in outputs] == [True, True, False]
+    assert [piece.end for piece in outputs[-1].pieces] == [End("length", None, 3, 1)] * 2
+    awake.result((2, 1, 1))  # None but an end: it waits for nothing.
+    assert awake.outputs.next() == Output([Piece(2, 1, [1], "", End("stop", None, 3, 2))])
+
+
+def test_rows_with_logprobs_go_out_together(awake: Group) -> None:
+    awake.join()
+    numbers = range(1, 71)
+    for number in numbers:
+        awake.submit(number, logprobs=1)
+    (a,) = byte_tokens("a")
+    scored = np.array([record(3, -0.5, 1, (40, -0.5)) for _ in numbers])
+    scored[:, 0] = numbers
+    awake.result(*((number, 1, a) for number in numbers), logprobs=scored)
+    output = awake.outputs.next()
+    assert not output.more and [piece.request for piece in output.pieces] == list(numbers)
+    assert all(piece.logprobs is not None and len(piece.logprobs) == 1 for piece in output.pieces)
 
 
 def test_what_has_collected_goes_in_outputs_of_a_bounded_size(group: Group) -> None:

@@ -68,6 +68,8 @@ class Detokenizer:
         self._eos_token_ids = frozenset(eos_token_ids)
         self._running: dict[int, RequestText] = {}
         self._changed: dict[int, RequestText] = {}
+        self._ended: dict[int, RequestText] = {}
+        """What has news: answers that go on, and those that have ended."""
         self._new_bytes = 0  # of what is new, more or less; a step's rows cost no closer look
 
     def submit(self, request: Submit) -> None:
@@ -78,11 +80,18 @@ class Detokenizer:
         """Forgets a request, with what it has not sent; does nothing if it is unknown."""
         self._running.pop(request, None)
         self._changed.pop(request, None)
+        self._ended.pop(request, None)
+
+    @property
+    def has_ends(self) -> bool:
+        """Whether answers have ended whose ends have not been taken."""
+        return bool(self._ended)
 
     def reset(self) -> None:
         """Forgets all requests."""
         self._running.clear()
         self._changed.clear()
+        self._ended.clear()
 
     def add_logprobs(self, records: Int32Array, rows: Iterable[tuple[int, int, int]]) -> None:
         """Takes the logprobs of one step (ipc/plan.py) and its rows; add_rows takes these next."""
@@ -116,34 +125,42 @@ class Detokenizer:
             changed[request] = state
             if count == 0:
                 state.end_without_token()
-                del running[request]
+            elif not state.add(token):
                 continue
-            if state.add(token):
-                del running[request]
-                if state.ended_by_text:
-                    stopped.append(request)
+            self._ended[request] = changed.pop(request)
+            del running[request]
+            if state.ended_by_text:
+                stopped.append(request)
         return stopped, refused
 
-    def take_pieces(self, room: int = OUTPUT_BYTES) -> list[Piece]:
-        """What is new since the last call, a piece for each request, until `room` bytes are
-        filled, roughly.  The rest is left for the next call, and comes first there.
+    def take_pieces(self, room: int = OUTPUT_BYTES, *, ends: bool = True) -> list[Piece]:
+        """What is new since the last call, a piece for each request, those that have ended last,
+        until `room` bytes are filled, roughly.  The rest is left for the next call, and comes
+        first there.
+
+        ends: False leaves requests out that have ended.
         """
         if self._new_bytes < room:
             pieces = [state.take_piece() for state in self._changed.values()]
             self._changed.clear()
+            if ends and self._ended:
+                pieces += [state.take_piece() for state in self._ended.values()]
+                self._ended.clear()
         else:
             pieces = self._take_parts(room)
-        if not self._changed:
+        if not self._changed and not self._ended:
             self._new_bytes = 0
         return pieces
 
     def _take_parts(self, room: int) -> list[Piece]:
-        changed = self._changed
         pieces = []
-        for state in changed.values():
-            pieces.append(state.take_part(room))
-            room -= rough_bytes(pieces[-1])
-            if room <= 0 or state.has_news:
-                break
-        self._changed = {request: state for request, state in changed.items() if state.has_news}
+        for waiting in (self._changed, self._ended):
+            for request, state in list(waiting.items()):
+                if room <= 0:
+                    return pieces
+                pieces.append(state.take_part(room))
+                room -= rough_bytes(pieces[-1])
+                if state.has_news:
+                    return pieces
+                del waiting[request]
         return pieces

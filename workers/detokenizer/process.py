@@ -18,6 +18,10 @@ is of the past.
 At most OUTPUT_CREDITS Outputs are unanswered, each of a bounded size; without
 credit what is new collects in the requests, so memory is bounded by their text
 and logprobs.
+
+Where processes have cores of their own, many rows go out in parts: the router and the client
+deal with the first ones while the next ones become text.  Ends of answers come last, for the
+router has several times as much to do with one as with a token.
 """
 
 from __future__ import annotations
@@ -60,6 +64,8 @@ from .detokenizer import Detokenizer
 from .stream import stream_factory
 
 OUTPUT_CREDITS = 8
+_PARTS, _PART_ROWS = 4, 64
+"""A step of many rows goes out in so many Outputs at most, of so many rows at least."""
 _SCHEDULER = b"scheduler"
 _STOP_GRACE_S = 1.0
 
@@ -158,30 +164,41 @@ class _Group:
     def take_results(self) -> None:
         self.results.clear_event()
         while (frame := self.results.poll()) is not None:
-            start_ns = time.monotonic_ns()
             result = ResultView(frame)
             self._step, rows = result.step, result.rows.tolist()
-            self.awake_until_s = start_ns * 1e-9 + self._awake_s
+            self.awake_until_s = time.monotonic() + self._awake_s
+            in_parts = self._awake_s > 0 and not len(result.logprobs)
             if len(result.logprobs):
-                self._detokenizer.add_logprobs(result.logprobs, rows)
+                self._detokenizer.add_logprobs(result.logprobs, rows)  # of all rows at once
             self.results.release()
-            stopped, refused = self._detokenizer.add_rows(rows)
-            for request in stopped:
-                self._tell_scheduler(Abort(request))
-            for refusal in refused:
-                self.router.send(refusal)
-            self._timeline.record(
-                Stage.DETOKENIZE, self._step, start_ns, time.monotonic_ns(), len(rows)
-            )
+            size = max(_PART_ROWS, -(-len(rows) // _PARTS)) if in_parts else max(1, len(rows))
+            for first in range(0, len(rows), size):
+                self._take_rows(rows[first : first + size])
+                if in_parts and (first + size < len(rows) or self._detokenizer.has_ends):
+                    self.send_output(more=True)
 
-    def send_output(self) -> None:
-        """All that is new, as far as credits go and the socket takes it."""
+    def _take_rows(self, rows: list[tuple[int, int, int]]) -> None:
+        start_ns = time.monotonic_ns()
+        stopped, refused = self._detokenizer.add_rows(rows)
+        for request in stopped:
+            self._tell_scheduler(Abort(request))
+        for refusal in refused:
+            self.router.send(refusal)
+        self._timeline.record(
+            Stage.DETOKENIZE, self._step, start_ns, time.monotonic_ns(), len(rows)
+        )
+
+    def send_output(self, more: bool = False) -> None:
+        """All that is new, as far as credits go and the socket takes it.
+
+        more: rows of the same step follow, and the ends of answers behind them.
+        """
         while self.outputs.flush() and self._credits:
             start_ns = time.monotonic_ns()
-            pieces = self._detokenizer.take_pieces()
+            pieces = self._detokenizer.take_pieces(ends=not more)
             if not pieces:
                 return
-            self.outputs.send(Output(pieces))
+            self.outputs.send(Output(pieces, more))
             self._credits -= 1
             self._timeline.record(
                 Stage.SEND, self._step, start_ns, time.monotonic_ns(), len(pieces)

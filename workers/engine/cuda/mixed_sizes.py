@@ -17,9 +17,7 @@ from typing import NamedTuple
 
 from ....ipc.plan import PlanView
 
-_ROWS = (64, 128, 256, 384, 512, 768, 1024, 1536, 2048)
-MOST_ROWS = _ROWS[-1]
-"""Of any graph."""
+_ROWS = (64, 128, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
 _SEQUENCES = (16, 64, 256, 1024)
 _ROWS_A_CHUNK = 16
 _LEAST_CHUNKS = 8
@@ -27,8 +25,9 @@ _LEAST_CHUNKS = 8
 _LOADED = (1, 2, 4, *range(8, 512, 8), *range(512, 2048, 16), *range(2048, 8193, 128))
 """Rows, the further apart the more they are: kernels of more have larger tiles."""
 
-_LAUNCH_S = 350e-6
-"""To launch a layer's kernels one by one: measured, an eager step of Qwen3-8B beside an H200."""
+_LAUNCH_S, _LAUNCH_OF_RANKS_S = 350e-6, 1000e-6
+"""To launch a layer's kernels one by one: measured, an eager step of Qwen3-8B beside an H200; and
+0.7 to 1.4 ms where two ranks sum by NCCL, one of Qwen3-0.6B beside two H100."""
 _FLOP_PER_S = 600e12
 """Of an H100's matrix products in a prefill."""
 
@@ -63,7 +62,8 @@ def most_rows(layer_products: int, tp: int, max_num_batched_tokens: int) -> int:
 
     layer_products: multiplications for a token in a layer, those of all ranks.
     """
-    bound = _LAUNCH_S * _FLOP_PER_S * tp / (2 * layer_products)
+    launch_s = _LAUNCH_S if tp == 1 else _LAUNCH_OF_RANKS_S
+    bound = launch_s * _FLOP_PER_S * tp / (2 * layer_products)
     most = max((each for each in _ROWS if each <= bound), default=_ROWS[0])
     return min(most, max_num_batched_tokens)
 
