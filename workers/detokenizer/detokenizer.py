@@ -153,7 +153,7 @@ class Detokenizer:
         return pieces
 
     def _take_parts(self, room: int) -> list[Piece]:
-        pieces = []
+        pieces: list[Piece] = []
         for waiting in (self._changed, self._ended):
             for request, state in list(waiting.items()):
                 if room <= 0:
