@@ -142,7 +142,9 @@ def test_few_rows_are_faster() -> None:
         rows = [faster(n, k, rows) for rows in range(1, 300)]
         return [place + 1 for place in range(1, len(rows)) if rows[place] != rows[place - 1]]
 
-    assert faster(24576, 4096, 1) and most(24576, 4096) == [193]
+    assert faster(24576, 4096, 1) and most(24576, 4096) == [257]
+    assert faster(4096, 12288, 1) and most(4096, 12288) == [257]
+    assert faster(12288, 4096, 1) and most(12288, 4096)[-1] == 193  # Two programs share k.
     assert faster(28672, 4096, 1) and most(28672, 4096) == [129]  # 150 tiles of 192 outputs.
     assert faster(151936, 4096, 1) and most(151936, 4096) == [257]  # Six rounds of them.
     assert faster(128256, 4096, 1) and most(128256, 4096) == [193]  # The sixth is a small one.

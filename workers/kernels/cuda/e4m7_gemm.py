@@ -33,11 +33,10 @@ _SEVERAL_TILES = {(256, 2): 1.0, (192, 2): 0.87, (128, 3): 0.82, (128, 2): 0.74,
 """Rows and warpgroups of tiles where there are several, and how fast they are."""
 _FASTER = (
     (1, 16 << 20, 0.0), (64, 8 << 20, 0.0), (112, 16 << 20, 0.0), (128, 40 << 20, 0.0),
-    (192, 40 << 20, 0.84), (256, 128 << 20, 0.95),
+    (192, 40 << 20, 0.84), (256, 40 << 20, 0.95),
 )  # fmt: skip
 """Up to so many rows, with so many weights, and such a share of the GPU filled: a start and an end
-cost more here, and with many rows arithmetic does, so that of more than 192 only very large layers
-are faster, as LM heads are."""
+cost more here, and with many rows arithmetic does."""
 
 
 @functools.cache
@@ -70,7 +69,9 @@ def faster(n: int, k: int, rows: int) -> bool:
     """
     for most, weights, filled in _FASTER:
         if rows <= most:
-            return n * k >= weights and e4m7_tiling(n, k, rows).filled(n) >= filled
+            tiling = e4m7_tiling(n, k, rows)
+            unmeasured = rows > _ONE_STEP[0] and tiling.groups == _ONE_STEP[1] and tiling.splits > 1
+            return n * k >= weights and tiling.filled(n) >= filled and not unmeasured
     return False
 
 
