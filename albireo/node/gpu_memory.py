@@ -80,7 +80,8 @@ def estimate(
     """The sum of the module's table, for the group's GPU with the least free memory."""
     fullest = min(gpus, key=lambda gpu: gpu.free)
     shard = -(-model.vocab_size // tp)
-    captured = most_rows(model.layer_products, tp, max_num_batched_tokens)
+    row_bytes = model.hidden_size * _BFLOAT16_BITS // 8
+    captured = most_rows(model.layer_products, tp, max_num_batched_tokens, row_bytes)
     weights = (model.loaded_bytes or model.weight_bytes) // tp + model.rope_bytes
     if e4m7_weights != "off":
         weights += e4m7_bytes(model, tp)

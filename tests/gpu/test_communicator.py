@@ -24,12 +24,12 @@ from albireo.workers.parallel.cuda import (
     FUSIONS,
     METHODS,
     ONE_SHOT,
-    SLAB_BYTES,
     TOGETHER,
     CudaCommunicator,
     GroupNotFormed,
 )
 from albireo.workers.parallel.graph_time import graph_us
+from albireo.workers.parallel.sum_bytes import SLAB_BYTES
 from albireo.workers.sampling.cuda.sampler import MODES, CudaSampler
 
 from ..workers.cuda_sampling_checks import random_params, tables_of

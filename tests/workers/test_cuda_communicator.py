@@ -18,11 +18,11 @@ from albireo.workers.parallel.cuda import (  # noqa: E402
     FUSIONS,
     NCCL,
     ONE_SHOT,
-    SLAB_BYTES,
     TOGETHER,
     TWO_SHOT,
     CudaCommunicator,
 )
+from albireo.workers.parallel.sum_bytes import PIECES_BYTES, SLAB_BYTES  # noqa: E402
 
 
 class Summed:
@@ -54,6 +54,19 @@ def test_the_fastest_way_depends_on_the_size() -> None:
     sizes = (1 << 13, SLAB_BYTES, SLAB_BYTES + 1)
     assert [made.method_for(nbytes) for nbytes in sizes] == [ONE_SHOT, TWO_SHOT, NCCL]
     assert {made.fusion_for(rows, 64) for rows in (1, 2)} == {APART, TOGETHER}
+
+
+def test_our_kernel_sums_what_is_a_little_larger_in_pieces_where_it_is_the_fastest() -> None:
+    made, summed = communicator(tuned=True)
+    made._method_by_bits = (ONE_SHOT,) * 11
+    assert [made.method_for(nbytes) for nbytes in (PIECES_BYTES, PIECES_BYTES + 2)] == [
+        ONE_SHOT,
+        NCCL,
+    ]
+    x = torch.ones(PIECES_BYTES // 2 - 8, dtype=torch.bfloat16)
+    made.all_reduce(x)
+    assert (x == 2).all()
+    assert summed.sizes == [SLAB_BYTES, SLAB_BYTES - 16]
 
 
 def test_sums_that_are_not_tuned_all_go_one_way() -> None:

@@ -3,9 +3,9 @@
 Made by a GPU worker before it captures its graphs.  Nothing here waits for a
 GPU after that.  Three ways to sum, of which `tune` measures the best by size:
 
-    one_shot   our kernel (one_shot.py): copies, meets and sums in one launch
+    one_shot   our kernel (one_shot.py): copies, meets and sums in one launch, or some pieces
     two_shot   PyTorch's, over symmetric memory: every rank sums a part for all
-    nccl       for what does not fit the symmetric memory
+    nccl       for what is much larger than the symmetric memory
 
 The first adds in float32 in the order of the ranks; the others add bfloat16,
 which is the same for two ranks.  All give every rank the same bits.  NVLink
@@ -41,15 +41,13 @@ from ..kernels.cuda.overlap import overlapped
 from .graph_time import graph_us
 from .one_shot import PROGRAMS, one_shot
 from .peers import CudaPeerMemory
+from .sum_bytes import PIECES_BYTES, SLAB_BYTES
 from .sum_norm import NORM_PROGRAMS, NOTHING, sum_norm
 
 if TYPE_CHECKING:
     from ...ipc.config import ActorSpec
 
 ONE_SHOT, TWO_SHOT, NCCL = METHODS = ("one_shot", "two_shot", "nccl")
-
-SLAB_BYTES = 8 << 20
-"""The most that our kernel and two_shot move: 1,024 rows of 4,096 in bfloat16."""
 
 APART, TOGETHER = FUSIONS = ("apart", "together")
 """How a sum is normalised: by two kernels, or by one (sum_norm.py)."""
@@ -159,7 +157,8 @@ class CudaCommunicator:
         if not self._method_by_bits:
             return ONE_SHOT
         if nbytes > SLAB_BYTES:
-            return NCCL
+            in_pieces = nbytes <= PIECES_BYTES and self._method_by_bits[-1] == ONE_SHOT
+            return ONE_SHOT if in_pieces else NCCL
         bits = max((nbytes - 1).bit_length(), _FIRST_SIZE_BITS)
         return self._method_by_bits[bits - _FIRST_SIZE_BITS]
 

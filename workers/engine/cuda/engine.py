@@ -185,9 +185,12 @@ class CudaEngine:
         engine = self._engine
         begun_s = time.monotonic()
         sizes = captured_mixed_sizes(
-            most_rows(self._config.layer_products(), engine.tp, engine.max_num_batched_tokens),
+            most_rows(
+                self._config.layer_products(), engine.tp, engine.max_num_batched_tokens,
+                self._config.hidden_size * getattr(torch, engine.dtype).itemsize,
+            ),
             engine.max_num_seqs,
-        )
+        )  # fmt: skip
         # A tensor that is freed meanwhile would break the capture.
         with self._memory.taking("CUDA graphs"), collector_paused():
             pool = torch.cuda.graph_pool_handle()

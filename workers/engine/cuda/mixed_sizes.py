@@ -16,6 +16,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ....ipc.plan import PlanView
+from ...parallel.sum_bytes import PIECES_BYTES
 
 _ROWS = (64, 128, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
 _SEQUENCES = (16, 64, 256, 1024)
@@ -57,13 +58,16 @@ def size_of(plan: PlanView, sampled: int) -> MixedSize:
     )
 
 
-def most_rows(layer_products: int, tp: int, max_num_batched_tokens: int) -> int:
+def most_rows(layer_products: int, tp: int, max_num_batched_tokens: int, row_bytes: int = 1) -> int:
     """Rows of the largest size: beyond, a step takes the GPU longer than launching it the CPU.
 
-    layer_products: multiplications for a token in a layer, those of all ranks.
+    layer_products: multiplications for a token in a layer, those of all ranks.  row_bytes: of what
+    several ranks sum.
     """
     launch_s = _LAUNCH_S if tp == 1 else _LAUNCH_OF_RANKS_S
     bound = launch_s * _FLOP_PER_S * tp / (2 * layer_products)
+    if tp > 1:
+        bound = min(bound, PIECES_BYTES / row_bytes)
     most = max((each for each in _ROWS if each <= bound), default=_ROWS[0])
     return min(most, max_num_batched_tokens)
 
