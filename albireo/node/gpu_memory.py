@@ -8,7 +8,7 @@
                                     sampling makes of them
     - context                       CUDA context, kernels, cuBLAS; with tp > 1 the communicators
     - graphs                        what CUDA graphs keep besides the memory of a step, and the
-                                    activations of the largest mixed step that one is of
+                                    activations of the largest step that one is of
 
 The worker then runs the worst step there can be and captures its graphs; where
 that does not fit it says what each part has really taken
@@ -81,7 +81,8 @@ def estimate(
     fullest = min(gpus, key=lambda gpu: gpu.free)
     shard = -(-model.vocab_size // tp)
     row_bytes = model.hidden_size * _BFLOAT16_BITS // 8
-    captured = most_rows(model.layer_products, tp, max_num_batched_tokens, row_bytes)
+    mixed = most_rows(model.layer_products, tp, max_num_batched_tokens, row_bytes)
+    captured = max(mixed, max_num_seqs)
     weights = (model.loaded_bytes or model.weight_bytes) // tp + model.rope_bytes
     if e4m7_weights != "off":
         weights += e4m7_bytes(model, tp)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import psutil
 
 from albireo.ipc.config import EngineConfig, ModelInfo
-from albireo.workers.engine.cuda.mixed_sizes import most_rows
+from albireo.workers.engine.cuda.mixed_sizes import rows_beside_decodes
 from albireo.workers.parallel.slabs import shared_bytes
 
 from .core_plan import CorePlan
@@ -81,12 +81,12 @@ def _batched_tokens(options: NodeOptions, device: str) -> int:
 def _mixed_step_tokens(
     options: NodeOptions, device: str, model: ModelInfo, tp: int, batched: int
 ) -> int:
-    """On a GPU what fills it, or of a small model so many rows as take no longer than launching."""
+    """On a GPU what fills it, whatever the model's size, or more of a small one."""
     if options.mixed_step_tokens is not None:
         return options.mixed_step_tokens
     if device != "cuda":
         return 0
-    return min(batched, max(_ROWS_FILL_GPU, tp * most_rows(model.layer_products, 1, batched)))
+    return min(batched, max(_ROWS_FILL_GPU, rows_beside_decodes(model.layer_products, tp)))
 
 
 def _num_swap_blocks(options: NodeOptions, model: ModelInfo) -> int:

@@ -15,7 +15,7 @@ from albireo.ipc.timeline import CAPACITY, Records
 from .rows import NodeTimelines, Source
 from .stages import StageStats, group_stages
 
-MAX_STEPS = CAPACITY // 8
+MAX_STEPS = CAPACITY // 16
 """A timeline surely still holds that many."""
 _POLL_S = 0.02
 _SETTLE_S = 0.02

@@ -39,7 +39,7 @@ for _stage in Stage:
     _TASK_OF[_stage] = _stage.task
 _RAW = np.dtype(f"V{RECORD.itemsize}")
 _MIN_STEPS = 2
-_RECORDS_PER_STEP = 8
+_RECORDS_PER_STEP = 10
 """What an actor writes at most for nearly every step; where it is more, fewer steps are seen."""
 
 

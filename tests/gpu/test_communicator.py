@@ -69,7 +69,7 @@ def sums_of_all_methods(communicator: CudaCommunicator, device: torch.device) ->
 def sums_in_graphs(communicator: CudaCommunicator, device: torch.device) -> None:
     """What a decode step does: many sums of changing sizes, replayed with new data."""
     communicator.tune(4096)
-    lengths = [4096, 64 * 4096, 8, 256 * 4096, SLAB_BYTES, 4096] * 4
+    lengths = [4096, 64 * 4096, 8, 256 * 4096, 3 * SLAB_BYTES // 4, 4096] * 4
     xs = [torch.zeros(n, dtype=torch.bfloat16, device=device) for n in lengths]
     mine = torch.zeros(7, 4, dtype=torch.int32, device=device)
     gathered = torch.zeros(SIZE, 7, 4, dtype=torch.int32, device=device)

@@ -137,21 +137,28 @@ def test_the_schedulers_options_reach_the_group() -> None:
     assert size().prefix_caching
 
 
-def test_steps_beside_decodes_fill_a_gpu() -> None:
-    """512 rows for each rank of Qwen3-8B, and no fewer where a layer is four times as large."""
-    model = msgspec.structs.replace(
-        MODEL,
-        layer_products=2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 12288,
-        tp_degrees=(1, 2),
-    )
-    options = NodeOptions(kv_cache_gib=1.0, e4m7_weights="off")
+_QWEN3_8B = 2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 12288
+_QWEN3_32B = 2 * 5120 * 5120 + 2 * 5120 * 1024 + 3 * 5120 * 27648
+
+
+@pytest.mark.parametrize(
+    ("products", "tp", "tokens"),
+    [
+        (_QWEN3_8B, 1, 512), (_QWEN3_8B, 2, 1024), (_QWEN3_8B, 8, 2048),
+        (4 * _QWEN3_8B, 1, 512), (_QWEN3_32B, 1, 512), (_QWEN3_32B, 4, 768),
+        (_QWEN3_8B // 12, 1, 2048), (_QWEN3_8B // 12, 2, 2048),
+    ],
+)  # fmt: skip
+def test_steps_beside_decodes_fill_a_gpu(products: int, tp: int, tokens: int) -> None:
+    """512 rows, or more of a small layer; no more where a node has larger steps for prompts."""
+    model = msgspec.structs.replace(MODEL, layer_products=products, tp_degrees=(1, 2, 4, 8))
+    options = NodeOptions(kv_cache_gib=1.0, e4m7_weights="off", max_num_batched_tokens=8192)
     cores = make_core_plan((1,), "cpu", None, 2)
-    for tp, tokens in ((1, 512), (2, 1024)):
-        engine = size_engine(options, "/m", "cuda", "bfloat16", model, tp, cores)
-        assert engine.mixed_step_tokens == tokens
-    larger = msgspec.structs.replace(model, layer_products=4 * model.layer_products)
-    engine = size_engine(options, "/m", "cuda", "bfloat16", larger, 1, cores)
-    assert engine.mixed_step_tokens == 512
+    engine = size_engine(options, "/m", "cuda", "bfloat16", model, tp, cores)
+    assert engine.mixed_step_tokens == tokens
+
+
+def test_steps_beside_decodes_elsewhere_are_as_asked() -> None:
     assert size().mixed_step_tokens == 0
     assert size(mixed_step_tokens=96).mixed_step_tokens == 96
 

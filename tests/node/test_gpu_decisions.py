@@ -146,6 +146,18 @@ def test_blocks_are_what_is_left() -> None:
     assert (half.weights, half.free) == (memory.weights // 2, 70 * GIB)
 
 
+def test_graphs_have_room_for_the_largest_step_that_is_one() -> None:
+    model = msgspec.structs.replace(BIG, layer_products=2 * 10**8)
+
+    def graphs(tp: int, seqs: int) -> float:
+        """Rows whose activations are counted besides what graphs take anyway."""
+        memory = estimate(model, tp, seqs, 8192, 0.9, True, GPUS[:tp])
+        return (memory.graphs - (512 << 20)) / model.activation_bytes_per_token
+
+    assert (graphs(1, 64), graphs(2, 64)) == (512, 2048)  # Mixed steps; sums of 16 MiB.
+    assert graphs(1, 1024) == 1024  # Decodes alone.
+
+
 def test_a_model_that_does_not_fit_is_refused_with_the_arithmetic() -> None:
     with pytest.raises(OptionError, match=r"H100: 70\.00 GiB free x 0\.2 - weights 17\.00"):
         size(GPUS[:1], gpu_memory_utilization=0.2)

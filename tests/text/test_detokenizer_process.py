@@ -218,7 +218,7 @@ def awake(tmp_path: Path) -> Iterator[Group]:
 
 @pytest.mark.parametrize(
     ("rows", "parts"),
-    [(1, [1]), (64, [64]), (65, [64, 1]), (200, [64, 64, 64, 8]), (300, [75, 75, 75, 75])],
+    [(1, [1]), (64, [64]), (65, [33, 32]), (190, [64, 64, 62]), (299, [75, 75, 75, 74])],
 )
 def test_many_rows_go_out_in_parts(awake: Group, rows: int, parts: list[int]) -> None:
     awake.join()
@@ -244,12 +244,44 @@ def test_ends_come_last_and_alone(awake: Group) -> None:
     awake.result(*((number, 1, a) for number in numbers))
     outputs = [awake.outputs.next() for _ in range(3)]
     assert [[piece.request for piece in output.pieces] for output in outputs] == [
-        list(range(2, 65)), list(range(65, 70)), [1, 70],
+        list(range(2, 36)), list(range(36, 70)), [1, 70],
     ]  # fmt: skip
     assert [output.more for output in outputs] == [True, True, False]
     assert [piece.end for piece in outputs[-1].pieces] == [End("length", None, 3, 1)] * 2
     awake.result((2, 1, 1))  # None but an end: it waits for nothing.
     assert awake.outputs.next() == Output([Piece(2, 1, [1], "", End("stop", None, 3, 2))])
+
+
+def test_a_step_ends_though_nothing_of_its_last_part_is_wanted(awake: Group) -> None:
+    awake.join()
+    for number in range(1, 36):
+        awake.submit(number)
+    (a,) = byte_tokens("a")
+    awake.result(*((number, 1, a) for number in range(1, 71)))
+    first, last = (awake.outputs.next() for _ in range(2))
+    assert len(first.pieces) == 35 and first.more
+    assert last == Output([], False)
+    assert awake.outputs.silent()
+
+
+def test_parts_leave_a_credit_for_the_ends(awake: Group) -> None:
+    awake.join()
+    numbers = range(1, 301)
+    for number in numbers:
+        awake.submit(number, max_tokens=2 if number == 1 else 9)
+    (a,) = byte_tokens("a")
+    outputs = []
+    for _ in range(2):
+        awake.result(*((number, 1, a) for number in numbers))
+        outputs += [awake.outputs.next() for _ in range(detokenizer.OUTPUT_CREDITS // 2)]
+    assert [output.more for output in outputs] == [True, True, True, False] * 2
+    awake.result(*((number, 1, a) for number in numbers))
+    assert awake.outputs.silent()
+    assert outputs[-1].pieces[-1].end == End("length", None, 3, 2)
+    awake.tell(Credit(1))
+    last = awake.outputs.next()
+    assert not last.more and {len(piece.token_ids) for piece in last.pieces} == {1}
+    assert [piece.request for piece in last.pieces] == list(range(2, 301))
 
 
 def test_rows_with_logprobs_go_out_together(awake: Group) -> None:

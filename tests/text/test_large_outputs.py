@@ -108,6 +108,20 @@ def test_who_has_no_room_is_first_in_the_next_output(requests: int, tokens: int,
         assert joined(parts).text == "abcdefghijkl"[:tokens]
 
 
+def test_an_end_does_not_wait_for_answers_that_go_on() -> None:
+    """More comes all the time than an Output has room for."""
+    made = detokenizer(submission(9, max_tokens=4), *(submission(number) for number in range(1, 5)))
+    (token,) = byte_tokens("a")
+    outputs = []
+    for step in range(12):
+        assert made.take_pieces(1, ends=False) == []
+        made.add_rows([(number, 1, token) for number in (1, 2, 3, 4, 9)])
+        if step > 2:
+            outputs.append(made.take_pieces(1))
+    ended = [pieces for pieces in outputs if pieces[-1].end is not None]
+    assert ended and ended[0][-1].request == 9 and outputs.index(ended[0]) <= 4
+
+
 def test_an_output_is_not_much_larger_than_it_says() -> None:
     """Many answers, and one that is too large alone, with all the logprobs there can be."""
     numbers = range(1, 9)

@@ -51,7 +51,7 @@ def test_nothing_to_show(tmp_path: Path) -> None:
     write_group(tmp_path, 9)
     with pytest.raises(CaptureError, match=r"0 of 5 steps came in 0 s.*--last"):
         capture(tmp_path, 5, last=False, timeout_s=0)
-    with pytest.raises(CaptureError, match="1 to 4,096"):
+    with pytest.raises(CaptureError, match="1 to 2,048"):
         capture(tmp_path, 5000, last=True, timeout_s=0)
 
 

@@ -255,19 +255,18 @@ def test_graphs_of_mixed_steps_end_where_launching_is_faster() -> None:
         return shape.layer_products()
 
     small, qwen3_8b = CONFIG.layer_products(), products(4096, 12288, 36)
-    assert most_rows(small, 1, 4096) == 4096
-    assert most_rows(small, 1, 16384) == 8192
-    assert most_rows(small, 1, 24) == 24
-    assert most_rows(qwen3_8b, 1, 4096) == 512
-    # Ranks have sums to launch, too.
+    assert most_rows(small, 1, 4096, 2048) == 4096
+    assert most_rows(small, 1, 16384, 2048) == 8192
+    assert most_rows(small, 1, 24, 2048) == 24
+    assert most_rows(qwen3_8b, 1, 4096, 8192) == 512
+    # Ranks have sums to launch, too, of 16 MiB at most.
     assert most_rows(qwen3_8b, 2, 4096, 2048) == 3072
-    assert most_rows(qwen3_8b, 2, 1000, 2048) == 1000
-    # What they sum is no more than 16 MiB.
     assert most_rows(qwen3_8b, 2, 4096, 8192) == 2048
+    assert most_rows(qwen3_8b, 2, 1000, 8192) == 1000
     assert most_rows(small, 8, 8192, 2048) == 8192
     # Layers of more than any size is for.
-    assert most_rows(products(16384, 53248, 2), 1, 4096) == 64
-    assert most_rows(products(8192, 49152, 80), 1, 4096) == 64
+    assert most_rows(products(16384, 53248, 2), 1, 4096, 32768) == 64
+    assert most_rows(products(8192, 49152, 80), 1, 4096, 16384) == 64
 
 
 def test_all_parameters_against_one_forward_pass(

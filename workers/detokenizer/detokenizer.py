@@ -134,27 +134,27 @@ class Detokenizer:
         return stopped, refused
 
     def take_pieces(self, room: int = OUTPUT_BYTES, *, ends: bool = True) -> list[Piece]:
-        """What is new since the last call, a piece for each request, those that have ended last,
-        until `room` bytes are filled, roughly.  The rest is left for the next call, and comes
-        first there.
+        """What is new since the last call, a piece for each request, those that have ended last.
 
-        ends: False leaves requests out that have ended.
+        Where that is more than `room` bytes, roughly, those that have ended come first, and what
+        is left comes first in the next call.  ends: False leaves requests out that have ended, and
+        all of them where there is more than room for.
         """
-        if self._new_bytes < room:
+        if self._new_bytes >= room:
+            pieces = self._take_parts(room) if ends else []
+        else:
             pieces = [state.take_piece() for state in self._changed.values()]
             self._changed.clear()
             if ends and self._ended:
                 pieces += [state.take_piece() for state in self._ended.values()]
                 self._ended.clear()
-        else:
-            pieces = self._take_parts(room)
         if not self._changed and not self._ended:
             self._new_bytes = 0
         return pieces
 
     def _take_parts(self, room: int) -> list[Piece]:
         pieces: list[Piece] = []
-        for waiting in (self._changed, self._ended):
+        for waiting in (self._ended, self._changed):
             for request, state in list(waiting.items()):
                 if room <= 0:
                     return pieces

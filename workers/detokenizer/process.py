@@ -65,7 +65,8 @@ from .stream import stream_factory
 
 OUTPUT_CREDITS = 8
 _PARTS, _PART_ROWS = 4, 64
-"""A step of many rows goes out in so many Outputs at most, of so many rows at least."""
+"""A step of more rows than the latter goes out in several Outputs of as many rows each, at most so
+many."""
 _SCHEDULER = b"scheduler"
 _STOP_GRACE_S = 1.0
 
@@ -101,6 +102,7 @@ class _Group:
         self._has_scheduler = False
         self._waiting: list[ToScheduler] = []
         self._credits = OUTPUT_CREDITS
+        self._more = False  # The last Output said that more of its step follows.
         self._timeline = Recorder.of(fds)
         self._step = self._said = 0
         self._says_processed = not spec.engine.async_output
@@ -164,21 +166,23 @@ class _Group:
     def take_results(self) -> None:
         self.results.clear_event()
         while (frame := self.results.poll()) is not None:
+            start_ns = time.monotonic_ns()
             result = ResultView(frame)
             self._step, rows = result.step, result.rows.tolist()
-            self.awake_until_s = time.monotonic() + self._awake_s
+            self.awake_until_s = start_ns * 1e-9 + self._awake_s
             in_parts = self._awake_s > 0 and not len(result.logprobs)
             if len(result.logprobs):
                 self._detokenizer.add_logprobs(result.logprobs, rows)  # of all rows at once
             self.results.release()
-            size = max(_PART_ROWS, -(-len(rows) // _PARTS)) if in_parts else max(1, len(rows))
-            for first in range(0, len(rows), size):
-                self._take_rows(rows[first : first + size])
+            parts = min(_PARTS, -(-len(rows) // _PART_ROWS)) if in_parts else 1
+            size = max(1, -(-len(rows) // max(1, parts)))
+            for first in range(0, max(1, len(rows)), size):
+                self._take_rows(rows[first : first + size], start_ns)
                 if in_parts and (first + size < len(rows) or self._detokenizer.has_ends):
                     self.send_output(more=True)
+                start_ns = time.monotonic_ns()
 
-    def _take_rows(self, rows: list[tuple[int, int, int]]) -> None:
-        start_ns = time.monotonic_ns()
+    def _take_rows(self, rows: list[tuple[int, int, int]], start_ns: int) -> None:
         stopped, refused = self._detokenizer.add_rows(rows)
         for request in stopped:
             self._tell_scheduler(Abort(request))
@@ -191,14 +195,16 @@ class _Group:
     def send_output(self, more: bool = False) -> None:
         """All that is new, as far as credits go and the socket takes it.
 
-        more: rows of the same step follow, and the ends of answers behind them.
+        more: rows of the same step follow, and the ends of answers behind them, for which one
+        credit is kept.
         """
-        while self.outputs.flush() and self._credits:
+        while self.outputs.flush() and self._credits > more:
             start_ns = time.monotonic_ns()
             pieces = self._detokenizer.take_pieces(ends=not more)
-            if not pieces:
+            if not pieces and (more or not self._more):
                 return
             self.outputs.send(Output(pieces, more))
+            self._more = more
             self._credits -= 1
             self._timeline.record(
                 Stage.SEND, self._step, start_ns, time.monotonic_ns(), len(pieces)
