@@ -39,8 +39,9 @@ for _stage in Stage:
     _TASK_OF[_stage] = _stage.task
 _RAW = np.dtype(f"V{RECORD.itemsize}")
 _MIN_STEPS = 2
-_RECORDS_PER_STEP = 10
-"""What an actor writes at most for nearly every step; where it is more, fewer steps are seen."""
+_DEVICE_RECORDS, _RECORDS_PER_STEP = 2, 10
+"""What a device writes for a step, and an actor at most for nearly every one; where it is more,
+fewer steps are seen."""
 
 
 class TaskStats(msgspec.Struct, frozen=True):
@@ -95,8 +96,12 @@ def group_stages(
             # Older records than these were not read: older steps would look less exposed.
             since = max(since, int(records["end_ns"][0]))
         actors.append(records)
-    if device is None or not actors:
+    if device is None or not len(device) or not actors:
         return None
+    if window_ns is None:
+        # Who writes little was read far beyond these steps.
+        device = device[-_DEVICE_RECORDS * (last + 2) :]
+        actors = [each[each["end_ns"] >= device["start_ns"][0]] for each in actors]
     begin, end = window_ns or (since, np.iinfo(np.int64).max)
     # As bytes: fields would be copied one by one.
     joined = np.concatenate([each.view(_RAW) for each in actors]).view(RECORD)

@@ -67,6 +67,8 @@ OUTPUT_CREDITS = 8
 _PARTS, _PART_ROWS = 4, 64
 """A step of more rows than the latter goes out in several Outputs of as many rows each, at most so
 many."""
+_Row = tuple[int, int, int]
+"""As in ipc/plan.py: request, count, token."""
 _SCHEDULER = b"scheduler"
 _STOP_GRACE_S = 1.0
 
@@ -174,15 +176,16 @@ class _Group:
             if len(result.logprobs):
                 self._detokenizer.add_logprobs(result.logprobs, rows)  # of all rows at once
             self.results.release()
-            parts = min(_PARTS, -(-len(rows) // _PART_ROWS)) if in_parts else 1
-            size = max(1, -(-len(rows) // max(1, parts)))
-            for first in range(0, max(1, len(rows)), size):
-                self._take_rows(rows[first : first + size], start_ns)
-                if in_parts and (first + size < len(rows) or self._detokenizer.has_ends):
-                    self.send_output(more=True)
+            *others, last = _parts(rows) if in_parts else [rows]
+            for part in others:
+                self._take_rows(part, start_ns)
+                self.send_output(more=True)
                 start_ns = time.monotonic_ns()
+            self._take_rows(last, start_ns)
+            if in_parts and self._detokenizer.has_ends:
+                self.send_output(more=True)
 
-    def _take_rows(self, rows: list[tuple[int, int, int]], start_ns: int) -> None:
+    def _take_rows(self, rows: list[_Row], start_ns: int) -> None:
         stopped, refused = self._detokenizer.add_rows(rows)
         for request in stopped:
             self._tell_scheduler(Abort(request))
@@ -240,3 +243,11 @@ class _Group:
             # A stopping node's scheduler may leave first; otherwise the group has failed.
             if not self._actor.stopping.wait(_STOP_GRACE_S):
                 raise
+
+
+def _parts(rows: list[_Row]) -> list[list[_Row]]:
+    """A step's rows as they go out."""
+    if len(rows) <= _PART_ROWS:
+        return [rows]
+    size = -(-len(rows) // min(_PARTS, -(-len(rows) // _PART_ROWS)))
+    return [rows[first : first + size] for first in range(0, len(rows), size)]

@@ -64,25 +64,24 @@ def most_rows(layer_products: int, tp: int, max_num_batched_tokens: int, row_byt
     layer_products: multiplications for a token in a layer, those of all ranks.  row_bytes: of what
     several ranks sum (sum_bytes.py).
     """
-    if tp == 1:
-        most = _rows_within(_LAUNCH_S, layer_products, tp)
-    else:
-        most = _rows_within(_LAUNCH_OF_RANKS_S, layer_products, tp)
-        most = max(
-            (each for each in _ROWS if each * row_bytes <= PIECES_BYTES and each <= most),
-            default=_ROWS[0],
-        )
-    return min(most, max_num_batched_tokens)
+    bound = _rows_in(_LAUNCH_S if tp == 1 else _LAUNCH_OF_RANKS_S, layer_products, tp)
+    if tp > 1:
+        bound = min(bound, PIECES_BYTES / row_bytes)
+    return min(_largest(bound), max_num_batched_tokens)
 
 
 def rows_beside_decodes(layer_products: int, tp: int) -> int:
     """Of a step that takes each GPU no longer than a rank alone launches it; 2,048 at most."""
-    return min(_rows_within(_LAUNCH_S, layer_products, tp), 2048)
+    return _largest(min(_rows_in(_LAUNCH_S, layer_products, tp), 2048))
 
 
-def _rows_within(launch_s: float, layer_products: int, tp: int) -> int:
-    """The largest size whose layers take the GPU no longer than that."""
-    bound = launch_s * _FLOP_PER_S * tp / (2 * layer_products)
+def _rows_in(seconds: float, layer_products: int, tp: int) -> float:
+    """That the GPU computes in a layer in so long."""
+    return seconds * _FLOP_PER_S * tp / (2 * layer_products)
+
+
+def _largest(bound: float) -> int:
+    """Of the sizes up to the bound; the smallest where there is none."""
     return max((each for each in _ROWS if each <= bound), default=_ROWS[0])
 
 

@@ -37,8 +37,8 @@ _FASTER = (
 )  # fmt: skip
 """Up to so many rows, with so many weights, and such a share of the GPU filled: a start and an end
 cost more here, and with many rows arithmetic does."""
-_OF_MORE_ROWS = ((3, 1), (1, 2))
-"""Warpgroups and splits of the tiles that were measured at more than 192: of Qwen3-8B alone."""
+_MEASURED = {256: ((3, 1), (1, 2))}
+"""Up to so many rows only tiles of these warpgroups and splits are known to be: of Qwen3-8B."""
 
 
 @functools.cache
@@ -71,9 +71,10 @@ def faster(n: int, k: int, rows: int) -> bool:
     """
     for most, weights, filled in _FASTER:
         if rows <= most:
-            tiling = e4m7_tiling(n, k, rows)
-            measured = rows <= 192 or (tiling.groups, tiling.splits) in _OF_MORE_ROWS
-            return n * k >= weights and tiling.filled(n) >= filled and measured
+            tiling, known = e4m7_tiling(n, k, rows), _MEASURED.get(most)
+            if known and (tiling.groups, tiling.splits) not in known:
+                return False
+            return n * k >= weights and tiling.filled(n) >= filled
     return False
 
 
