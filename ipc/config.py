@@ -31,7 +31,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     tp_degrees: the degrees of tensor parallelism its shapes divide by.
     activation_bytes_per_token: most that a token needs at once within a forward pass.
     loaded_bytes: of the weights as layers keep them: a tied LM head is a table of its own.
-    linear_params: of them those of the linear layers, experts not included, and of the LM head.
+    e4m7_params: of them those that can have 12 bits, by the degree of tensor parallelism.
     layer_products: multiplications for a token in the linear layers of a layer, on average.
     rope_bytes: of the rotary tables, which every rank has whole.
     strips_first_space: its tokenizer's, as in workers/tokenizer/text_model.py.
@@ -55,7 +55,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     head_dim: int = 0
     activation_bytes_per_token: int = 0
     loaded_bytes: int = 0
-    linear_params: int = 0
+    e4m7_params: dict[int, int] = {}
     layer_products: int = 1
     rope_bytes: int = 0
     strips_first_space: bool = False

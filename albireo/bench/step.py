@@ -218,7 +218,7 @@ def _add_floor(
         kv_token = e4m7_kv_bytes(kv_token, config.head_dim)
     spared = 0.0
     if measured["e4m7_weights"] != "off":
-        spared = config.linear_params() / 2  # Bytes of four bits.
+        spared = config.e4m7_params(tp) / 2  # Bytes of four bits.
     weights = (read * element - spared) / tp
     kv = row["batch"] * seen * kv_token / tp
     floor_ms = (weights + kv) / bandwidth * 1e3

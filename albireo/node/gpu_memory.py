@@ -64,7 +64,7 @@ class GpuMemory:
 
 def e4m7_bytes(model: ModelInfo, tp: int) -> int:
     """Of a rank's weights in 12 bits."""
-    return model.linear_params * _E4M7_BITS // 8 // tp
+    return model.e4m7_params.get(tp, 0) * _E4M7_BITS // 8 // tp
 
 
 def estimate(
@@ -87,7 +87,7 @@ def estimate(
     if e4m7_weights != "off":
         weights += e4m7_bytes(model, tp)
     if e4m7_weights == "only":
-        weights -= model.linear_params * _BFLOAT16_BITS // 8 // tp
+        weights -= model.e4m7_params.get(tp, 0) * _BFLOAT16_BITS // 8 // tp
     return GpuMemory(
         gpu=fullest.name,
         free=fullest.free,

@@ -184,7 +184,7 @@ def _model_info(
         tp_degrees=config.tp_degrees(),
         activation_bytes_per_token=widest * element,
         loaded_bytes=(params + head) * element,
-        linear_params=config.linear_params(),
+        e4m7_params={tp: config.e4m7_params(tp) for tp in load.tp_degrees},
         layer_products=config.layer_products(),
         rope_bytes=ropes * config.context_len * config.head_dim * 4,
         strips_first_space=text.strips_first_space,

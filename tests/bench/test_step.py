@@ -58,7 +58,7 @@ def test_the_floor_of_weights_of_12_bits(tmp_path: Path) -> None:
     config = read_config(tmp_path)
     row = {"batch": 1, "step_ms_median": 10.0}
     _add_floor(row, config, 2, BFLOAT16 | {"e4m7_weights": "beside"}, 320, 3.0e12)
-    assert config.linear_params() == pytest.approx(7.568e9, rel=1e-3)
+    assert config.e4m7_params(2) == pytest.approx(7.568e9, rel=1e-3)
     assert row["weights_gb"] == pytest.approx(1.5 * 7.568 / 2, rel=1e-3)
 
 

@@ -24,7 +24,8 @@ H100 = Gpu("GPU-0", "H100", 80 * GIB, 79 * GIB, (9, 0), 132 * 128)
 PCIE = Gpu("GPU-2", "H100 PCIe", 80 * GIB, 79 * GIB, (9, 0), 114 * 128)
 A100 = Gpu("GPU-1", "A100", 80 * GIB, 79 * GIB, (8, 0))
 EIGHT = msgspec.structs.replace(
-    MODEL, linear_params=8 << 30, loaded_bytes=17 * GIB, kv_bytes_per_token=144 << 10
+    MODEL, e4m7_params=dict.fromkeys((1, 2, 4), 8 << 30), loaded_bytes=17 * GIB,
+    kv_bytes_per_token=144 << 10,
 )
 
 
@@ -38,7 +39,7 @@ def decided(
 
 def test_auto_has_them_where_they_are_small_beside_the_memory() -> None:
     assert decided("auto") == "beside"
-    large = msgspec.structs.replace(EIGHT, linear_params=32 << 30)
+    large = msgspec.structs.replace(EIGHT, e4m7_params=dict.fromkeys((1, 4), 32 << 30))
     assert decided("auto", large) == "off"
     assert decided("auto", large, tp=4, gpus=(H100,) * 4) == "beside"
     assert decided("auto", gpu_memory_utilization=0.5) == "off"

@@ -13,10 +13,12 @@ import pytest
 import torch
 import transformers
 
+from albireo.workers.kernels import create
+from albireo.workers.kernels.cuda.e4m7 import fits
 from albireo.workers.layers.rope import rope_table
 from albireo.workers.models.config import ModelError
 from albireo.workers.models.gguf_file import GGUFFile
-from albireo.workers.models.load import read_config
+from albireo.workers.models.load import load_rank, read_config
 
 from .tiny_gguf import write_gguf
 from .tiny_models import TINY, save
@@ -332,3 +334,19 @@ def test_damaged_gguf_files_are_refused(tmp_path: Path) -> None:
     path.write_bytes(whole.replace(b"llama", b"gemma"))
     with pytest.raises(ModelError, match="architecture 'gemma' is not supported"):
         read_config(path)
+
+
+@pytest.mark.parametrize("tp", [1, 2])
+@pytest.mark.parametrize("sizes", [{}, {"intermediate_size": 128}, {"hidden_size": 96}])
+def test_weights_of_12_bits_are_counted_as_ranks_have_them(
+    sizes: dict[str, int], tp: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = read_config(write_config(tmp_path, {**_QWEN2, **sizes, "head_dim": 16}))
+    kernels = create("cpu", torch.bfloat16, False)
+    packed: list[int] = []
+    monkeypatch.setattr(
+        kernels, "pack_linear", lambda weight, *_, **__: packed.append(weight.numel() * fits(weight))
+    )
+    for rank in range(tp):
+        load_rank("", config, torch.bfloat16, "dummy", tp, rank, kernels, str)
+    assert config.e4m7_params(tp) == sum(packed)

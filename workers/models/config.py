@@ -8,9 +8,17 @@ Nothing here imports torch, so that the `sim` device starts without it.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+
+from ..kernels.cuda.needs import can_be_e4m7
+
+_ROW_PARALLEL = (".o_proj.weight", ".down_proj.weight")
+"""Split by their inputs; all others by their outputs (layers/linear.py)."""
+_GATED = (".gate_proj.weight", ".up_proj.weight")
+"""One weight of both."""
 
 
 class ModelError(ValueError):
@@ -142,7 +150,8 @@ class ModelConfig:
                 shapes[f"model.layers.{layer}.{name}"] = shape
         shapes["model.norm.weight"] = (hidden,)
         if not self.tie_embeddings:
-            shapes["lm_head.weight"] = (self.vocab_size, hidden)
+            name, shape = self._lm_head()
+            shapes[name] = shape
         return shapes
 
     def products(self) -> Iterator[tuple[int, str, float]]:
@@ -158,10 +167,22 @@ class ModelConfig:
                     )
                     yield layer, name.removesuffix(".weight"), picked * math.prod(shape)
 
-    def linear_params(self) -> int:
-        """Weights of the layers' linear layers, experts not among them, and of the LM head."""
-        layers = sum(size for _, module, size in self.products() if ".experts." not in module)
-        return int(layers) + self.vocab_size * self.hidden_size
+    def e4m7_params(self, tp: int) -> int:
+        """Weights of linear layers, experts not among them, and of the LM head that can have 12
+        bits (kernels/cuda/e4m7.py), of all `tp` ranks: their shapes depend on how many there are.
+        """
+        tensors = [self._layer_shapes(layer).items() for layer in range(self.num_layers)]
+        total = 0
+        for name, shape in (*itertools.chain(*tensors), self._lm_head()):
+            if len(shape) != 2 or ".experts." in name:
+                continue
+            n, k = shape
+            if name.endswith(_ROW_PARALLEL):
+                packable = can_be_e4m7(n, k // tp)
+            else:
+                packable = can_be_e4m7(n // tp * (2 if name.endswith(_GATED) else 1), k)
+            total += n * k * packable
+        return total
 
     def layer_products(self) -> int:
         """Multiplications for a token in the linear layers of a layer, on average."""
@@ -170,6 +191,9 @@ class ModelConfig:
     def num_params(self) -> int:
         """Number of weights, tied embeddings counted once."""
         return sum(math.prod(shape) for shape in self.tensor_shapes().values())
+
+    def _lm_head(self) -> tuple[str, tuple[int, ...]]:
+        return "lm_head.weight", (self.vocab_size, self.hidden_size)
 
     def _layer_shapes(self, layer: int) -> dict[str, tuple[int, ...]]:
         hidden = self.hidden_size

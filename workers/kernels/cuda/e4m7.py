@@ -35,6 +35,7 @@ import torch
 import torch.nn.functional as F
 
 from .hopper import BLOCK, COLUMNS
+from .needs import can_be_e4m7
 
 BLOCK_BYTES = BLOCK * COLUMNS * 12 // 8
 _MANTISSA_BITS = 7
@@ -70,8 +71,7 @@ class E4M7:
 
 def fits(weight: torch.Tensor) -> bool:
     """Whether it is of a type and shape that can be packed."""
-    n, k = weight.shape
-    return weight.dtype == torch.bfloat16 and n % 16 == 0 and k % COLUMNS == 0
+    return weight.dtype == torch.bfloat16 and can_be_e4m7(*weight.shape)
 
 
 def pack(weight: torch.Tensor, gated: bool = False) -> E4M7 | None:
