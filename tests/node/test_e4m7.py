@@ -24,7 +24,9 @@ H100 = Gpu("GPU-0", "H100", 80 * GIB, 79 * GIB, (9, 0), 132 * 128)
 PCIE = Gpu("GPU-2", "H100 PCIe", 80 * GIB, 79 * GIB, (9, 0), 114 * 128)
 A100 = Gpu("GPU-1", "A100", 80 * GIB, 79 * GIB, (8, 0))
 EIGHT = msgspec.structs.replace(
-    MODEL, e4m7_params=dict.fromkeys((1, 2, 4), 8 << 30), loaded_bytes=17 * GIB,
+    MODEL,
+    e4m7_params=dict.fromkeys((1, 2, 4), 8 << 30),
+    loaded_bytes=17 * GIB,
     kv_bytes_per_token=144 << 10,
 )
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from .interpreted import use_interpreter
 
@@ -21,6 +25,7 @@ from albireo.workers.parallel.cuda import (  # noqa: E402
     TOGETHER,
     TWO_SHOT,
     CudaCommunicator,
+    GroupNotFormed,
 )
 from albireo.workers.parallel.sum_bytes import PIECES_BYTES, SLAB_BYTES  # noqa: E402
 
@@ -89,3 +94,22 @@ def test_a_batch_invariant_group_is_not_tuned(
     engine = Mock(tp=2, dtype="bfloat16", step_timeout_s=1.0, batch_invariant=batch_invariant)
     found = cuda.create_communicator(Mock(engine=engine), {}, torch.device("cpu"), 64)
     assert found is made and made.tune.called != batch_invariant
+
+
+def test_ranks_that_come_late_share_one_deadline(tmp_path: Path) -> None:
+    store = str(tmp_path / "store")
+
+    def arrive() -> None:
+        for peer in (1, 2):
+            time.sleep(0.3)
+            dist.FileStore(store, 4).set(cuda._ARRIVED.format(peer), "")
+
+    late = threading.Thread(target=arrive)
+    late.start()
+    began = time.monotonic()
+    with pytest.raises(GroupNotFormed, match=r"rank 0 of 4 waited 1 s .* for rank 3: "):
+        cuda._meet(store, 0, 4, 1.0)
+    took_s = time.monotonic() - began
+    late.join()
+    # The store counts whole seconds.  A second of its own for each would be 0.3 + 0.3 + 2.
+    assert took_s < 2.3

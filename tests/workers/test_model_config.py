@@ -344,9 +344,11 @@ def test_weights_of_12_bits_are_counted_as_ranks_have_them(
     config = read_config(write_config(tmp_path, {**_QWEN2, **sizes, "head_dim": 16}))
     kernels = create("cpu", torch.bfloat16, False)
     packed: list[int] = []
-    monkeypatch.setattr(
-        kernels, "pack_linear", lambda weight, *_, **__: packed.append(weight.numel() * fits(weight))
-    )
+
+    def pack_linear(weight: torch.Tensor, *_: Any, **__: Any) -> None:
+        packed.append(weight.numel() * fits(weight))
+
+    monkeypatch.setattr(kernels, "pack_linear", pack_linear)
     for rank in range(tp):
         load_rank("", config, torch.bfloat16, "dummy", tp, rank, kernels, str)
     assert config.e4m7_params(tp) == sum(packed)

@@ -25,6 +25,7 @@ name the missing ranks.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from functools import partial
@@ -61,6 +62,9 @@ _AHEAD_BYTES = 8 << 20
 
 _FORMING_S = 300.0
 """How long a rank waits for others that still load their weights."""
+
+_LAST_LOOK_S = 0.01
+"""For each rank, when that time is over."""
 
 _ALIGNMENT = 16
 _MAX_BLOCK = 8192
@@ -344,11 +348,12 @@ def _meet(store_path: str, rank: int, size: int, timeout_s: float) -> Any:
     store = dist.FileStore(store_path, size)  # type: ignore[attr-defined]
     store.set(_ARRIVED.format(rank), str(os.getpid()))
     missing: list[int] = []
+    deadline_s = time.monotonic() + timeout_s
     for peer in range(size):
         # One deadline for all: who has not come by then is named.
-        patience = timedelta(seconds=timeout_s if not missing else 0.01)
+        left_s = max(deadline_s - time.monotonic(), _LAST_LOOK_S)
         try:
-            store.wait([_ARRIVED.format(peer)], patience)
+            store.wait([_ARRIVED.format(peer)], timedelta(seconds=left_s))
         except (RuntimeError, ValueError):
             missing.append(peer)
     if missing:
