@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -16,6 +17,7 @@ from .interpreted import use_interpreter
 
 use_interpreter()
 
+from albireo.workers.engine.cuda.graphs import captured_sizes  # noqa: E402
 from albireo.workers.parallel import cuda  # noqa: E402
 from albireo.workers.parallel.cuda import (  # noqa: E402
     APART,
@@ -27,7 +29,10 @@ from albireo.workers.parallel.cuda import (  # noqa: E402
     CudaCommunicator,
     GroupNotFormed,
 )
+from albireo.workers.parallel.one_shot import block_of  # noqa: E402
 from albireo.workers.parallel.sum_bytes import PIECES_BYTES, SLAB_BYTES  # noqa: E402
+from albireo.workers.sampling.cuda.candidates import MESSAGE_WORDS  # noqa: E402
+from albireo.workers.sampling.cuda.draw import WINNER_WORDS  # noqa: E402
 
 
 class Summed:
@@ -113,3 +118,13 @@ def test_ranks_that_come_late_share_one_deadline(tmp_path: Path) -> None:
     late.join()
     # The store counts whole seconds.  A second of its own for each would be 0.3 + 0.3 + 2.
     assert took_s < 2.3
+
+
+@pytest.mark.parametrize("words", [WINNER_WORDS, MESSAGE_WORDS])
+def test_any_rows_that_are_sampled_exchange_by_a_kernel_of_captured_sizes(words: int) -> None:
+    """Triton has one for each constant, for multiples of 16, and for 1."""
+
+    def kernels(sizes: Iterable[int]) -> set[tuple[int, bool]]:
+        return {(block_of(rows * words), rows * words % 16 == 0) for rows in sizes}
+
+    assert kernels(range(1, 257)) <= kernels(captured_sizes(256))

@@ -41,7 +41,7 @@ from ..kernels.cuda.ahead import part_of
 from ..kernels.cuda.norm import norm_warps, rms_norm
 from ..kernels.cuda.overlap import overlapped
 from .graph_time import graph_us
-from .one_shot import PROGRAMS, one_shot
+from .one_shot import PROGRAMS, block_of, one_shot
 from .peers import CudaPeerMemory
 from .sum_bytes import PIECES_BYTES, SLAB_BYTES
 from .sum_norm import NORM_PROGRAMS, NOTHING, sum_norm
@@ -67,8 +67,6 @@ _LAST_LOOK_S = 0.01
 """For each rank, when that time is over."""
 
 _ALIGNMENT = 16
-_MAX_BLOCK = 8192
-_MIN_BLOCK = 512
 _FIRST_SIZE_BITS = 13
 _ARRIVED = "albireo/rank{}"
 
@@ -285,10 +283,9 @@ class _Symmetric:
     def launch(self, x: torch.Tensor, out: torch.Tensor, reduce: bool) -> None:
         """See one_shot."""
         length = x.numel()
-        block = triton.next_power_of_2(triton.cdiv(length, PROGRAMS))
         one_shot[(PROGRAMS,)](
             x, out, self._slabs, self._flags, self._epochs, length, SLAB_BYTES, self._rank,
-            SIZE=self._size, BLOCK=min(max(block, _MIN_BLOCK), _MAX_BLOCK), REDUCE=reduce,
+            SIZE=self._size, BLOCK=block_of(length), REDUCE=reduce,
             num_warps=8, **overlapped(x.device),
         )  # fmt: skip
 

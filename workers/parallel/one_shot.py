@@ -24,6 +24,14 @@ from ..kernels.cuda.overlap import come_up, wait
 PROGRAMS = 64
 """Of every launch.  They wait for their peers, so all of them must be running at once."""
 
+_MIN_BLOCK, _MAX_BLOCK = 512, 8192
+
+
+def block_of(length: int) -> int:
+    """Values that a program takes at once of `length`."""
+    block: int = triton.next_power_of_2(triton.cdiv(length, PROGRAMS))
+    return min(max(block, _MIN_BLOCK), _MAX_BLOCK)
+
 
 @triton.jit
 def meet(flags, rank, program, epoch, SIZE: tl.constexpr):

@@ -43,7 +43,9 @@ MAX_CANDIDATES = 256
 HEAD_WORDS = 4
 """A row's message, int32: count, float32 limit, int64 mass; then logits, then tokens."""
 
-MESSAGE_WORDS = HEAD_WORDS + 2 * MAX_CANDIDATES
+MESSAGE_WORDS = -(-(HEAD_WORDS + 2 * MAX_CANDIDATES) // 16) * 16
+"""Padded, so that ranks exchange a multiple of 16 words whatever the number of rows: Triton has a
+kernel of its own for other lengths, and a step would wait for that."""
 
 UNDECIDED = tl.constexpr(-2)
 """In place of a token: the candidates do not prove the kept set."""
