@@ -131,6 +131,8 @@ def _num_blocks(
         budget = min(_DEFAULT_KV_BYTES, int(share))
     num_blocks = min(useful, budget // block_bytes)
     if num_blocks >= needed:
+        if options.kv_cache_gib is not None and gpus:
+            _check_room(num_blocks * block_bytes // tp, options, model, tp, batched, gpus, e4m7)
         return num_blocks
     room = num_blocks * options.block_size
     if memory is not None:
@@ -149,6 +151,27 @@ def _num_blocks(
         f"{max_model_len} tokens needs {needed}: raise --kv-cache-gib to "
         f"{enough:.2f}{shorter}"
     )
+
+
+def _check_room(
+    nbytes: int, options: NodeOptions, model: ModelInfo, tp: int, batched: int,
+    gpus: Sequence[Gpu], e4m7: str,
+) -> None:  # fmt: skip
+    """Of a rank's part of a KV cache that was asked for: the GPU must have it beside the weights.
+
+    That steps fit, too, the worker finds out.
+    """
+    memory = estimate(
+        model, tp, options.max_num_seqs, batched, 1.0, options.cuda_graphs, gpus, e4m7
+    )
+    room = max(0, memory.free - memory.weights)
+    if nbytes > room:
+        raise OptionError(
+            f"--kv-cache-gib {options.kv_cache_gib:g} takes {nbytes / _GIB:.2f} GiB of each GPU, "
+            f"but {memory.gpu} has {memory.free / _GIB:.2f} GiB free, of which the weights take "
+            f"{memory.weights / _GIB:.2f}: lower it, or leave it out and the cache gets what is "
+            "left; --groups spreads a model over more GPUs"
+        )
 
 
 def comm_bytes(engine: EngineConfig, model: ModelInfo) -> int:

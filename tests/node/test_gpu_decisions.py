@@ -165,3 +165,15 @@ def test_a_model_that_does_not_fit_is_refused_with_the_arithmetic() -> None:
 
 def test_a_cache_of_a_given_size_is_taken_as_it_is() -> None:
     assert size(GPUS[:1], kv_cache_gib=1.0).num_blocks == GIB // (16 * (144 << 10))
+
+
+def test_a_cache_that_no_gpu_has_beside_the_weights_is_refused() -> None:
+    many = {"max_num_seqs": 256}
+    assert size(GPUS[:1], kv_cache_gib=52.0, **many).num_blocks == 52 * GIB // (16 * (144 << 10))
+    with pytest.raises(
+        OptionError,
+        match=r"--kv-cache-gib 64 takes 64\.00 GiB of each GPU, but H100 has \d+\.\d\d GiB free, "
+        r"of which the weights take 17\.00: lower it, ",
+    ):
+        size(GPUS[:1], kv_cache_gib=64.0, **many)
+    assert size(GPUS[:2], 2, kv_cache_gib=64.0, **many).tp == 2

@@ -5,5 +5,5 @@ SLAB_BYTES = 8 << 20
 bfloat16."""
 
 PIECES_BYTES = 2 * SLAB_BYTES
-"""Up to here our kernel sums in pieces, which the CPU launches in a fraction of the time that NCCL
-takes it; 8 MiB take the GPU 40 us, and 47 by NCCL.  Graphs of mixed steps end here."""
+"""Up to here our kernel sums in pieces where it is the fastest at 8 MiB (two ranks: 40 us, NCCL
+47 and the CPU many times as long to launch); elsewhere NCCL.  Graphs of mixed steps end here."""

@@ -37,9 +37,10 @@ class MemoryAccount:
                 raise
             raise GpuMemoryError(
                 f"the memory of {torch.cuda.get_device_name(self._device)} ended while making "
-                f"room for {part}: {self.describe()}. Lower --gpu-memory-utilization, "
-                "--max-num-seqs, --max-num-batched-tokens or --max-model-len, leave out weights of "
-                "12 bits with --e4m7-weights off, or spread the model over more GPUs with --groups "
+                f"room for {part}: {self.describe()}. Lower --gpu-memory-utilization (or "
+                "--kv-cache-gib where it is given), --max-num-seqs, --max-num-batched-tokens or "
+                "--max-model-len, leave out weights of 12 bits with --e4m7-weights off, or spread "
+                "the model over more GPUs with --groups "
                 f"({str(error).splitlines()[0]})"
             ) from error
         self._parts.append((part, before - self._free()))

@@ -24,6 +24,8 @@ from .prefill import prefill
 from .widen import widen
 
 _INTERPRETED_PROCESSORS = 16
+_TWO_STAGES_BYTES = 106496
+"""Of shared memory, for a prefill's tile of heads of 256: a program of an L40S has 101,376."""
 
 
 class Attention:
@@ -37,6 +39,7 @@ class Attention:
     def __init__(self, batch_invariant: bool) -> None:
         self._batch_invariant = batch_invariant
         self._processors = 0
+        self._shared_bytes = _TWO_STAGES_BYTES
         self._counters: torch.Tensor | None = None
         self._side: torch.cuda.Stream | None = None
 
@@ -46,7 +49,11 @@ class Attention:
             return
         self._processors = _INTERPRETED_PROCESSORS
         if device.type == "cuda":
-            self._processors = torch.cuda.get_device_properties(device).multi_processor_count
+            properties = torch.cuda.get_device_properties(device)
+            self._processors = properties.multi_processor_count
+            self._shared_bytes = getattr(
+                properties, "shared_memory_per_block_optin", _TWO_STAGES_BYTES
+            )
             self._side = torch.cuda.Stream(device)
         self._counters = torch.zeros(COUNTERS, dtype=torch.int32, device=device)
 
@@ -159,7 +166,9 @@ class Attention:
         rows, heads, head_dim = q.shape
         _, kv_heads, block_size, _ = kv.keys.shape
         group = heads // kv_heads
-        tile_rows, tile_keys, warps, stages = _prefill_tile(padded(head_dim), kv.keys.dtype, group)
+        tile_rows, tile_keys, warps, stages = _prefill_tile(
+            padded(head_dim), kv.keys.dtype, group, self._shared_bytes
+        )
         tiles = rows // (tile_rows // group) + chunks
         prefill[(kv_heads, tiles)](
             q,
@@ -195,14 +204,16 @@ def _read_as_they_are(kv: KVLayer) -> bool:
     return e4m7_supported(kv.keys.device, head_dim, kv_heads, block_size)
 
 
-def _prefill_tile(width: int, dtype: torch.dtype, group: int) -> tuple[int, int, int, int]:
+def _prefill_tile(
+    width: int, dtype: torch.dtype, group: int, shared_bytes: int
+) -> tuple[int, int, int, int]:
     """(rows, keys, warps, stages) of a tile; width: of a head's tile.
 
-    Sizes for which a thread's registers are enough.
+    Sizes for which a thread's registers are enough, and the shared memory of a program.
     """
     least = triton.next_power_of_2(group)
     if dtype == torch.float32:
         return max(16 if width > 64 else 32, least), 16 if width > 128 else 32, 4, 2
     if width > 128:
-        return max(128, least), 32, 8, 2
+        return max(128, least), 32, 8, 2 if shared_bytes >= _TWO_STAGES_BYTES else 1
     return max(64, least), 64, 4, 3
