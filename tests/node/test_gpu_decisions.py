@@ -154,8 +154,8 @@ def test_graphs_have_room_for_the_largest_step_that_is_one() -> None:
         memory = estimate(model, tp, seqs, 8192, 0.9, True, GPUS[:tp])
         return (memory.graphs - (512 << 20)) / model.activation_bytes_per_token
 
-    assert (graphs(1, 64), graphs(2, 64)) == (512, 2048)  # Mixed steps; sums of 16 MiB.
-    assert graphs(1, 1024) == 1024  # Decodes alone.
+    assert (graphs(1, 64), graphs(2, 64)) == (1024, 2048)  # Mixed steps; sums of 16 MiB.
+    assert graphs(1, 2048) == 2048  # Decodes alone.
 
 
 def test_a_model_that_does_not_fit_is_refused_with_the_arithmetic() -> None:

@@ -236,7 +236,7 @@ def test_the_smallest_graph_that_holds_a_step_is_taken(monkeypatch: pytest.Monke
 def test_sizes_of_mixed_steps(rows: int, seqs: int) -> None:
     sizes = captured_mixed_sizes(rows, seqs)
     assert sizes == sorted(set(sizes))
-    assert len(sizes) <= (36 if rows <= 2048 else 52)
+    assert len(sizes) <= (44 if rows <= 2048 else 60)
     for size in sizes:
         assert size.decodes == size.logits <= min(size.rows, seqs)
         assert size.chunks <= seqs
@@ -258,7 +258,7 @@ def test_graphs_of_mixed_steps_end_where_launching_is_faster() -> None:
     assert most_rows(small, 1, 4096, 2048) == 4096
     assert most_rows(small, 1, 16384, 2048) == 8192
     assert most_rows(small, 1, 24, 2048) == 24
-    assert most_rows(qwen3_8b, 1, 4096, 8192) == 512
+    assert most_rows(qwen3_8b, 1, 4096, 8192) == 1024
     # Ranks have sums to launch, too, of 16 MiB at most.
     assert most_rows(qwen3_8b, 2, 4096, 2048) == 3072
     assert most_rows(qwen3_8b, 2, 4096, 8192) == 2048
@@ -266,7 +266,7 @@ def test_graphs_of_mixed_steps_end_where_launching_is_faster() -> None:
     assert most_rows(small, 8, 8192, 2048) == 8192
     # Layers of more than any size is for.
     assert most_rows(products(16384, 53248, 2), 1, 4096, 32768) == 64
-    assert most_rows(products(8192, 49152, 80), 1, 4096, 16384) == 64
+    assert most_rows(products(8192, 49152, 80), 1, 4096, 16384) == 128
 
 
 def test_all_parameters_against_one_forward_pass(

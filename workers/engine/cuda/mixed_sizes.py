@@ -18,7 +18,7 @@ from typing import NamedTuple
 from ....ipc.plan import PlanView
 from ...parallel.sum_bytes import PIECES_BYTES
 
-_ROWS = (64, 128, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
+_ROWS = (64, 128, 256, 384, 512, 640, 768, 896, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
 _SEQUENCES = (16, 64, 256, 1024)
 _ROWS_A_CHUNK = 16
 _LEAST_CHUNKS = 8
@@ -26,9 +26,12 @@ _LEAST_CHUNKS = 8
 _LOADED = (1, 2, 4, *range(8, 512, 8), *range(512, 2048, 16), *range(2048, 8193, 128))
 """Rows, the further apart the more they are: kernels of more have larger tiles."""
 
-_LAUNCH_S, _LAUNCH_OF_RANKS_S = 350e-6, 1000e-6
-"""To launch a layer's kernels one by one: measured, an eager step of Qwen3-8B beside an H200; and
-0.7 to 1.4 ms where two ranks sum by NCCL, one of Qwen3-0.6B beside two H100."""
+_LAUNCH_S, _LAUNCH_OF_RANKS_S = 700e-6, 1000e-6
+"""To launch a layer's kernels one by one where that is slow: a step of Qwen3-8B took 350 us a layer
+beside an H200, 400 to 780 beside five H100; and 0.7 to 1.4 ms where two ranks sum by NCCL, one of
+Qwen3-0.6B beside two H100."""
+_BESIDE_DECODES_S = 350e-6
+"""Of a layer in a step that decodes wait for."""
 _FLOP_PER_S = 600e12
 """Of an H100's matrix products in a prefill."""
 
@@ -71,8 +74,8 @@ def most_rows(layer_products: int, tp: int, max_num_batched_tokens: int, row_byt
 
 
 def rows_beside_decodes(layer_products: int, tp: int) -> int:
-    """Of a step that takes each GPU no longer than a rank alone launches it; 2,048 at most."""
-    return _largest(min(_rows_in(_LAUNCH_S, layer_products, tp), 2048))
+    """Of a step that decodes can wait for; 2,048 at most."""
+    return _largest(min(_rows_in(_BESIDE_DECODES_S, layer_products, tp), 2048))
 
 
 def _rows_in(seconds: float, layer_products: int, tp: int) -> float:
