@@ -75,8 +75,11 @@ def unavailable(message: str) -> HttpError:
     )
 
 
-def internal(message: str) -> HttpError:
-    return HttpError(500, message, kind="server_error", code="internal")
+def internal(message: str, code: str = "internal") -> HttpError:
+    """500: the same request would fail again, and OpenAI's clients are told not to try."""
+    return HttpError(
+        500, message, kind="server_error", code=code, headers=((b"x-should-retry", b"false"),)
+    )
 
 
 def http_error(error: AlbireoError, grammar: str = "response_format") -> HttpError:
@@ -89,6 +92,8 @@ def http_error(error: AlbireoError, grammar: str = "response_format") -> HttpErr
         return invalid(text, param)
     if isinstance(error, TooLarge):
         return HttpError(413, text, code="too_large")
+    if isinstance(error, GroupFailed) and not error.retry:
+        return internal(text, "group_failed")
     if isinstance(error, _LATER):
         return unavailable(text)
     return internal(text)

@@ -81,7 +81,8 @@ class Connection(HttpToolsProtocol):
         self.scope = {}  # type: ignore[typeddict-item]
 
     def data_received(self, data: bytes) -> None:
-        self._unset_keepalive_if_required()
+        """As uvicorn does it, but data of any kind is no reason to keep an idle connection: only a
+        request is, from its first byte on."""
         try:
             self._parse(memoryview(data))
         except httptools.HttpParserError:
@@ -119,6 +120,7 @@ class Connection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         self._expect_head()
+        self._unset_keepalive_if_required()
         super().on_message_begin()
         extensions: dict[str, Any] = {CHUNKS: self}
         self.scope["extensions"] = extensions
@@ -126,6 +128,8 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         if not self._offers_upgrade():
             self._head_came()
+            # A response that was complete while this head came has started it again.
+            self._unset_keepalive_if_required()
             super().on_headers_complete()
             if self.scope["http_version"] == "1.0":
                 # Of the class that uvicorn makes; its task has not begun.

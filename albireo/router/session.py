@@ -251,7 +251,10 @@ class Session(asyncio.Protocol):
 
     def check_room(self) -> None:
         """Raises Refusal when another request in flight would be one too many."""
-        if len(self.requests) + len(self._held) >= MAX_IN_FLIGHT:
+        if len(self.requests) + len(self._held) < MAX_IN_FLIGHT:
+            return
+        # A request that goes on may have tokens held.
+        if len(self.requests.keys() | self._held.keys()) >= MAX_IN_FLIGHT:
             raise Refusal(
                 "queue_full",
                 f"{MAX_IN_FLIGHT} requests are in flight on this connection, which is the limit: "

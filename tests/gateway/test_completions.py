@@ -8,7 +8,15 @@ from typing import Any
 
 import pytest
 
-from albireo.client import Delta, End, GroupFailed, InvalidRequest, QueueFull, TooLong
+from albireo.client import (
+    Delta,
+    End,
+    GroupFailed,
+    InternalError,
+    InvalidRequest,
+    QueueFull,
+    TooLong,
+)
 from albireo.gateway.link import Ask
 
 from .played import MODEL, PlayedLink, chunks, failing, post, row
@@ -223,6 +231,19 @@ def test_an_error_before_the_first_token_is_a_status() -> None:
             "param": "prompt",
             "code": "context_length_exceeded",
         }
+
+
+def test_clients_are_told_not_to_send_again_what_has_ended_groups() -> None:
+    for error, status in (
+        (GroupFailed("it died", retry=True), 503),
+        (GroupFailed("the only suspect", retry=False), 500),
+        (InternalError("a fault"), 500),
+    ):
+        response = post(PATH, {"prompt": "a"}, PlayedLink(failing(error)))
+        assert response.status_code == status
+        again = status == 503
+        assert ("retry-after" in response.headers) == again
+        assert response.headers.get("x-should-retry") == (None if again else "false")
 
 
 def test_an_error_in_mid_stream_is_an_event_and_the_stream_ends() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from albireo.ipc.messages import Abort, Credit, GroupDown, Submit
 from albireo.ipc.protocol import Logprobs, TokenLogprob
+from albireo.router import session as session_module
 
 from .conftest import Neighbourhood
 from .fakes import FakeGroup, RawClient, piece
@@ -111,6 +112,25 @@ def test_an_id_whose_end_waits_is_still_in_use(start: Start) -> None:
             seen += [item[0] for item in message["items"] if item[4] is not None]
     client.send(type="generate", id=3, prompt_ids=[5])
     assert isinstance(group.next(), Submit)
+
+
+def test_a_stream_whose_tokens_wait_is_one_request(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_module, "MAX_IN_FLIGHT", STREAMS + 2)
+    near = start(max_model_len=LONG, num_blocks=LONG)
+    group = near.group()
+    client = near.client()
+    requests = begin(near, group, client)
+    feed(group, requests, 0, 1500, "some more text ")
+    for number in range(STREAMS + 1, STREAMS + 3):
+        client.send(type="generate", id=number, prompt_ids=[5])
+        assert isinstance(group.next(), Submit)
+    client.send(type="generate", id=STREAMS + 3, prompt_ids=[5])
+    assert group.silent()
+    while (message := client.receive())["type"] != "error":
+        pass
+    assert message["code"] == "queue_full" and f"{STREAMS + 2} requests" in message["message"]
 
 
 def test_a_client_that_asks_and_never_reads_is_not_read_any_more(start: Start) -> None:
