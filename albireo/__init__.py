@@ -11,10 +11,18 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from .client import AsyncClient, Client, Grammar, SamplingParams
+    from .client import AlbireoError, AsyncClient, Client, Grammar, SamplingParams
     from .offline import LLM
 
-__all__ = ["LLM", "AsyncClient", "Client", "Grammar", "SamplingParams", "__version__"]
+__all__ = [
+    "LLM",
+    "AlbireoError",
+    "AsyncClient",
+    "Client",
+    "Grammar",
+    "SamplingParams",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> Any:

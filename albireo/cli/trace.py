@@ -47,6 +47,8 @@ def trace(name: str, steps: int, last: bool, output: Path, timeout: float) -> No
 
     if output.suffix not in (".html", ".json"):
         raise click.ClickException(f"-o {output}: the name must end in .html or .json")
+    if not output.parent.is_dir():
+        raise click.ClickException(f"-o {output}: there is no directory {output.parent}")
     console = Console(stderr=True, highlight=False)
     try:
         if not is_running(name):

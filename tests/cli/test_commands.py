@@ -32,6 +32,11 @@ def albireo(*words: str, status: int = 0, text: str | None = None) -> subprocess
     return done
 
 
+def test_a_trace_that_could_not_be_written_is_not_waited_for(tmp_path: Path) -> None:
+    asked = CliRunner().invoke(main, ["trace", "-o", str(tmp_path / "no" / "t.html")])
+    assert asked.exit_code == 1 and f"there is no directory {tmp_path / 'no'}" in asked.output
+
+
 @pytest.mark.parametrize("words", [(), ("node",), ("node", "start"), ("bench",), ("chat",)])
 def test_help_is_quick(words: tuple[str, ...]) -> None:
     """Under 0.3 s, or on a slow or busy machine under five times what bare Python needs."""

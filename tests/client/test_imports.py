@@ -23,7 +23,7 @@ def modules_after(code: str) -> set[str]:
 
 
 def test_importing_the_library_brings_in_nothing_heavy() -> None:
-    loaded = modules_after("from albireo import Client, AsyncClient, SamplingParams")
+    loaded = modules_after("from albireo import AlbireoError, Client, AsyncClient, SamplingParams")
     assert "albireo.client" in loaded
     assert not loaded & {"torch", "numpy", "zmq", "uvloop", "tokenizers", "transformers"}
 

@@ -91,6 +91,7 @@ def test_lark_and_gbnf_are_told_apart_by_their_rules() -> None:
         (Grammar(json_schema={"type": "nope"}), "nope"),
         (Grammar(json_schema="{"), "not valid"),
         (Grammar(json_schema="[1]"), "a schema is a map"),
+        (Grammar(json_schema={"oneOf": [{"type": "integer"}, {"type": "number"}]}), "Use anyOf"),
         (Grammar(lark="start: other"), "other"),
         (Grammar(lark="start: start start | start"), "no text that ends matches it"),
         (Grammar(lark="root ::= ((("), "GBNF"),

@@ -43,6 +43,11 @@ COMPILE_BYTES = 1 << 30
 _MAX_KNOWN = 256
 _MAX_ERROR_BYTES = 600
 _OUT_OF_MEMORY = 3
+_ONE_OF = (
+    "Enable 'coerce_one_of' option",
+    'Use anyOf, or put "x-guidance": {"coerce_one_of": true} into the schema,',
+)
+"""What the compiler advises, and how that is done here."""
 _DELETE = "\x7f"  # JSON may have it in a text, Lark may not
 _GBNF_RULE = re.compile(r"^[ \t]*[\w-]+[ \t]*::=", re.MULTILINE)
 
@@ -189,7 +194,7 @@ def _try(vocabulary: Vocabulary, text: str) -> str:
             )
         allowed = np.flatnonzero(np.unpackbits(np.frombuffer(mask, np.uint8), bitorder="little"))
         matcher.consume_token(int(pick.choice(allowed)))
-    fault = str(matcher.get_error()).replace("<non-verbose/>", "").strip()
+    fault = str(matcher.get_error()).replace("<non-verbose/>", "").replace(*_ONE_OF).strip()
     return "no text that ends matches it" if fault == "NoExtensionBias" else fault
 
 
