@@ -139,7 +139,7 @@ class Arrivals:
             raise router.refusing
         n = message.params.n
         request = TokenRequest(session, message)
-        self._groups.admit(len(router.streams), n)
+        self._groups.admit(len(router.streams), n, self._tenants.in_flight(request.tenant))
         self._tenants.admit(request.tenant, n)
         now = self._clock()
         for choice in range(n):

@@ -21,6 +21,10 @@ from .latencies import GroupLatencies
 from .requests import Refusal, Stream
 
 FOUND_WORTH = 2
+_FEW = 64
+"""A tenant has few requests in flight where it is one of so many that would fill the node."""
+_KEPT = 8
+"""Such a part of what the node takes is there for those, besides."""
 _NO_COST = (True, float("inf"), 0)
 _GONE = ("failed", "stopped")
 _READY = (None, "ready")  # as announced, of a group that is there
@@ -167,8 +171,12 @@ class GroupTable:
             retry=True,
         )
 
-    def admit(self, in_flight: int, answers: int) -> None:
-        """Raises Refusal when so many answers more than those `in_flight` cannot be taken."""
+    def admit(self, in_flight: int, answers: int, own: int) -> None:
+        """Raises Refusal when so many answers more than those `in_flight` cannot be taken.
+
+        own: of these, the same tenant's.  For those with few there is some room that the others
+        cannot fill, so that nobody shuts all others out.
+        """
         refusal = self.hopeless()
         if refusal is not None:
             raise refusal
@@ -190,6 +198,9 @@ class GroupTable:
             starting = sum(group.state not in _GONE for group in self._groups)
             capacity = starting * queued
             how = f"{starting} groups x {queued} queued, as no group is ready yet"
+        if own + answers <= capacity // _FEW:
+            kept = capacity // _KEPT
+            capacity, how = capacity + kept, f"{how} + {kept} of clients with few"
         if in_flight + answers > capacity:
             more = "" if answers == 1 else f", and this one asks for {answers}"
             raise Refusal(

@@ -32,6 +32,10 @@ class Tenants:
     def __len__(self) -> int:
         return len(self._in_flight)
 
+    def in_flight(self, tenant: str) -> int:
+        """Answers of a tenant."""
+        return self._in_flight.get(tenant, 0)
+
     def terms(self, tenant: str, cache_salt: str) -> Terms:
         """cache_salt: as the request has it."""
         if self._config.isolated:
@@ -41,7 +45,7 @@ class Tenants:
 
     def admit(self, tenant: str, answers: int) -> None:
         """Raises Refusal when so many answers more are too many."""
-        now = self._in_flight.get(tenant, 0)
+        now = self.in_flight(tenant)
         most = self._config.max_num_reqs
         if most and answers > most:
             raise Refusal(

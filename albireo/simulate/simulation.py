@@ -180,7 +180,7 @@ class Simulation:
         self._requests += 1
         tenant = arrival.tenant or NOBODY
         try:
-            self._table.admit(self._in_flight, 1)
+            self._table.admit(self._in_flight, 1, self._tenants.in_flight(tenant))
             self._tenants.admit(tenant, 1)
         except Refusal:
             self.figures.refused += 1

@@ -77,6 +77,30 @@ def test_a_full_node_says_so_with_the_numbers(start: Start) -> None:
     assert client.receive()["type"] == "model_list"
 
 
+def test_a_client_that_fills_the_node_leaves_room_for_others(start: Start) -> None:
+    """Of 128 an eighth more, two for each: by one request of two answers, or by two."""
+    near = start(max_num_seqs=64, max_num_queued_reqs=64)
+    group = near.group()
+    flood, *others = (near.client() for _ in range(10))
+    wait_for_states(flood, "ready")
+    for number in range(129):
+        generate(flood, number)
+    assert "128 answers" in flood.expect_error("queue_full", 128)["message"]
+    for other in others[:8]:
+        generate(other, 1)
+        generate(other, 2)
+        generate(other, 3)
+        assert "the node takes 128 (" in other.expect_error("queue_full", 3)["message"]
+    generate(others[8], 1)
+    error = others[8].expect_error("queue_full", 1)
+    assert "144 answers" in error["message"] and "+ 16 of clients with few" in error["message"]
+    first = [group.expect(Submit).request for _ in range(128)]
+    assert group.silent()
+    group.output(*(piece(request, 0, [1], "a", "stop") for request in first[:16]))
+    assert isinstance(group.next(), Credit)
+    assert len({group.expect(Submit).request for _ in range(16)} - set(first)) == 16
+
+
 def test_requests_wait_for_a_group_that_is_starting(start: Start) -> None:
     near = start(max_num_queued_reqs=3)
     client = near.client()
