@@ -34,7 +34,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     e4m7_params: of them those that can have 12 bits, by the degree of tensor parallelism.
     layer_products: multiplications for a token in the linear layers of a layer, on average.
     rope_bytes: of the rotary tables, which every rank has whole.
-    strips_first_space: its tokenizer's, as in workers/tokenizer/text_model.py.
+    strips_first_space, special_ids: its tokenizer's, as in workers/tokenizer/text_model.py.
     tool_style: the form of its tool calls, "hermes" or "llama".
     sampling_defaults: of its generation_config.json.
     """
@@ -59,6 +59,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     layer_products: int = 1
     rope_bytes: int = 0
     strips_first_space: bool = False
+    special_ids: tuple[int, ...] = ()
     tool_style: str = "hermes"
     sampling_defaults: SamplingDefaults = SamplingDefaults()
 

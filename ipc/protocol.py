@@ -137,6 +137,7 @@ class Welcome(msgspec.Struct, frozen=True, kw_only=True, tag="welcome", tag_fiel
 
     resume_s: so long the requests of a session wait for its next connection; 0 = they do not.
     strips_first_space: an answer's text lacks the space that its first token begins with.
+    special_ids: tokens whose text `skip_special_tokens` leaves out.
     tool_style: the form of tool calls in answers, "hermes" or "llama" (docs/protocol.md, Tools).
     sampling_defaults: what the model's makers advise; requests have it only as their clients say.
     """
@@ -150,6 +151,7 @@ class Welcome(msgspec.Struct, frozen=True, kw_only=True, tag="welcome", tag_fiel
     max_frame_bytes: int
     resume_s: float = 0.0
     strips_first_space: bool = False
+    special_ids: tuple[int, ...] = ()
     tool_style: str = "hermes"
     sampling_defaults: SamplingDefaults = SamplingDefaults()
 

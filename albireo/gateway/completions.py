@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 
 import msgspec
 
@@ -66,7 +67,7 @@ async def completions(request: Request, link: NodeLink) -> None:
             options = ask.stream_options or StreamOptions()
             events = CompletionEvents(
                 request.id, link.welcome.model, params.n, options, echo.texts, echo.first_tokens,
-                scores_only(ask), link.welcome.strips_first_space,
+                scores_only(ask), partial(_offsets, link, ask),
             )  # fmt: skip
             await stream(request, inbox, events)
             return
@@ -177,6 +178,11 @@ def _logprobs(
     if echo.first_tokens:
         first = echo.first_tokens[prompt]
         parts.append(echo_logprobs(rows.get(prompt, []), text, first))
-    offsets = Offsets(len(text), link.welcome.strips_first_space)
-    parts.append(completion_logprobs(piece.logprobs or [], offsets))
+    parts.append(completion_logprobs(piece.logprobs or [], _offsets(link, ask, len(text))))
     return joined(parts)
+
+
+def _offsets(link: NodeLink, ask: CompletionRequest, at: int) -> Offsets:
+    """Of an answer whose text begins at `at`."""
+    hidden = () if ask.skip_special_tokens is False else link.welcome.special_ids
+    return Offsets(at, link.welcome.strips_first_space, hidden)

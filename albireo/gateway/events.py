@@ -187,12 +187,13 @@ class CompletionEvents(_Events):
     echoes: what each prompt's answers begin with.
     first_tokens: with echo and logprobs, the text of each prompt's first token.
     scores_only: the tokens themselves are not shown.
-    strips_first_space: as the node's welcome has it.
+    offsets: of an answer whose text begins there.
     """
 
     def __init__(
         self, request_id: str, model: str, n: int, options: StreamOptions,
-        echoes: list[str], first_tokens: list[str], scores_only: bool, strips_first_space: bool,
+        echoes: list[str], first_tokens: list[str], scores_only: bool,
+        offsets: Callable[[int], Offsets],
     ) -> None:  # fmt: skip
         super().__init__(
             f"cmpl-{request_id}", "text_completion", model, n, options, b'"text":', b""
@@ -200,7 +201,7 @@ class CompletionEvents(_Events):
         self._echoes = echoes
         self._first_tokens = first_tokens
         self._scores_only = scores_only
-        self._strips_first_space = strips_first_space
+        self._new_offsets = offsets
         self._offsets: dict[int, Offsets] = {}
         self._prompt_rows: dict[int, Any] = {}
 
@@ -235,7 +236,7 @@ class CompletionEvents(_Events):
         offsets = self._offsets.get(choice)
         if offsets is None:
             begin = len(self._echoes[choice // self._n]) if self._echoes else 0
-            offsets = self._offsets[choice] = Offsets(begin, self._strips_first_space)
+            offsets = self._offsets[choice] = self._new_offsets(begin)
         return completion_logprobs(piece.logprobs, offsets)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+from collections.abc import Container
 
 import msgspec
 
@@ -62,19 +63,24 @@ class Offsets:
     """Where each token of an answer begins in its choice's text, token by token.
 
     at: where the answer itself begins.  strips_first_space: as the node's welcome has it.
+    hidden: tokens that the text leaves out.
     """
 
-    __slots__ = ("_at", "_decoder", "_strips_space")
+    __slots__ = ("_at", "_decoder", "_hidden", "_strips_space")
 
-    def __init__(self, at: int = 0, strips_first_space: bool = False) -> None:
+    def __init__(
+        self, at: int = 0, strips_first_space: bool = False, hidden: Container[int] = ()
+    ) -> None:
         self._at = at
         self._strips_space = strips_first_space
+        self._hidden = hidden
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
-    def next(self, token: bytes) -> int:
+    def next(self, token: TokenLogprob) -> int:
         """The offset of the token, in characters; counts it in."""
         at = self._at
-        self._at += len(self._shown(self._decoder.decode(token)))
+        if token.token_id not in self._hidden:
+            self._at += len(self._shown(self._decoder.decode(token.text)))
         return at
 
     def _shown(self, token: str) -> str:
@@ -127,7 +133,7 @@ def completion_logprobs(rows: list[Logprobs], offsets: Offsets) -> CompletionLog
     answer = CompletionLogprobs(text_offset=[], token_logprobs=[], tokens=[], top_logprobs=[])
     for row in rows:
         token = row.token
-        answer.text_offset.append(offsets.next(token.text))
+        answer.text_offset.append(offsets.next(token))
         answer.tokens.append(_name(token.text))
         answer.token_logprobs.append(_finite(token.logprob))
         best: dict[str, float] = {}

@@ -188,6 +188,7 @@ def _model_info(
         layer_products=config.layer_products(),
         rope_bytes=ropes * config.context_len * config.head_dim * 4,
         strips_first_space=text.strips_first_space,
+        special_ids=tuple(sorted(text.special_ids)),
         tool_style=text.tool_style,
         sampling_defaults=defaults,
     )

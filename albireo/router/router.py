@@ -168,6 +168,7 @@ class Router:
             max_frame_bytes=MAX_FRAME_BYTES,
             resume_s=self._spec.resume_s,
             strips_first_space=self._spec.model.strips_first_space,
+            special_ids=self._spec.model.special_ids,
             tool_style=self._spec.model.tool_style,
             sampling_defaults=self._spec.model.sampling_defaults,
         )

@@ -38,7 +38,9 @@ class ModelLink(PlayedLink):
         self._model = model
         self._answer = answer
         self.welcome = msgspec.structs.replace(
-            self.welcome, strips_first_space=model.strips_first_space
+            self.welcome,
+            strips_first_space=model.strips_first_space,
+            special_ids=tuple(model.special_ids),
         )
 
     async def tokenize(
@@ -60,7 +62,7 @@ class ModelLink(PlayedLink):
         ids = self._model.encode(prompt, True) if isinstance(prompt, str) else prompt or []
         scores = self._rows(ids[1:])
         said = self._model.encode(self._answer, False)
-        text = stream_factory(self._model, 0)(True)
+        text = stream_factory(self._model, 0)(ask.params.skip_special_tokens)
         for place, token in enumerate(said):
             new = text.add(token)
             last = place == len(said) - 1
@@ -145,7 +147,21 @@ def test_echo_has_the_offsets_of_its_own_text(
 
 def test_a_first_token_may_have_one_space_more_than_the_echo() -> None:
     offsets = EchoOffsets("  a b", b"<s>")
-    assert [offsets.next(token) for token in (b"   a", b" b", b"</s>")] == [0, 3, 5]
+    tokens = [TokenLogprob(5, -0.5, 1, text) for text in (b"   a", b" b", b"</s>")]
+    assert [offsets.next(token) for token in tokens] == [0, 3, 5]
+
+
+@pytest.mark.parametrize("hides", [True, False])
+@pytest.mark.parametrize("stream", [False, True])
+def test_tokens_that_the_text_leaves_out_take_no_place_in_it(stream: bool, hides: bool) -> None:
+    model = text_model(byte_level())
+    special = model.bytes_of(min(model.special_ids)).decode()
+    link = ModelLink(model, f"{special}The quick{special} fox")
+    choice = ask(link, stream, prompt="a", skip_special_tokens=hides)
+    shown = "" if hides else special
+    assert choice["text"] == f"{shown}The quick{shown} fox"
+    assert sum(token == special for token, _ in spans(choice)) == 2
+    assert all(span == (shown if token == special else token) for token, span in spans(choice))
 
 
 @pytest.mark.parametrize("stream", [False, True])

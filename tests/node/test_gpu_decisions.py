@@ -23,7 +23,7 @@ from albireo.workers.models.load import read_config
 from .test_decisions import MODEL
 
 GIB = 1 << 30
-TEXT = SimpleNamespace(strips_first_space=False, tool_style="hermes")
+TEXT = SimpleNamespace(strips_first_space=False, special_ids=frozenset((2, 1)), tool_style="hermes")
 GPUS = [Gpu(f"GPU-{n}a", "H100", 80 * GIB, (70 + n) * GIB) for n in range(4)]
 BIG = msgspec.structs.replace(
     MODEL,
