@@ -8,7 +8,6 @@ smaller step, padded as StepBatch says.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 import triton
@@ -29,17 +28,6 @@ _TWO_STAGES_BYTES = 106496
 """Of shared memory, for a prefill's tile of heads of 256: a program of an L40S has 101,376."""
 
 
-class _Side(NamedTuple):
-    """A stream beside the step's, and the events at which it forks off and joins again.
-
-    Made once: in a step that is launched one by one, new events in every layer cost the CPU more.
-    """
-
-    stream: torch.cuda.Stream
-    forked: torch.cuda.Event
-    joined: torch.cuda.Event
-
-
 class Attention:
     """See Kernels.attention.
 
@@ -53,7 +41,7 @@ class Attention:
         self._processors = 0
         self._shared_bytes = _TWO_STAGES_BYTES
         self._counters: torch.Tensor | None = None
-        self._side: _Side | None = None
+        self._side: torch.cuda.Stream | None = None
 
     def prepare(self, device: torch.device) -> None:
         """Makes what launches share: outside of a capture, before the first call."""
@@ -66,7 +54,7 @@ class Attention:
             self._shared_bytes = getattr(
                 properties, "shared_memory_per_block_optin", _TWO_STAGES_BYTES
             )
-            self._side = _Side(torch.cuda.Stream(device), torch.cuda.Event(), torch.cuda.Event())
+            self._side = torch.cuda.Stream(device)
         self._counters = torch.zeros(COUNTERS, dtype=torch.int32, device=device)
 
     def __call__(
@@ -77,16 +65,13 @@ class Attention:
         sequences = len(batch.context_len)
         chunks = sequences if self._batch_invariant else batch.num_chunks
         decodes = sequences - chunks
-        side = self._side
-        if chunks and decodes and side is not None and _read_as_they_are(kv):
+        if chunks and decodes and self._side is not None and _read_as_they_are(kv):
             step = torch.cuda.current_stream(q.device)
-            side.forked.record(step)
-            side.stream.wait_event(side.forked)
-            with torch.cuda.stream(side.stream):
+            self._side.wait_stream(step)
+            with torch.cuda.stream(self._side):
                 self._decode(q, out, kv, batch, decodes, scale, window)
-            side.joined.record(side.stream)
             self._prefill(q, out, kv, batch, chunks, scale, window)
-            step.wait_event(side.joined)
+            step.wait_stream(self._side)
             return out
         if chunks:
             self._prefill(q, out, kv, batch, chunks, scale, window)
