@@ -87,7 +87,7 @@ def _chunks_are_always(context: click.Context, parameter: click.Parameter, value
     type=range_of("max_num_queued_reqs"),
     default=1024,
     show_default=True,
-    help="Most requests waiting for each group.",
+    help="Most requests waiting for each group; of clients with few in flight an eighth more.",
 )
 @click.option(
     "--max-num-reqs-per-tenant",

@@ -184,5 +184,5 @@ def _logprobs(
 
 def _offsets(link: NodeLink, ask: CompletionRequest, at: int) -> Offsets:
     """Of an answer whose text begins at `at`."""
-    hidden = () if ask.skip_special_tokens is False else link.welcome.special_ids
+    hidden = frozenset(() if ask.skip_special_tokens is False else link.welcome.special_ids)
     return Offsets(at, link.welcome.strips_first_space, hidden)

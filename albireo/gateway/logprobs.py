@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Container
+from collections.abc import Set
 
 import msgspec
 
@@ -69,7 +69,7 @@ class Offsets:
     __slots__ = ("_at", "_decoder", "_hidden", "_strips_space")
 
     def __init__(
-        self, at: int = 0, strips_first_space: bool = False, hidden: Container[int] = ()
+        self, at: int = 0, strips_first_space: bool = False, hidden: Set[int] = frozenset()
     ) -> None:
         self._at = at
         self._strips_space = strips_first_space

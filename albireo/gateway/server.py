@@ -140,6 +140,13 @@ class Connection(HttpToolsProtocol):
         if not self._offers_upgrade():
             super().on_message_complete()
 
+    def on_response_complete(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+            self._expect_head()
+        super().on_response_complete()
+
     def pause_writing(self) -> None:
         self._stall_timer.start(self.transport, STALL_TIMEOUT_S)
         super().pause_writing()
@@ -156,7 +163,14 @@ class Connection(HttpToolsProtocol):
 
     def _expect_head(self) -> None:
         if self._head_timer is None:
-            self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self.transport.close)
+            self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self._no_head)
+
+    def _no_head(self) -> None:
+        self._head_timer = None
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.close()
+        else:  # What comes behind a request may not be read before it is answered.
+            self._expect_head()
 
     def _head_came(self) -> None:
         self._head_bytes = 0

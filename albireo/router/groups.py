@@ -199,7 +199,7 @@ class GroupTable:
             capacity = starting * queued
             how = f"{starting} groups x {queued} queued, as no group is ready yet"
         if own + answers <= capacity // _FEW:
-            kept = capacity // _KEPT
+            kept = min(capacity // _KEPT, len(self._groups) * queued)
             capacity, how = capacity + kept, f"{how} + {kept} of clients with few"
         if in_flight + answers > capacity:
             more = "" if answers == 1 else f", and this one asks for {answers}"

@@ -95,6 +95,20 @@ def test_arguments_are_an_object_also_where_the_schema_leaves_it_out(style: str)
     assert [each for each in values if accepts(grammar, head + each + end)] == values[:2]
 
 
+def test_cases_of_parameters_that_overlap_are_taken_as_any_of_them_where_asked() -> None:
+    cases = {"oneOf": [{"type": "integer"}, {"type": "number"}]}
+    parameters: dict[str, Any] = {"properties": {"n": cases}}
+
+    def compiled() -> str:
+        tools = Tools(functions=(Tool(name="f", parameters=parameters),))
+        return GrammarCompiler(vocabulary()).compile_tools(tools, HERMES)
+
+    with pytest.raises(GrammarError, match="at the schema's top"):
+        compiled()
+    parameters["x-guidance"] = {"coerce_one_of": True}
+    assert compiled()
+
+
 def test_parameters_that_are_no_schema_are_the_tools_fault() -> None:
     tools = Tools(functions=(Tool(name="f", parameters={"type": "nope"}),))
     with pytest.raises(GrammarError, match="nope") as caught:

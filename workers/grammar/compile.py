@@ -45,7 +45,7 @@ _MAX_ERROR_BYTES = 600
 _OUT_OF_MEMORY = 3
 _ONE_OF = (
     "Enable 'coerce_one_of' option",
-    'Use anyOf, or put "x-guidance": {"coerce_one_of": true} into the schema,',
+    'Use anyOf, or put "x-guidance": {"coerce_one_of": true} at the schema\'s top,',
 )
 """What the compiler advises, and how that is done here."""
 _DELETE = "\x7f"  # JSON may have it in a text, Lark may not

@@ -54,6 +54,9 @@ def tools_grammar(tools: Tools, style: str) -> str:
 
 
 def _call(tool: Tool, style: str) -> str:
+    parameters = tool.parameters or _NO_PARAMETERS
+    options = parameters.get("x-guidance")
+    options = (options if isinstance(options, dict) else {}) | JSON_OPTIONS
     # A schema without a type allows any value, and arguments are an object.
-    schema = {"type": "object"} | (tool.parameters or _NO_PARAMETERS) | {"x-guidance": JSON_OPTIONS}
+    schema = {"type": "object"} | parameters | {"x-guidance": options}
     return f'{json.dumps(call_head(tool.name, style))} %json {json.dumps(schema)} "}}"'
