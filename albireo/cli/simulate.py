@@ -13,6 +13,7 @@ import click
 from albireo.node.options import OptionError, parse_groups, parse_weights
 
 from .amounts import Amount
+from .files import require_directory
 from .ranges import range_of
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ def simulate(**options: Any) -> None:
     try:
         if output is not None:
             require_plot(output)
+            require_directory(output)
         result, figures = _run(**options)
         click.echo(json.dumps(result, indent=2) if as_json else _table(result))
         if output is not None:

@@ -12,6 +12,7 @@ from albireo.ipc.paths import PathError, node_dir
 from albireo.node.runtime_dir import is_running
 
 from .amounts import Amount
+from .files import require_directory
 from .node import name_option
 
 
@@ -47,8 +48,7 @@ def trace(name: str, steps: int, last: bool, output: Path, timeout: float) -> No
 
     if output.suffix not in (".html", ".json"):
         raise click.ClickException(f"-o {output}: the name must end in .html or .json")
-    if not output.parent.is_dir():
-        raise click.ClickException(f"-o {output}: there is no directory {output.parent}")
+    require_directory(output)
     console = Console(stderr=True, highlight=False)
     try:
         if not is_running(name):

@@ -128,8 +128,6 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         if not self._offers_upgrade():
             self._head_came()
-            # A response that was complete while this head came has started it again.
-            self._unset_keepalive_if_required()
             super().on_headers_complete()
             if self.scope["http_version"] == "1.0":
                 # Of the class that uvicorn makes; its task has not begun.
@@ -141,11 +139,12 @@ class Connection(HttpToolsProtocol):
             super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
-            self._expect_head()
         super().on_response_complete()
+        if self._head_timer is not None:
+            # The next request has begun; from now on the rest of its head can come.
+            self._unset_keepalive_if_required()
+            self._stop_head_timer()
+            self._expect_head()
 
     def pause_writing(self) -> None:
         self._stall_timer.start(self.transport, STALL_TIMEOUT_S)
@@ -174,6 +173,9 @@ class Connection(HttpToolsProtocol):
 
     def _head_came(self) -> None:
         self._head_bytes = 0
+        self._stop_head_timer()
+
+    def _stop_head_timer(self) -> None:
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None

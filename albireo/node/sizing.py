@@ -13,7 +13,7 @@ from albireo.workers.parallel.slabs import shared_bytes
 
 from .core_plan import CorePlan
 from .e4m7 import decide
-from .gpu_memory import estimate
+from .gpu_memory import GpuMemory, estimate
 from .gpus import Gpu
 from .kv_cache import choose_kv_cache, with_e4m7_cache
 from .options import NodeOptions, OptionError
@@ -118,24 +118,26 @@ def _num_blocks(
     if device == "sim":
         return useful
     memory = None
-    if options.kv_cache_gib is not None:
-        budget = int(options.kv_cache_gib * _GIB)
-    elif device == "cuda":
+    if gpus:
         memory = estimate(
             model, tp, options.max_num_seqs, batched, options.gpu_memory_utilization,
             options.cuda_graphs, gpus, e4m7,
         )  # fmt: skip
+    asked_gib = options.kv_cache_gib
+    if asked_gib is not None:
+        budget = int(asked_gib * _GIB)
+    elif memory is not None:
         budget = memory.kv_bytes * tp
     else:
         share = psutil.virtual_memory().available * _KV_SHARE_OF_MEMORY / len(options.groups)
         budget = min(_DEFAULT_KV_BYTES, int(share))
     num_blocks = min(useful, budget // block_bytes)
     if num_blocks >= needed:
-        if options.kv_cache_gib is not None and gpus:
-            _check_room(num_blocks * block_bytes // tp, options, model, tp, batched, gpus, e4m7)
+        if asked_gib is not None and memory is not None:
+            _check_room(asked_gib, num_blocks * block_bytes // tp, memory)
         return num_blocks
     room = num_blocks * options.block_size
-    if memory is not None:
+    if asked_gib is None and memory is not None:
         shorter = f"lower --max-model-len to {room}, " if room else ""
         raise OptionError(
             f"{memory.describe()}, {num_blocks} blocks of {options.block_size} tokens "
@@ -153,21 +155,12 @@ def _num_blocks(
     )
 
 
-def _check_room(
-    nbytes: int, options: NodeOptions, model: ModelInfo, tp: int, batched: int,
-    gpus: Sequence[Gpu], e4m7: str,
-) -> None:  # fmt: skip
-    """Of a rank's part of a KV cache that was asked for: the GPU must have it beside the weights.
-
-    That steps fit, too, the worker finds out.
-    """
-    memory = estimate(
-        model, tp, options.max_num_seqs, batched, 1.0, options.cuda_graphs, gpus, e4m7
-    )
-    room = max(0, memory.free - memory.weights)
-    if nbytes > room:
+def _check_room(asked_gib: float, nbytes: int, memory: GpuMemory) -> None:
+    """Of a KV cache that was asked for, a rank's part of nbytes: the GPU must have it beside the
+    weights.  That steps fit, too, the worker finds out."""
+    if nbytes > memory.free - memory.weights:
         raise OptionError(
-            f"--kv-cache-gib {options.kv_cache_gib:g} takes {nbytes / _GIB:.2f} GiB of each GPU, "
+            f"--kv-cache-gib {asked_gib:g} takes {nbytes / _GIB:.2f} GiB of each GPU, "
             f"but {memory.gpu} has {memory.free / _GIB:.2f} GiB free, of which the weights take "
             f"{memory.weights / _GIB:.2f}: lower it, or leave it out and the cache gets what is "
             "left; --groups spreads a model over more GPUs"

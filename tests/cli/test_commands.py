@@ -32,8 +32,13 @@ def albireo(*words: str, status: int = 0, text: str | None = None) -> subprocess
     return done
 
 
-def test_a_trace_that_could_not_be_written_is_not_waited_for(tmp_path: Path) -> None:
-    asked = CliRunner().invoke(main, ["trace", "-o", str(tmp_path / "no" / "t.html")])
+@pytest.mark.parametrize(
+    "words", [("trace", "-o", "t.html"), ("simulate", "--requests", "1000000000", "-o", "p.svg")]
+)
+def test_what_could_not_be_written_is_not_waited_for(
+    words: tuple[str, ...], tmp_path: Path
+) -> None:
+    asked = CliRunner().invoke(main, [*words[:-1], str(tmp_path / "no" / words[-1])])
     assert asked.exit_code == 1 and f"there is no directory {tmp_path / 'no'}" in asked.output
 
 

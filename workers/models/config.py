@@ -8,7 +8,6 @@ Nothing here imports torch, so that the `sim` device starts without it.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -150,8 +149,7 @@ class ModelConfig:
                 shapes[f"model.layers.{layer}.{name}"] = shape
         shapes["model.norm.weight"] = (hidden,)
         if not self.tie_embeddings:
-            name, shape = self._lm_head()
-            shapes[name] = shape
+            shapes["lm_head.weight"] = (self.vocab_size, hidden)
         return shapes
 
     def products(self) -> Iterator[tuple[int, str, float]]:
@@ -171,9 +169,11 @@ class ModelConfig:
         """Weights of linear layers, experts not among them, and of the LM head that can have 12
         bits (kernels/cuda/e4m7.py), of all `tp` ranks: their shapes depend on how many there are.
         """
-        tensors = [self._layer_shapes(layer).items() for layer in range(self.num_layers)]
+        # A tied head is a copy of the embeddings, of which only rows are read.
+        shapes = self.tensor_shapes() | {"lm_head.weight": (self.vocab_size, self.hidden_size)}
+        del shapes["model.embed_tokens.weight"]
         total = 0
-        for name, shape in (*itertools.chain(*tensors), self._lm_head()):
+        for name, shape in shapes.items():
             if len(shape) != 2 or ".experts." in name:
                 continue
             n, k = shape
@@ -191,9 +191,6 @@ class ModelConfig:
     def num_params(self) -> int:
         """Number of weights, tied embeddings counted once."""
         return sum(math.prod(shape) for shape in self.tensor_shapes().values())
-
-    def _lm_head(self) -> tuple[str, tuple[int, ...]]:
-        return "lm_head.weight", (self.vocab_size, self.hidden_size)
 
     def _layer_shapes(self, layer: int) -> dict[str, tuple[int, ...]]:
         hidden = self.hidden_size

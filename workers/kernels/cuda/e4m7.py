@@ -34,8 +34,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from .hopper import BLOCK, COLUMNS
-from .needs import can_be_e4m7
+from .hopper import BLOCK
+from .needs import COLUMNS, can_be_e4m7
 
 BLOCK_BYTES = BLOCK * COLUMNS * 12 // 8
 _MANTISSA_BITS = 7

@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 
 from .e4m7 import BLOCK_BYTES, E4M7, pack
-from .hopper import COLUMNS, HopperTiling, fitting, gemm, tensor_map, works
+from .hopper import HopperTiling, fitting, gemm, tensor_map, works
+from .needs import COLUMNS
 from .nvrtc import CompiledKernel
 
 _SOURCE = Path(__file__).with_suffix(".cu")

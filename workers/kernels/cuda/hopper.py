@@ -24,11 +24,9 @@ from typing import NamedTuple
 
 import torch
 
-from .needs import MULTIPROCESSORS
+from .needs import COLUMNS, MULTIPROCESSORS
 from .nvrtc import TensorMap, available, instructions
 
-COLUMNS = 64
-"""Of k in a stage."""
 BLOCK = 64
 """Outputs of a warpgroup."""
 PROGRAMS = {1: MULTIPROCESSORS, 2: MULTIPROCESSORS, 3: 126}

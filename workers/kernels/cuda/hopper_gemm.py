@@ -15,7 +15,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from .hopper import BLOCK, COLUMNS, HopperTiling, fitting, gemm, tensor_map, works
+from .hopper import BLOCK, HopperTiling, fitting, gemm, tensor_map, works
+from .needs import COLUMNS
 from .nvrtc import CompiledKernel
 
 MAX_ROWS = 256
