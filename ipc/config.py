@@ -15,6 +15,9 @@ SPARE_SLOTS = 16
 """A slot is free only when the last step that names it has its result.  With these, whoever
 comes next need not wait for that."""
 
+LOOKAHEAD = 2
+"""With asynchronous scheduling; see EngineConfig."""
+
 AWAKE_S = 0.01
 """So long who waits for a step polls behind the last one, instead of sleeping.  Longer steps gain
 next to nothing from it."""
@@ -72,8 +75,9 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Everything the actors of one group agree on.
 
-    lookahead: plans that may be in the ring beyond the running one: 1, or 0
-        without asynchronous scheduling.
+    lookahead: plans that may be in the ring beyond the running one: 0 without asynchronous
+        scheduling, else LOOKAHEAD, of which more than one only while steps are very short
+        (scheduler.py).
     num_blocks: KV blocks of `block_size` tokens on every rank.
     step_timeout_s: a step that takes longer is a fault.
     sim_step_ms: step time of the `sim` device.

@@ -122,7 +122,7 @@ def _run(
     block_size: int, swap_space_tokens: int, itl_target_ms: float, async_scheduling: bool,
     caching: bool, slo: str, seed: int, processes: int | None,
 ) -> tuple[dict[str, Any], Figures]:  # fmt: skip
-    from albireo.ipc.config import TenantConfig
+    from albireo.ipc.config import LOOKAHEAD, TenantConfig
     from albireo.ipc.cpu_quota import usable_cores
     from albireo.scheduler.limits import Limits
     from albireo.simulate.profile import load_profile
@@ -145,7 +145,7 @@ def _run(
         max_model_len=max_model_len,
         block_size=block_size,
         num_blocks=0,
-        lookahead=1 if async_scheduling else 0,
+        lookahead=LOOKAHEAD if async_scheduling else 0,
         prefix_caching=caching,
         num_swap_blocks=swap_space_tokens // block_size,
         itl_target_ms=itl_target_ms,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import psutil
 
-from albireo.ipc.config import EngineConfig, ModelInfo
+from albireo.ipc.config import LOOKAHEAD, EngineConfig, ModelInfo
 from albireo.workers.engine.cuda.mixed_sizes import rows_beside_decodes
 from albireo.workers.parallel.slabs import shared_bytes
 
@@ -56,7 +56,7 @@ def size_engine(
         num_blocks=num_blocks,
         max_num_seqs=options.max_num_seqs,
         max_num_batched_tokens=batched,
-        lookahead=1 if options.async_scheduling else 0,
+        lookahead=LOOKAHEAD if options.async_scheduling else 0,
         batch_invariant=options.batch_invariant,
         step_timeout_s=options.step_timeout_s,
         spin_us=cores.spin_us,

@@ -127,7 +127,7 @@ class _Loop:
             self._timeline.record(Stage.PLAN, plan.step, start_ns, time.monotonic_ns(), sequences)
             if first and self._worker_works:
                 self._step_began = time.monotonic()
-                # Only one plan waits behind this one: its result is to be dealt with at once.
+                # Few plans wait behind this one: its result is to be dealt with at once.
                 self._awake_until_s = self._step_began + self._awake_s
 
     def _waits_for_more(self, now: float) -> bool:

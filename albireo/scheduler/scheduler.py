@@ -7,9 +7,11 @@ A function of (state, events) to plans: no I/O, no clock.  The process
     plan() -> Plan | None   the next step, None when there is nothing to plan now
     apply(step, rows, us)   the result of the oldest step without one, and its time
 
-Plans run ahead of results: up to `lookahead` + 1 steps are in flight, and a
-plan takes it that every sequence continues.  Lengths are known, so no step is
-planned past them; a stop token is seen late, and the surplus row is dropped.
+Plans run ahead of results: up to `lookahead` + 1 steps are in flight, more than
+two only while they are so short that a result would come late for the next
+plan.  A plan takes it that every sequence continues.  Lengths are known, so no
+step is planned past them; a stop token is seen late, and the surplus rows are
+dropped.
 
 Invariants
 - A row counts if its request still holds the slot that the plan named, so that
@@ -26,6 +28,7 @@ Invariants
 from __future__ import annotations
 
 from collections import deque
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -48,6 +51,9 @@ _LONG_STEP_US, _LONG_BEHIND_AN_END_US = 30_000.0, 8_000.0
 again, and is back within some milliseconds."""
 _WAIT_FOR_MORE = 0.75
 """Of a long step, before the next one is planned."""
+_ENOUGH_AHEAD_US = 1_000.0
+"""Behind the step that runs.  From its end to the launch of the next plan it takes 0.3 to 0.5 ms,
+now and then as much again, and a device that has nothing to do meanwhile makes everybody late."""
 
 
 class Ended(NamedTuple):
@@ -272,12 +278,23 @@ class Scheduler:
         of it is several times what it takes to plan, and to send the plan; should the step end
         sooner, that is all that is lost.
         """
-        if not self._in_flight or len(self._in_flight) > self.limits.lookahead:
+        if not self._in_flight or self._is_enough_ahead():
             return 0.0
         runs = self._in_flight[0]
         expected = self.step_times.soonest_us(runs.chunk_tokens)
         long = _LONG_BEHIND_AN_END_US if self._may_be_asked_again(runs.step) else _LONG_STEP_US
         return _WAIT_FOR_MORE * expected if expected >= long else 0.0
+
+    def _is_enough_ahead(self) -> bool:
+        """As many steps as may be lie behind the one that runs, or some that take long enough."""
+        behind = len(self._in_flight) - 1
+        if behind < 1 or behind >= self.limits.lookahead:
+            return behind >= self.limits.lookahead
+        times = self.step_times
+        if not times.steps:
+            return True
+        ahead = islice(self._in_flight, 1, None)
+        return sum(times.soonest_us(each.chunk_tokens) for each in ahead) >= _ENOUGH_AHEAD_US
 
     def _may_be_asked_again(self, running: int) -> bool:
         """A request has just ended, and the next step has room for another."""
@@ -294,7 +311,7 @@ class Scheduler:
         requests, together within max_num_batched_tokens (and chunk_budget.py).  The
         plan's arrays are valid until the next call.
         """
-        if len(self._in_flight) > self.limits.lookahead:
+        if self._is_enough_ahead():
             return None
         self._draft.clear()
         self._admission.begin()

@@ -115,7 +115,7 @@ def test_a_reader_without_event_has_no_descriptor() -> None:
         reader.fileno()
 
 
-@pytest.mark.parametrize(("lookahead", "frames"), [(0, 2), (1, 4)])
+@pytest.mark.parametrize(("lookahead", "frames"), [(0, 2), (2, 6)])
 def test_the_rings_of_a_group(lookahead: int, frames: int) -> None:
     engine = msgspec.structs.replace(
         ENGINE, tp=3, max_model_len=512, max_num_batched_tokens=128, lookahead=lookahead

@@ -101,7 +101,7 @@ def test_sizes() -> None:
     engine = size()
     assert engine.max_model_len == 4096
     assert engine.num_blocks == (1 << 29) // (1024 * 16)
-    assert engine.lookahead == 1
+    assert engine.lookahead == 2
     assert comm_bytes(engine, MODEL) == 0
     assert comm_bytes(msgspec.structs.replace(engine, tp=3), MODEL) > 0
     assert size(async_scheduling=False).lookahead == 0

@@ -135,16 +135,36 @@ def test_slots_bound_what_runs() -> None:
 
 
 # ------------------------------------------------------------ ahead of the results
-@pytest.mark.parametrize("lookahead", [0, 1])
-def test_plans_in_flight_are_bounded(lookahead: int) -> None:
+@pytest.mark.parametrize(
+    ("lookahead", "step_us", "in_flight"),
+    [(0, 100, 1), (1, 100, 2), (2, 900, 3), (2, 1_100, 2), (2, None, 2)],
+)
+def test_plans_in_flight_are_bounded(lookahead: int, step_us: int | None, in_flight: int) -> None:
+    """More than two only where steps are known to be so short that the next plan would be late."""
     made = group(lookahead=lookahead)
     made.submit(submission(1, max_tokens=30))
+    if step_us is not None:
+        made.scheduler.step_times.add(0, step_us)
     plans = 0
     while made.plan() is not None:
         plans += 1
-    assert plans == lookahead + 1
+    assert plans == in_flight
     made.finish_step()
     assert made.plan() is not None
+
+
+def test_behind_a_prefill_as_much_lies_as_behind_a_decode() -> None:
+    """What the running step takes does not count: its result comes when it has ended."""
+    made = group(lookahead=2)
+    for tokens, step_us in [(0, 600), (40, 40_000)] * 3:
+        made.scheduler.step_times.add(tokens, step_us)
+    made.submit(submission(1, prompt_len=40, max_tokens=20))
+    chunks = [len(plan.chunk) for plan in iter(made.plan, None)]
+    assert chunks == [1, 0, 0]
+    made.submit(submission(2, prompt_len=40, max_tokens=20))
+    made.finish_step()
+    chunks = [len(plan.chunk) for plan in iter(made.plan, None)]
+    assert chunks == [1]  # Two short steps and a long one.
 
 
 def test_no_step_is_planned_past_the_length() -> None:

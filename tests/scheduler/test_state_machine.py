@@ -173,7 +173,11 @@ class GroupWithoutLookahead(Group):
     lookahead = 0
 
 
-@pytest.mark.parametrize("machine", [Group, GroupWithoutLookahead])
+class GroupOfShortSteps(Group):
+    lookahead = 2
+
+
+@pytest.mark.parametrize("machine", [Group, GroupWithoutLookahead, GroupOfShortSteps])
 def test_whatever_happens_every_request_ends_once_and_nothing_leaks(machine) -> None:
     run_state_machine_as_test(
         machine, settings=settings(SETTINGS, max_examples=60, stateful_step_count=40)
@@ -182,7 +186,7 @@ def test_whatever_happens_every_request_ends_once_and_nothing_leaks(machine) -> 
 
 @settings(SETTINGS, max_examples=120)
 @given(
-    data=st.data(), lookahead=st.integers(0, 1), shapes=st.lists(SHAPES, min_size=3, max_size=16)
+    data=st.data(), lookahead=st.integers(0, 2), shapes=st.lists(SHAPES, min_size=3, max_size=16)
 )
 def test_pressure_and_lookahead_do_not_change_tokens(
     data: st.DataObject, lookahead: int, shapes: list[Shape]
@@ -207,7 +211,7 @@ def test_pressure_and_lookahead_do_not_change_tokens(
         assert at_ease.streams[number] == stream
 
 
-@pytest.mark.parametrize("lookahead", [0, 1])
+@pytest.mark.parametrize("lookahead", [0, 1, 2])
 @pytest.mark.parametrize("seed", range(8))
 def test_soak(seed: int, lookahead: int) -> None:
     """Long runs near the limit of memory: hundreds of preemptions, aborts under way."""

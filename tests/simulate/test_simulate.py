@@ -142,7 +142,7 @@ LIMITS = Limits(
 @given(
     gaps=st.lists(st.sampled_from([0.0, 0.001, 0.01, 0.3, 1000.0]), min_size=1, max_size=40),
     lengths=st.randoms(use_true_random=False),
-    lookahead=st.integers(0, 1),
+    lookahead=st.integers(0, 2),
     blocks=st.integers(32, 60),
     ranks=st.lists(st.sampled_from([1, 2]), min_size=1, max_size=4),
 )

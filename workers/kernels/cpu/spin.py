@@ -11,8 +11,9 @@ import time
 from ...machine_code import native
 from .atomics import atomic_load, relax
 
-_ROUNDS = 2000
-"""Some 100 us: so often the time is looked at."""
+_ROUNDS = 40_000
+"""Some 2 ms: so often the time is looked at.  That takes the lock, and who has it meanwhile, or
+wants it, is held up: every 0.1 ms that was the thread that hands out results, in most steps."""
 
 
 def spin_until(address: int, target: int, end_s: float) -> None:
