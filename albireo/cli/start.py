@@ -213,7 +213,7 @@ def _chunks_are_always(context: click.Context, parameter: click.Parameter, value
     "--async-scheduling/--no-async-scheduling",
     default=True,
     show_default=True,
-    help="Plan one step ahead of the running one.",
+    help="Plan ahead of the running step.",
 )
 @click.option(
     "--async-output/--no-async-output",
