@@ -84,7 +84,7 @@ class Mapping:
         """
         words = self.words
         spin_end_s = min(spin_end_s, deadline_s)
-        if spin is not None and words[word] < target:
+        if spin is not None and words[word] < target and time.monotonic() < spin_end_s:
             spin(self.address + word * 8, target, spin_end_s)
         while words[word] < target and time.monotonic() < spin_end_s:
             os.sched_yield()

@@ -286,15 +286,17 @@ class Scheduler:
         return _WAIT_FOR_MORE * expected if expected >= long else 0.0
 
     def _is_enough_ahead(self) -> bool:
-        """As many steps as may be lie behind the one that runs, or some that take long enough."""
+        """As many steps as may be lie behind the one that runs, or some that take long enough.
+
+        Of prefills it is not known how short they are until some of their length have run.
+        """
         behind = len(self._in_flight) - 1
         if behind < 1 or behind >= self.limits.lookahead:
             return behind >= self.limits.lookahead
-        times = self.step_times
-        if not times.steps:
-            return True
         ahead = islice(self._in_flight, 1, None)
-        return sum(times.soonest_us(each.chunk_tokens) for each in ahead) >= _ENOUGH_AHEAD_US
+        if not self.step_times.steps or any(flight.chunk_tokens for flight in ahead):
+            return True
+        return behind * self.step_times.soonest_us(0) >= _ENOUGH_AHEAD_US
 
     def _may_be_asked_again(self, running: int) -> bool:
         """A request has just ended, and the next step has room for another."""

@@ -165,6 +165,8 @@ def test_behind_a_prefill_as_much_lies_as_behind_a_decode() -> None:
     made.finish_step()
     chunks = [len(plan.chunk) for plan in iter(made.plan, None)]
     assert chunks == [1]  # Two short steps and a long one.
+    made.finish_step()
+    assert made.plan() is None  # A short one runs, and the long one lies behind it.
 
 
 def test_no_step_is_planned_past_the_length() -> None:

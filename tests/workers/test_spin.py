@@ -64,3 +64,13 @@ def test_a_ring_is_read_with_it() -> None:
     timer.start()
     assert len(reader.wait(10.0)) == 64
     timer.join()
+
+
+def test_who_may_not_spin_does_not(memory: Mapping) -> None:
+    """A round of it takes a core for a millisecond, of which there are few where none may spin."""
+    now = time.monotonic()
+
+    def spin(address: int, target: int, end_s: float) -> None:
+        raise AssertionError("it spins")
+
+    assert not memory.wait_until(0, 1, now, now + 0.02, spin)

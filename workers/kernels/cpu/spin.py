@@ -12,7 +12,7 @@ from ...machine_code import native
 from .atomics import atomic_load, relax
 
 _ROUNDS = 40_000
-"""Some 2 ms: so often the time is looked at.  That takes the lock, and who has it meanwhile, or
+"""1 to 2 ms: so often the time is looked at.  That takes the lock, and who has it meanwhile, or
 wants it, is held up: every 0.1 ms that was the thread that hands out results, in most steps."""
 
 
