@@ -84,10 +84,11 @@ class Mapping:
         """
         words = self.words
         spin_end_s = min(spin_end_s, deadline_s)
-        if spin is not None and words[word] < target and time.monotonic() < spin_end_s:
-            spin(self.address + word * 8, target, spin_end_s)
         while words[word] < target and time.monotonic() < spin_end_s:
-            os.sched_yield()
+            if spin is None:
+                os.sched_yield()
+            else:
+                spin(self.address + word * 8, target, spin_end_s)
         while (seen := words[word]) < target:
             left_s = deadline_s - time.monotonic()
             if left_s <= 0:

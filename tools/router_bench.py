@@ -27,7 +27,7 @@ import zmq
 
 from albireo.client import AlbireoError, AsyncClient, Delta
 from albireo.ipc.actor import Actor, Ready, from_actor
-from albireo.ipc.config import ActorSpec, EngineConfig, ModelInfo
+from albireo.ipc.config import LOOKAHEAD, ActorSpec, EngineConfig, ModelInfo
 from albireo.ipc.link import Spoke
 from albireo.ipc.messages import Abort, Credit, Joined, Output, Piece, Submit, ToDetokenizer
 from albireo.ipc.protocol import End
@@ -72,7 +72,7 @@ def make_spec(runtime_dir: str, streams: int, tokens: int) -> ActorSpec:
             num_blocks=tokens * streams,
             max_num_seqs=streams,
             max_num_batched_tokens=8192,
-            lookahead=1,
+            lookahead=LOOKAHEAD,
             batch_invariant=False,
             step_timeout_s=10.0,
             spin_us=0,

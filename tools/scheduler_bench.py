@@ -14,6 +14,7 @@ import time
 
 import numpy as np
 
+from albireo.ipc.config import LOOKAHEAD
 from albireo.ipc.messages import Submit
 from albireo.ipc.plan import ROW_WORDS, plan_bytes, write_plan
 from albireo.scheduler.limits import Limits
@@ -52,7 +53,7 @@ def measure(batch: int, steps: int) -> dict[str, float]:
         max_model_len=max(MAX_MODEL_LEN, length),
         block_size=BLOCK_SIZE,
         num_blocks=batch * (length // BLOCK_SIZE + 2),
-        lookahead=1,
+        lookahead=LOOKAHEAD,
     )
     scheduler = Scheduler(limits)
     for request in range(1, batch + 1):

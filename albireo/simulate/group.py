@@ -201,7 +201,7 @@ class SimulatedGroup:
         return ending
 
     def _finish(self) -> None:
-        """The oldest step in flight ends, and the next one is planned."""
+        """The oldest step in flight ends, and what can be is planned."""
         flight = self._flights.popleft()
         self.delivered += len(flight.rows)
         ended = self.scheduler.apply(flight.step, flight.rows, flight.step_us)
