@@ -2,7 +2,8 @@
 
 This is the router's hot path: the work of a step grows with its tokens alone.
 Tokens are in the journal before a client sees them, and a piece that would
-leave a gap or a repeat in an answer ends it with an error instead.
+leave a gap or a repeat in an answer ends it with an error instead.  What the end
+of an answer asks of the router is done when the clients have theirs.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ class Delivery:
         self._finished = finished
         self._fail = fail
         self._clock = clock
+        self._ended: list[Stream] = []  # whose end is in an outbox, or with the client
 
     def output(self, group: Group, output: Output) -> None:
         """Hands a batch on: one frame for each client, then the credit goes back."""
@@ -83,7 +85,7 @@ class Delivery:
             )  # fmt: skip
             if end is not None:
                 latencies.end(stream.times, end.finish_reason, now)
-                self._finished(stream, group)
+                self._ended.append(stream)
         group.outstanding_tokens -= tokens
         latencies.batch(tokens, output.more)
         if self._journal is not None:
@@ -91,6 +93,8 @@ class Delivery:
         for session in sessions:
             session.flush()
         self._tell(group, _CREDIT)
+        if self._ended:
+            self._finish(group)
         for stream, index in broken:
             self._fail_broken(stream, index)
 
@@ -100,6 +104,7 @@ class Delivery:
         for session in self._sessions:
             if session.outbox:
                 session.flush()
+        self._finish(group)
         for piece in output.pieces:
             stream = group.streams.get(piece.request)
             if stream is not None:
@@ -107,6 +112,12 @@ class Delivery:
         # Tokens that it handed on may not have been taken off.
         group.outstanding_tokens = sum(each.left_tokens for each in group.streams.values())
         self._tell(group, _CREDIT)
+
+    def _finish(self, group: Group) -> None:
+        while self._ended:
+            self._finished(self._ended.pop(), group)
+        if self._journal is not None:
+            self._journal.step([])
 
     def _fail_broken(self, stream: Stream, index: int) -> None:
         self._fail(

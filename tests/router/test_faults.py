@@ -99,6 +99,45 @@ def test_of_a_batch_that_is_half_handed_on_the_group_keeps_no_load(
     assert outstanding_tokens(client) == 50
 
 
+def test_a_fault_behind_the_ends_of_answers(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both answers are whole, and nothing of either is left."""
+    monkeypatch.setattr(
+        Router, "_finished", fails_once(Router._finished, ValueError("a fault of this test"))
+    )
+    near = start()
+    group, client = near.group(), near.client()
+    for number in (1, 2):
+        client.send(type="generate", id=number, prompt_ids=[5])
+    first, second = (group.expect(Submit).request for _ in range(2))
+    group.output(piece(first, 0, [7], "a", "stop"), piece(second, 0, [7], "b", "stop"))
+    items = client.receive()["items"]
+    assert [(item[0], item[3]) for item in items] == [(1, "a"), (2, "b")]
+    client.expect_error("internal", 2)
+    assert in_flight(client) == 0
+    assert outstanding_tokens(client) == 0
+
+
+def test_clients_have_their_tokens_before_the_work_of_an_end(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    for kind, name in ((session_module.Session, "flush"), (Router, "_finished")):
+        found = getattr(kind, name)
+
+        def spy(*arguments: Any, found: Any = found, name: str = name) -> Any:
+            order.append(name)
+            return found(*arguments)
+
+        monkeypatch.setattr(kind, name, spy)
+    near = start()
+    group, client = near.group(), near.client()
+    client.send(type="generate", id=1, prompt_ids=[5])
+    group.output(piece(group.expect(Submit).request, 0, [7], "a", "stop"))
+    assert client.receive_deltas(1)
+    assert in_flight(client) == 0
+    assert order == ["flush", "_finished"]
+
+
 def test_a_message_for_which_there_is_no_memory(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
