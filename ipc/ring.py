@@ -216,6 +216,11 @@ class RingReader:
         """The whole ring, as it is mapped here, for devices that read frames where they lie."""
         return self._memory.view
 
+    @property
+    def has_frame(self) -> bool:
+        """Whether poll() would return one."""
+        return self._words[_PUBLISHED] > self._taken
+
     def poll(self) -> memoryview | None:
         """The next frame (read-only, as long as its message), or None if there is none yet."""
         if self._words[_PUBLISHED] <= self._taken:

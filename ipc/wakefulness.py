@@ -13,15 +13,24 @@ from typing import Any
 
 import zmq
 
+from .ring import RingReader
+
+_LOOKS = 64
+"""At a ring for each poll, while awake: a look takes 0.1 us, and a poll two calls of the kernel."""
+
 
 def await_news(
-    poller: zmq.Poller, awake_until_s: float, timeout_ms: int | None = None
+    poller: zmq.Poller, ring: RingReader, awake_until_s: float, timeout_ms: int | None = None
 ) -> dict[Any, int]:
     """What is readable, as soon as something is, or nothing after `timeout_ms` (None = never).
 
-    Does not sleep before awake_until_s, by time.monotonic().
+    Does not sleep before awake_until_s, by time.monotonic(), and returns then, with nothing, as
+    soon as the ring has a frame, which is some 20 us before its event is readable.
     """
     while time.monotonic() < awake_until_s:
+        for _ in range(_LOOKS):
+            if ring.has_frame:
+                return {}
         news = dict(poller.poll(0))
         if news:
             return news

@@ -98,11 +98,11 @@ class _Loop:
             self._report(time.monotonic())
             awake_until_s = min(self._awake_until_s, self._plan_at_s)
             wait_ms = self._wait_ms(max(time.monotonic(), awake_until_s))
-            ready = await_news(self._poller, awake_until_s, wait_ms)
-            if self._results.fileno() in ready:
-                self._take_results()
-            if self._link.socket in ready:
-                self._take_messages()
+            news = await_news(self._poller, self._results, awake_until_s, wait_ms)
+            if self._results.fileno() in news:
+                self._results.clear_event()
+            self._take_results()
+            self._take_messages()
             self._check_deadline(time.monotonic())
             self._actor.answer_ping(self._scheduler.counters.steps)
         self._publish_stop()
@@ -140,7 +140,6 @@ class _Loop:
         return True
 
     def _take_results(self) -> None:
-        self._results.clear_event()
         while (frame := self._results.poll()) is not None:
             start_ns = time.monotonic_ns()
             result = ResultView(frame)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 
 import uvloop
+import zmq
 
-from albireo.ipc.wakefulness import Wakefulness
+from albireo.ipc.ring import RingReader, RingSpec, RingWriter, create_ring
+from albireo.ipc.wakefulness import Wakefulness, await_news
 
 
 async def _cpu_share(wakefulness: Wakefulness | None, seconds: float) -> float:
@@ -77,3 +80,31 @@ def test_it_may_be_told_to_rest() -> None:
     assert loop.due == 0
     awake.stay()
     assert loop.due == 1
+
+
+def test_a_frame_is_seen_before_its_event_is_readable() -> None:
+    """While awake; who sleeps is woken by the event."""
+    spec = RingSpec(name="results", frames=2, frame_bytes=64, readers=("scheduler",))
+    memory, event = create_ring(spec), os.eventfd(0, os.EFD_NONBLOCK)
+    unheard = RingWriter(spec, memory)
+    reader = RingReader(spec, memory, "scheduler", event=event)
+    poller = zmq.Poller()
+    poller.register(reader, zmq.POLLIN)
+    assert not reader.has_frame
+    assert await_news(poller, reader, time.monotonic() + 0.01, 0) == {}
+    unheard.reserve(1.0)
+    unheard.publish(8)
+    assert reader.has_frame
+    began = time.monotonic()
+    assert await_news(poller, reader, began + 60.0) == {}
+    assert time.monotonic() - began < 30
+    assert await_news(poller, reader, 0.0, 0) == {}, "nobody has written its event"
+    assert reader.poll() is not None
+    reader.release()
+    assert not reader.has_frame
+    writer = RingWriter(spec, memory, [event])
+    writer.reserve(1.0)
+    writer.publish(8)
+    assert await_news(poller, reader, 0.0) == {event: zmq.POLLIN}
+    for fd in (memory, event):
+        os.close(fd)

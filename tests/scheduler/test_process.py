@@ -227,9 +227,11 @@ def test_it_stays_awake_for_the_first_result_behind_idleness(
 ) -> None:
     left_s: list[float] = []
 
-    def spy(poller: zmq.Poller, awake_until_s: float, timeout_ms: int | None) -> dict[Any, int]:
+    def spy(
+        poller: zmq.Poller, ring: RingReader, awake_until_s: float, timeout_ms: int | None
+    ) -> dict[Any, int]:
         left_s.append(awake_until_s - time.monotonic())
-        return await_news(poller, awake_until_s, timeout_ms)
+        return await_news(poller, ring, awake_until_s, timeout_ms)
 
     monkeypatch.setattr(process, "await_news", spy)
     engine = msgspec.structs.replace(ENGINE, spin_us=50)

@@ -83,11 +83,14 @@ def main(actor: Actor, fds: Mapping[str, int], text: TextModel) -> None:
     ):  # fmt: skip
         poller.register(readable, zmq.POLLIN)
     while not actor.stopping.is_set():
-        await_news(poller, group.awake_until_s)
-        group.take_scheduler_messages()
-        group.take_router_messages()
+        news = await_news(poller, group.results, group.awake_until_s)
+        if group.results.fileno() in news:
+            group.results.clear_event()
         group.take_results()
         group.send_output()
+        group.take_scheduler_messages()
+        if group.take_router_messages():
+            group.send_output()
         group.say_processed()
         actor.answer_ping(group.step)
     group.close()
@@ -151,8 +154,11 @@ class _Group:
                 case SchedulerStats():
                     self.router.send(GroupStats(self._group, message))
 
-    def take_router_messages(self) -> None:
+    def take_router_messages(self) -> bool:
+        """Whether there were any."""
+        taken = False
         for message in self.router.drain():
+            taken = True
             match message:
                 case Submit():
                     self._detokenizer.submit(message)
@@ -164,9 +170,9 @@ class _Group:
                     self._credits = min(OUTPUT_CREDITS, self._credits + batches)
                 case Reset():
                     self._reset(message)
+        return taken
 
     def take_results(self) -> None:
-        self.results.clear_event()
         while (frame := self.results.poll()) is not None:
             start_ns = time.monotonic_ns()
             result = ResultView(frame)
