@@ -51,6 +51,7 @@ the slot alone: slots are reused while results are still on their way.
 
 from __future__ import annotations
 
+import struct
 from typing import NamedTuple
 
 import numpy as np
@@ -64,6 +65,7 @@ PLAN_MAGIC = 0x414C4250
 RESULT_MAGIC = 0x414C4252
 PLAN_HEADER = 16
 RESULT_HEADER = 8
+_RESULT_HEAD = struct.Struct(f"={RESULT_HEADER}i")
 ROW_WORDS = 3
 
 TAKE_WORDS = 16
@@ -284,15 +286,17 @@ def write_result(
     swap_block_ns: int = 0,
 ) -> int:
     """Writes a result and returns its length in bytes; rows, logprobs: as in ResultView."""
-    words = np.frombuffer(frame, dtype=np.int32)
-    words[:RESULT_HEADER] = (
+    _RESULT_HEAD.pack_into(
+        frame, 0,
         RESULT_MAGIC, _low(step), step >> 32, len(rows), step_us, forward_us, len(logprobs),
         swap_block_ns,
     )  # fmt: skip
-    end = RESULT_HEADER + rows.size
-    words[RESULT_HEADER:end] = rows.reshape(-1)
-    words[end : end + logprobs.size] = logprobs.reshape(-1)
-    return (end + logprobs.size) * 4
+    end = _RESULT_HEAD.size
+    for part in (rows, logprobs):
+        if part.size:
+            begin, end = end, end + part.nbytes
+            frame[begin:end] = part.data.cast("B")
+    return end
 
 
 def split64(value: int) -> tuple[int, int]:

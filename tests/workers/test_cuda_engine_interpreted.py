@@ -44,6 +44,7 @@ from albireo.workers.engine.cuda import (  # noqa: E402
     mixed_graphs,
 )
 from albireo.workers.engine.cuda.engine import CudaEngine  # noqa: E402
+from albireo.workers.engine.cuda.event_waiter import EventTimes  # noqa: E402
 from albireo.workers.engine.cuda.mixed_graphs import MixedGraphs  # noqa: E402
 from albireo.workers.engine.cuda.mixed_sizes import (  # noqa: E402
     MixedSize,
@@ -79,6 +80,17 @@ class FakeEvent:
 
     def elapsed_time(self, end: FakeEvent) -> float:
         return (end.at - self.at) * 1000
+
+
+class FakeWaiter:
+    """EventWaiter of a device that is always done."""
+
+    def wait(
+        self, before: FakeEvent | None, begun: FakeEvent, forwarded: FakeEvent, done: FakeEvent
+    ) -> EventTimes:
+        done.synchronize()
+        gap_ms = None if before is None else before.elapsed_time(begun)
+        return EventTimes(gap_ms, begun.elapsed_time(forwarded), forwarded.elapsed_time(done))
 
 
 class FakeStream:
@@ -146,6 +158,7 @@ def make_engine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Results]:
     for name, value in fake.items():
         monkeypatch.setattr(torch.cuda, name, value)
     monkeypatch.setattr(f"{CudaEngine.__module__}.StreamCopies", FakeCopies)
+    monkeypatch.setattr(flights, "EventWaiter", FakeWaiter)
     staging = ((flights, "staging_words"), (grammar_rows, "staging_words"))
     for module, name in (*staging, (block_copies, "pinned_words")):
         monkeypatch.setattr(module, name, lambda words: torch.zeros(words, dtype=torch.int32))

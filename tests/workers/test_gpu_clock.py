@@ -11,6 +11,8 @@ import torch
 
 from albireo.ipc.stages import Stage
 from albireo.ipc.timeline import DEVICE, RESULTS, TimelineReader, create_timeline
+from albireo.workers.engine.cuda import flights as flights_module
+from albireo.workers.engine.cuda.event_waiter import EventTimes
 from albireo.workers.engine.cuda.flights import Collector
 from albireo.workers.engine.cuda.gpu_clock import FlightRecorder, GpuClock
 
@@ -74,11 +76,16 @@ class Event:
     def __init__(self, at_ms: float) -> None:
         self.at_ms = at_ms
 
-    def elapsed_time(self, later: Event) -> float:
-        return elapsed_ms(self.at_ms, later.at_ms)
 
-    def synchronize(self) -> None:
-        pass
+class Waiter:
+    """In place of an EventWaiter: all has happened."""
+
+    def wait(self, before: Event | None, begun: Event, forwarded: Event, done: Event) -> EventTimes:
+        return EventTimes(
+            None if before is None else elapsed_ms(before.at_ms, begun.at_ms),
+            elapsed_ms(begun.at_ms, forwarded.at_ms),
+            elapsed_ms(forwarded.at_ms, done.at_ms),
+        )
 
 
 class Flight:
@@ -94,8 +101,9 @@ def test_flights_are_recorded() -> None:
     for step in range(3):
         flight = Flight(step, step * 5.0, step * 5 + 4.5, step * 5 + 4.9)
         seen = round((step * 5 + 4.95) * MS)
-        recorder.landed(flight, before, seen)  # type: ignore[arg-type]
-        before = flight
+        times = Waiter().wait(before, flight.begun, flight.forwarded, flight.done)
+        recorder.landed(flight, times, seen)  # type: ignore[arg-type]
+        before = flight.done
     reader = TimelineReader(f"/proc/self/fd/{fd}")
     device = reader.newest(DEVICE)
     assert device["stage"].tolist() == [Stage.FORWARD, Stage.SAMPLE] * 3
@@ -110,6 +118,7 @@ def test_a_flight_is_not_used_again_before_the_next_has_landed(
     """The gap behind a step is measured from its event, which a new launch would record again."""
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(flights_module, "EventWaiter", Waiter)
     flights: list[Any] = [Flight(step, step * 5.0, step * 5 + 4.5, step * 5 + 5) for step in (0, 1)]
     failures: list[str] = []
     landed: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -121,7 +130,7 @@ def test_a_flight_is_not_used_again_before_the_next_has_landed(
         FlightRecorder({}),
     )
     for flight in flights:
-        flight.result = lambda: None
+        flight.result = lambda forward_us: None
         assert collector.take() is flight
     collector.send(flights[0])
     assert landed.get(timeout=5) == 0

@@ -19,7 +19,9 @@ import torch
 
 from ....ipc.plan import LOGPROB_WORDS, MAX_PLAN_SCORES, Int32Array
 from ...grammar.matchers import GrammarRows
+from ...kernels.cpu.step_end import fill_rows
 from ..step import StepResult
+from .event_waiter import EventWaiter
 from .gpu_clock import FlightRecorder
 from .pinned import staging_words
 
@@ -88,14 +90,12 @@ class Flight:
         """Tokens of prompts are scored: whose, and at which position each is."""
         self._scored, self._scored_at = requests, positions
 
-    def result(self) -> StepResult:
+    def result(self, forward_us: int) -> StepResult:
         """The rows (request, count, token) and the logprobs, once `done` has happened."""
-        rows, ids = self._rows[: self.count], self.ids_array[: self.count]
         if self.grammars is not None:
-            self.grammars.accept(ids)
-        np.greater_equal(ids, 0, out=rows[:, 1], casting="unsafe")
-        np.bitwise_xor(ids, ids >> 31, out=rows[:, 2])
-        forward_us = round(self.begun.elapsed_time(self.forwarded) * 1000)
+            self.grammars.accept(self.ids_array[: self.count])
+        fill_rows(self.ids_array, self._rows, self.count)
+        rows = self._rows[: self.count]
         return StepResult(rows=rows, forward_us=forward_us, logprobs=self._logprobs(rows))
 
     def _logprobs(self, rows: Int32Array) -> Int32Array:
@@ -130,6 +130,7 @@ class Collector:
         self._fail = fail
         self._timeout_s = timeout_s
         self._recorder = recorder
+        self._waiter = EventWaiter()
         self._free: queue.SimpleQueue[Flight] = queue.SimpleQueue()
         self._under_way: queue.SimpleQueue[Flight | None] = queue.SimpleQueue()
         for flight in flights:
@@ -169,11 +170,11 @@ class Collector:
             torch.cuda.set_device(self._device)
             while (flight := self._under_way.get()) is not None:
                 step = flight.step
-                flight.done.synchronize()
+                ended = before.done if before is not None else None
+                times = self._waiter.wait(ended, flight.begun, flight.forwarded, flight.done)
                 seen_ns = time.monotonic_ns()
-                step_us = round(flight.begun.elapsed_time(flight.done) * 1000)
-                self._deliver(step, flight.result(), step_us)
-                self._recorder.landed(flight, before, seen_ns)
+                self._deliver(step, flight.result(times.forward_us), times.step_us)
+                self._recorder.landed(flight, times, seen_ns)
                 if before is not None:
                     self._free.put(before)
                 before = flight

@@ -25,6 +25,7 @@ from ....ipc.stages import Stage
 from ....ipc.timeline import DEVICE, RESULTS, Recorder
 
 if TYPE_CHECKING:
+    from .event_waiter import EventTimes
     from .flights import Flight
 
 _LONG_PAUSE_MS = 100.0
@@ -102,20 +103,13 @@ class FlightRecorder:
         self._results = Recorder.of(fds, RESULTS)
         self._clock = GpuClock()
 
-    def landed(self, flight: Flight, before: Flight | None, seen_ns: int) -> None:
-        """The step was seen to have ended at seen_ns, and its result is delivered by now.
-
-        before: the step before, whose events nobody has recorded again.
-        """
+    def landed(self, flight: Flight, times: EventTimes, seen_ns: int) -> None:
+        """The step was seen to have ended at seen_ns, and its result is delivered by now."""
         delivered_ns = time.monotonic_ns()
         step, rows = flight.step, flight.count
         self._results.record(Stage.DELIVER, step, seen_ns, delivered_ns, rows)
-        times = self._clock.place(
-            flight.launched_ns,
-            seen_ns,
-            None if before is None else before.done.elapsed_time(flight.begun),
-            flight.begun.elapsed_time(flight.forwarded),
-            flight.forwarded.elapsed_time(flight.done),
+        placed = self._clock.place(
+            flight.launched_ns, seen_ns, times.gap_ms, times.forward_ms, times.sample_ms
         )
-        self._device.record(Stage.FORWARD, step, times.begun_ns, times.forwarded_ns, rows)
-        self._device.record(Stage.SAMPLE, step, times.forwarded_ns, times.done_ns, rows)
+        self._device.record(Stage.FORWARD, step, placed.begun_ns, placed.forwarded_ns, rows)
+        self._device.record(Stage.SAMPLE, step, placed.forwarded_ns, placed.done_ns, rows)

@@ -1,0 +1,96 @@
+"""The wait for a step's end in machine code, with functions of this test in CUDA's place."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+
+from albireo.workers.engine.cuda.event_waiter import EventTimes, EventWaiter
+from albireo.workers.kernels.cpu.step_end import EventCalls, fill_rows
+
+BROKEN = 719
+
+
+class Event:
+    """Known to CUDA by its handle, which here says when it happens."""
+
+    def __init__(self, cuda_event: int) -> None:
+        self.cuda_event = cuda_event
+
+    def synchronize(self) -> None:
+        if self.cuda_event == BROKEN:
+            raise RuntimeError("unspecified launch failure")
+
+
+def calls(asked: list[tuple[int, ...]], status: int = 0) -> EventCalls:
+    """Functions that note what they are asked; events are as far apart as their handles."""
+
+    @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int64)
+    def synchronize(event: int) -> int:
+        asked.append((event,))
+        return event if event == BROKEN else status
+
+    @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_float), ctypes.c_int64, ctypes.c_int64)
+    def elapsed(found: Any, begin: int, end: int) -> int:
+        asked.append((begin, end))
+        found[0] = (end - begin) / 4
+        return 0
+
+    return EventCalls(synchronize, elapsed)
+
+
+def test_it_waits_and_then_asks_for_the_times() -> None:
+    asked: list[tuple[int, ...]] = []
+    waiter = EventWaiter(calls(asked))
+    first, second = (
+        [Event(each) for each in (100, 103, 104)],
+        [Event(each) for each in (106, 110, 111)],
+    )
+    assert waiter.wait(None, *first) == EventTimes(None, 0.75, 0.25)  # type: ignore[arg-type]
+    assert asked == [(104,), (100, 103), (103, 104)]
+    asked.clear()
+    times = waiter.wait(first[2], *second)  # type: ignore[arg-type]
+    assert times == EventTimes(0.5, 1.0, 0.25)
+    assert (times.forward_us, times.step_us) == (1000, 1250)
+    assert asked == [(111,), (104, 106), (106, 110), (110, 111)]
+
+
+def test_a_broken_gpu_is_an_error_with_its_own_words() -> None:
+    asked: list[tuple[int, ...]] = []
+    with pytest.raises(RuntimeError, match="launch failure"):
+        EventWaiter(calls(asked)).wait(None, Event(1), Event(2), Event(BROKEN))  # type: ignore[arg-type]
+    assert asked == [(BROKEN,)], "no time is asked for"
+    with pytest.raises(RuntimeError, match="CUDA error 7 "):
+        EventWaiter(calls([], status=7)).wait(None, Event(1), Event(2), Event(3))  # type: ignore[arg-type]
+
+
+def test_another_thread_works_while_it_waits() -> None:
+    """It does not keep the interpreter's lock, which the function of this test asks for as well."""
+    there = threading.Event()
+    asked: list[tuple[int, ...]] = []
+
+    class Late(list[tuple[int, ...]]):
+        def append(self, event: tuple[int, ...]) -> None:
+            assert len(event) == 2 or there.wait(10)
+            asked.append(event)
+
+    timer = threading.Timer(0.01, there.set)
+    timer.start()
+    began = time.monotonic()
+    EventWaiter(calls(Late())).wait(None, Event(1), Event(2), Event(3))  # type: ignore[arg-type]
+    timer.join()
+    assert time.monotonic() - began < 10 and len(asked) == 3
+
+
+def test_rows_say_what_was_sampled_or_why_nothing_was() -> None:
+    ids = np.array([5, 0, ~3, 2**31 - 1, ~0, 77], np.int32)
+    rows = np.arange(18, dtype=np.int32).reshape(6, 3)
+    fill_rows(ids, rows, 5)
+    assert rows.tolist() == [
+        [0, 1, 5], [3, 1, 0], [6, 0, 3], [9, 1, 2**31 - 1], [12, 0, 0], [15, 16, 17],
+    ]  # fmt: skip
