@@ -7,7 +7,8 @@ tokens of a stream at that client, taken while all streams decode and none has
 ended, so the contexts grow and no prefill runs; those of several rounds are taken together,
 because P99 of 120 steps is the second latest of them.  Where there are cores for it the client
 polls instead of sleeping between tokens.  Steps at which the machine itself was slow
-(disturbance.py) are counted, and P99 is also given without them.
+(disturbance.py) are counted, and P99 is also given without them; so is what the threads of each
+process, the client's too, have waited for a core (core_waits.py).
 
 The floor is the bytes that a step cannot avoid, over the bandwidth of a large
 copy on the same device: the weights, those of all linear layers at 12 bits where
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
 import time
 from collections.abc import Iterator
@@ -37,6 +39,7 @@ from albireo.node.options import NodeOptions
 from albireo.workers.models.config import ModelConfig
 from albireo.workers.models.load import read_config
 
+from .core_waits import CoreWaits
 from .device_rates import measure_bandwidth
 from .disturbance import Watcher
 from .machine import collector_at_rest, machine, polling
@@ -150,18 +153,22 @@ async def _measure(
 ) -> dict[str, Any]:
     rng = random.Random(0)
     async with await AsyncClient.connect(node=node) as client:
-        model = (await client.status())["model"]
+        status = await client.status()
+        model = status["model"]
+        pids = {actor["name"]: actor["pid"] for actor in status["actors"]} | {"client": os.getpid()}
         client_polls = client_polls and _core_is_left(groups, model["device"])
         results = []
         for batch in batches:
             # The first round warms up what is made at a batch's first step.
             await run_streams(client, rng, batch, input_len, min(output_len, 8), sampling)
+            waits = CoreWaits(pids)
             async with polling(client_polls):
                 measured = [
                     await run_round(client, rng, batch, input_len, output_len, sampling)
                     for _ in range(rounds)
                 ]
             row = step_times(measured, output_len)
+            row["core_waits_ms"] = waits.waited()
             await asyncio.sleep(_LAST_REPORT_S)
             row["worker_mean_ms"] = await _worker_means(client)
             results.append({"batch": batch, **row})

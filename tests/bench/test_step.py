@@ -122,6 +122,10 @@ def test_a_round_that_the_client_missed_is_run_again(
     assert not client.collects and gc.isenabled()
 
 
+PROCESSES = {"client", "supervisor", "router", "tokenizer", "forkserver", "understudy", "janitor"}
+PROCESSES |= {"g0.scheduler", "g0.worker0", "g0.detokenizer"}
+
+
 @pytest.mark.node
 @pytest.mark.parametrize("sampling", ["greedy", "full"])
 def test_through_a_real_node(sampling: str, node_home: Path) -> None:
@@ -137,6 +141,8 @@ def test_through_a_real_node(sampling: str, node_home: Path) -> None:
         assert row["steps"] >= 16 and len(row["p99_ms_of_rounds"]) == 2
         assert 0 < row["step_ms_median"] <= row["step_ms_p99"]
         assert row["ratio"] > 0
+        waits = row["core_waits_ms"]
+        assert set(waits) <= PROCESSES and all(ms > 0 for ms in waits.values())
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,39 @@
+"""Counts of the kernel's, of threads that want the same core."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+
+from albireo.bench.core_waits import CoreWaits
+
+_BUSY_THREAD = """
+import os, threading
+os.sched_setaffinity(0, [{core}])
+def work():
+    while True:
+        pass
+threading.Thread(target=work, daemon=True).start()
+input()
+"""
+
+
+def test_threads_that_want_one_core_wait_for_each_other() -> None:
+    code = _BUSY_THREAD.format(core=min(os.sched_getaffinity(0)))
+    both = [subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE) for _ in range(2)]
+    try:
+        waits = CoreWaits({"one": both[0].pid, "other": both[1].pid, "gone": 2**22 + 1})
+        deadline = time.monotonic() + 30
+        waited: dict[str, float] = {}
+        while min(waited.get("one", 0.0), waited.get("other", 0.0)) < 200:
+            assert time.monotonic() < deadline, waited
+            time.sleep(0.05)
+            waited = waits.waited()
+    finally:
+        for each in both:
+            each.kill()
+            each.communicate()
+    assert set(waited) == {"one", "other"}
+    assert waits.waited() == {}, "they have ended"
