@@ -2,8 +2,9 @@
 
 This is the router's hot path: the work of a step grows with its tokens alone.
 Tokens are in the journal before a client sees them, and a piece that would
-leave a gap or a repeat in an answer ends it with an error instead.  What the end
-of an answer asks of the router is done when the clients have theirs.
+leave a gap or a repeat in an answer ends it with an error instead.  What is done
+for the router alone, at ends of answers and for histograms, is done when the
+clients have theirs.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from albireo.ipc.protocol import Delta
 
 from .groups import Group
 from .journal import Journal
+from .latencies import StreamTimes
 from .requests import Refusal, Stream, TokenRequest
 from .session import Session
 
@@ -44,15 +46,17 @@ class Delivery:
         self._finished = finished
         self._fail = fail
         self._clock = clock
-        self._ended: list[Stream] = []  # whose end is in an outbox, or with the client
+        self._ended: list[tuple[Stream, str]] = []
+        """Streams whose end is in an outbox, or with the client, and the reasons."""
 
     def output(self, group: Group, output: Output) -> None:
         """Hands a batch on: one frame for each client, then the credit goes back."""
-        streams, latencies = group.streams, group.latencies
+        streams = group.streams
         now = self._clock()
         sessions: list[Session] = []
         broken: list[tuple[Stream, int]] = []
         noted: list[tuple[int, int, list[int]]] = []
+        timed: list[tuple[StreamTimes, int]] = []
         tokens = 0
         for piece in output.pieces:
             stream = streams.get(piece.request)
@@ -69,7 +73,7 @@ class Delivery:
                 if stream.entry:
                     noted.append((stream.entry, index, token_ids))
                 tokens += len(token_ids)
-                latencies.tokens(stream.times, len(token_ids), now)
+                timed.append((stream.times, len(token_ids)))
             session = stream.session
             outbox = session.outbox
             if not outbox:
@@ -84,17 +88,19 @@ class Delivery:
                 )
             )  # fmt: skip
             if end is not None:
-                latencies.end(stream.times, end.finish_reason, now)
-                self._ended.append(stream)
+                self._ended.append((stream, end.finish_reason))
         group.outstanding_tokens -= tokens
-        latencies.batch(tokens, output.more)
         if self._journal is not None:
             self._journal.step(noted)
         for session in sessions:
             session.flush()
         self._tell(group, _CREDIT)
+        latencies = group.latencies
+        for times, count in timed:
+            latencies.tokens(times, count, now)
+        latencies.batch(tokens, output.more)
         if self._ended:
-            self._finish(group)
+            self._finish(group, now)
         for stream, index in broken:
             self._fail_broken(stream, index)
 
@@ -104,7 +110,7 @@ class Delivery:
         for session in self._sessions:
             if session.outbox:
                 session.flush()
-        self._finish(group)
+        self._finish(group, self._clock())
         for piece in output.pieces:
             stream = group.streams.get(piece.request)
             if stream is not None:
@@ -113,9 +119,11 @@ class Delivery:
         group.outstanding_tokens = sum(each.left_tokens for each in group.streams.values())
         self._tell(group, _CREDIT)
 
-    def _finish(self, group: Group) -> None:
+    def _finish(self, group: Group, now: float) -> None:
         while self._ended:
-            self._finished(self._ended.pop(), group)
+            stream, reason = self._ended.pop()
+            group.latencies.end(stream.times, reason, now)
+            self._finished(stream, group)
         if self._journal is not None:
             self._journal.step([])
 

@@ -11,9 +11,9 @@ import pytest
 
 from albireo.ipc.actor import EXIT_FAILED
 from albireo.ipc.messages import Credit, Submit
+from albireo.router import delivery
 from albireo.router import session as session_module
 from albireo.router.delivery import Delivery
-from albireo.router.latencies import GroupLatencies
 from albireo.router.router import Router
 
 from .conftest import Neighbourhood
@@ -89,8 +89,8 @@ def test_of_a_batch_that_is_half_handed_on_the_group_keeps_no_load(
     for number in (1, 2):
         client.send(type="generate", id=number, prompt_ids=[5], params={"max_tokens": 50})
     first, second = (group.expect(Submit).request for _ in range(2))
-    faulty = fails_once(GroupLatencies.tokens, ValueError("a fault of this test"))
-    monkeypatch.setattr(GroupLatencies, "tokens", faulty)
+    faulty = fails_once(delivery.Delta, ValueError("a fault of this test"))
+    monkeypatch.setattr(delivery, "Delta", faulty)
     group.output(piece(first, 0, [7] * 20, "a"))
     client.expect_error("internal", 1)
     assert outstanding_tokens(client) == 51
