@@ -9,6 +9,7 @@ clients have theirs.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 
 import msgspec
@@ -22,7 +23,9 @@ from .latencies import StreamTimes
 from .requests import Refusal, Stream, TokenRequest
 from .session import Session
 
+_log = logging.getLogger(__name__)
 _CREDIT = Credit(1)
+_END_FAULT = "the end of this request met a fault in the router"
 _FAULT = "tokens of this request met a fault in the router, and are lost"
 
 
@@ -46,8 +49,8 @@ class Delivery:
         self._finished = finished
         self._fail = fail
         self._clock = clock
-        self._ended: list[tuple[Stream, str]] = []
-        """Streams whose end is in an outbox, or with the client, and the reasons."""
+        self._ended: list[tuple[Stream, str, Group]] = []
+        """Streams whose end is in an outbox, or with the client, the reasons, and their groups."""
 
     def output(self, group: Group, output: Output) -> None:
         """Hands a batch on: one frame for each client, then the credit goes back."""
@@ -88,42 +91,53 @@ class Delivery:
                 )
             )  # fmt: skip
             if end is not None:
-                self._ended.append((stream, end.finish_reason))
+                self._ended.append((stream, end.finish_reason, group))
         group.outstanding_tokens -= tokens
         if self._journal is not None:
             self._journal.step(noted)
         for session in sessions:
             session.flush()
-        self._tell(group, _CREDIT)
         latencies = group.latencies
         for times, count in timed:
             latencies.tokens(times, count, now)
         latencies.batch(tokens, output.more)
-        if self._ended:
-            self._finish(group, now)
+        self._finish()
+        self._tell(group, _CREDIT)
         for stream, index in broken:
             self._fail_broken(stream, index)
 
     def give_up(self, group: Group, output: Output) -> None:
         """output() has failed.  What was made of the batch goes to the clients; those whose part is
         lost hear of it."""
-        for session in self._sessions:
-            if session.outbox:
-                session.flush()
-        self._finish(group, self._clock())
-        for piece in output.pieces:
-            stream = group.streams.get(piece.request)
-            if stream is not None:
-                self._fail(stream.asker, Refusal("internal", _FAULT))
-        # Tokens that it handed on may not have been taken off.
-        group.outstanding_tokens = sum(each.left_tokens for each in group.streams.values())
-        self._tell(group, _CREDIT)
+        try:
+            for session in self._sessions:
+                if session.outbox:
+                    session.flush()
+            self._finish()
+            for piece in output.pieces:
+                stream = group.streams.get(piece.request)
+                if stream is not None:
+                    self._fail(stream.asker, Refusal("internal", _FAULT))
+            # Tokens that it handed on may not have been taken off.
+            group.outstanding_tokens = sum(each.left_tokens for each in group.streams.values())
+        finally:
+            self._tell(group, _CREDIT)
 
-    def _finish(self, group: Group, now: float) -> None:
-        while self._ended:
-            stream, reason = self._ended.pop()
-            group.latencies.end(stream.times, reason, now)
-            self._finished(stream, group)
+    def _finish(self) -> None:
+        """The work of the ends that have come, each by itself: one's fault is not the others'."""
+        if not self._ended:
+            return
+        ended, self._ended = self._ended, []
+        for stream, reason, group in ended:
+            try:
+                group.latencies.end(stream.times, reason, self._clock())
+                self._finished(stream, group)
+            except MemoryError:
+                raise
+            except Exception:
+                _log.exception("an answer of group %d could not be ended", group.number)
+                if group.streams.get(stream.request) is stream:
+                    self._fail(stream.asker, Refusal("internal", _END_FAULT))
         if self._journal is not None:
             self._journal.step([])
 

@@ -4,7 +4,7 @@
        |---- TTFT ----|-- inter-token --|--|--|--|--|--|--|--|--|
        |------------------------- end to end -------------------|
 
-Recorded with each delta.
+Recorded behind each batch of deltas.
 """
 
 from __future__ import annotations

@@ -112,7 +112,49 @@ def test_a_fault_behind_the_ends_of_answers(start: Start, monkeypatch: pytest.Mo
     group.output(piece(first, 0, [7], "a", "stop"), piece(second, 0, [7], "b", "stop"))
     items = client.receive()["items"]
     assert [(item[0], item[3]) for item in items] == [(1, "a"), (2, "b")]
-    client.expect_error("internal", 2)
+    client.expect_error("internal", 1)
+    assert in_flight(client) == 0
+    assert outstanding_tokens(client) == 0
+
+
+def test_faults_behind_two_ends_are_of_these_two_alone(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The third answer ends, its group is told once, and the next batch is of another group."""
+    found, faults = Router._finished, [1, 2]
+
+    def faulty(router: Router, stream: Any, group: Any) -> None:
+        if stream.client_id in faults:
+            raise ValueError("a fault of this test")
+        found(router, stream, group)
+
+    monkeypatch.setattr(Router, "_finished", faulty)
+    near = start(num_groups=2)
+    groups, client = [near.group(0), near.group(1)], near.client()
+    requests: list[tuple[FakeGroup, int]] = []
+    for number in range(1, 7):
+        client.send(type="generate", id=number, prompt_ids=[5])
+        group = groups[(number + 1) % 2]
+        requests.append((group, group.expect(Submit).request))
+    batch = [
+        piece(request, 0, [7], "a", "stop") for group, request in requests if group is groups[0]
+    ]
+    ends = [number for number, (group, _) in enumerate(requests, 1) if group is groups[0]]
+    faults[:] = ends[:2]
+    groups[0].output(*batch)
+    assert [item[0] for item in client.receive()["items"]] == ends
+    for number in faults:
+        client.expect_error("internal", number)
+    credits = 0
+    client.send(type="generate", id=7, prompt_ids=[5])
+    while not isinstance(message := groups[0].next(), Submit):
+        credits += isinstance(message, Credit)
+    assert credits == 1
+    requests.append((groups[0], message.request))
+    for number, (group, request) in enumerate(requests, 1):
+        if number not in ends:
+            group.output(piece(request, 0, [7], "b", "stop"))
+            assert client.receive_deltas(number)[0][3] == "b"
     assert in_flight(client) == 0
     assert outstanding_tokens(client) == 0
 
