@@ -1,7 +1,7 @@
 """Layout of a plan and of a result: the two records of a group's hot path.
 
-Both are int32 words in a ring frame, written and read in place through numpy
-views.  Floats travel as their bit pattern, 64-bit numbers as two words, low
+Both are int32 words in a ring frame, written and read in place, arrays through
+numpy views.  Floats travel as their bit pattern, 64-bit numbers as two words, low
 word first.
 
 A plan (scheduler -> every rank of the group), for one step:
@@ -285,7 +285,8 @@ def write_result(
     logprobs: Int32Array = NOTHING,
     swap_block_ns: int = 0,
 ) -> int:
-    """Writes a result and returns its length in bytes; rows, logprobs: as in ResultView."""
+    """Writes a result and returns its length in bytes; rows, logprobs: as in ResultView,
+    C-contiguous, and int32, as which their bytes are read."""
     _RESULT_HEAD.pack_into(
         frame, 0,
         RESULT_MAGIC, _low(step), step >> 32, len(rows), step_us, forward_us, len(logprobs),

@@ -98,9 +98,7 @@ class _Loop:
             self._report(time.monotonic())
             awake_until_s = min(self._awake_until_s, self._plan_at_s)
             wait_ms = self._wait_ms(max(time.monotonic(), awake_until_s))
-            news = await_news(self._poller, self._results, awake_until_s, wait_ms)
-            if self._results.fileno() in news:
-                self._results.clear_event()
+            await_news(self._poller, self._results, awake_until_s, wait_ms)
             self._take_results()
             self._take_messages()
             self._check_deadline(time.monotonic())

@@ -106,5 +106,12 @@ def test_a_frame_is_seen_before_its_event_is_readable() -> None:
     writer.reserve(1.0)
     writer.publish(8)
     assert await_news(poller, reader, 0.0) == {event: zmq.POLLIN}
-    for fd in (memory, event):
+    assert await_news(poller, reader, 0.0, 0) == {}, "its event is cleared"
+    other = os.eventfd(1, os.EFD_NONBLOCK)
+    poller.register(other, zmq.POLLIN)
+    assert reader.poll() is not None
+    began = time.monotonic()
+    assert await_news(poller, reader, began + 60.0) == {other: zmq.POLLIN}, "a ring is not all"
+    assert time.monotonic() - began < 30
+    for fd in (memory, event, other):
         os.close(fd)

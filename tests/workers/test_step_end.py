@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import threading
-import time
 from typing import Any
 
 import numpy as np
@@ -27,11 +26,16 @@ class Event:
             raise RuntimeError("unspecified launch failure")
 
 
-def calls(asked: list[tuple[int, ...]], status: int = 0) -> EventCalls:
+def calls(
+    asked: list[tuple[int, ...]],
+    status: int = 0,
+    broken_pair: tuple[int, int] = (0, 0),
+    synchronize: Any = None,
+) -> EventCalls:
     """Functions that note what they are asked; events are as far apart as their handles."""
 
     @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int64)
-    def synchronize(event: int) -> int:
+    def noted(event: int) -> int:
         asked.append((event,))
         return event if event == BROKEN else status
 
@@ -39,9 +43,9 @@ def calls(asked: list[tuple[int, ...]], status: int = 0) -> EventCalls:
     def elapsed(found: Any, begin: int, end: int) -> int:
         asked.append((begin, end))
         found[0] = (end - begin) / 4
-        return 0
+        return 600 if (begin, end) == broken_pair else 0
 
-    return EventCalls(synchronize, elapsed)
+    return EventCalls(synchronize or noted, elapsed)
 
 
 def test_it_waits_and_then_asks_for_the_times() -> None:
@@ -69,22 +73,31 @@ def test_a_broken_gpu_is_an_error_with_its_own_words() -> None:
         EventWaiter(calls([], status=7)).wait(None, Event(1), Event(2), Event(3))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("pair", [(4, 5), (5, 7), (7, 8)])
+def test_a_time_that_cannot_be_had_is_an_error(pair: tuple[int, int]) -> None:
+    waiter = EventWaiter(calls([], broken_pair=pair))
+    with pytest.raises(RuntimeError, match="CUDA error 600 "):
+        waiter.wait(*(Event(each) for each in (4, 5, 7, 8)))  # type: ignore[arg-type]
+
+
 def test_another_thread_works_while_it_waits() -> None:
-    """It does not keep the interpreter's lock, which the function of this test asks for as well."""
-    there = threading.Event()
-    asked: list[tuple[int, ...]] = []
+    """A function of the C library, which knows nothing of the interpreter's lock, waits for it."""
+    rounds, ended = 0, threading.Event()
 
-    class Late(list[tuple[int, ...]]):
-        def append(self, event: tuple[int, ...]) -> None:
-            assert len(event) == 2 or there.wait(10)
-            asked.append(event)
+    def work() -> None:
+        nonlocal rounds
+        while not ended.wait(0.001):
+            rounds += 1
 
-    timer = threading.Timer(0.01, there.set)
-    timer.start()
-    began = time.monotonic()
-    EventWaiter(calls(Late())).wait(None, Event(1), Event(2), Event(3))  # type: ignore[arg-type]
-    timer.join()
-    assert time.monotonic() - began < 10 and len(asked) == 3
+    thread = threading.Thread(target=work)
+    thread.start()
+    waiter = EventWaiter(calls([], synchronize=ctypes.CDLL(None).usleep))
+    before = rounds
+    waiter.wait(None, Event(1), Event(2), Event(300_000))  # type: ignore[arg-type]
+    during = rounds - before
+    ended.set()
+    thread.join()
+    assert during > 20
 
 
 def test_rows_say_what_was_sampled_or_why_nothing_was() -> None:

@@ -83,14 +83,12 @@ def main(actor: Actor, fds: Mapping[str, int], text: TextModel) -> None:
     ):  # fmt: skip
         poller.register(readable, zmq.POLLIN)
     while not actor.stopping.is_set():
-        news = await_news(poller, group.results, group.awake_until_s)
-        if group.results.fileno() in news:
-            group.results.clear_event()
+        await_news(poller, group.results, group.awake_until_s)
         group.take_results()
         group.send_output()
         group.take_scheduler_messages()
-        if group.take_router_messages():
-            group.send_output()
+        group.take_router_messages()
+        group.send_output()
         group.say_processed()
         actor.answer_ping(group.step)
     group.close()
@@ -154,11 +152,8 @@ class _Group:
                 case SchedulerStats():
                     self.router.send(GroupStats(self._group, message))
 
-    def take_router_messages(self) -> bool:
-        """Whether there were any."""
-        taken = False
+    def take_router_messages(self) -> None:
         for message in self.router.drain():
-            taken = True
             match message:
                 case Submit():
                     self._detokenizer.submit(message)
@@ -170,7 +165,6 @@ class _Group:
                     self._credits = min(OUTPUT_CREDITS, self._credits + batches)
                 case Reset():
                     self._reset(message)
-        return taken
 
     def take_results(self) -> None:
         while (frame := self.results.poll()) is not None:

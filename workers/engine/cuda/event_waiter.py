@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from ...kernels.cpu.step_end import EventCalls, wait_for_step
+from ...kernels.cuda.libcuda import libcuda
 
 
 class EventTimes(NamedTuple):
@@ -27,10 +28,12 @@ class EventTimes(NamedTuple):
 
 
 class EventWaiter:
-    """Used by one thread.  calls: CUDA's functions; None = the driver's, found at a first wait."""
+    """Used by one thread.  calls: CUDA's functions; None = the driver's."""
 
     def __init__(self, calls: EventCalls | None = None) -> None:
-        self._calls = calls
+        self._calls = calls or EventCalls(
+            libcuda().cuEventSynchronize, libcuda().cuEventElapsedTime
+        )
         self._times = np.zeros(3, np.float32)
 
     def wait(
@@ -45,10 +48,9 @@ class EventWaiter:
         before: the last event of the step before, which nobody has recorded again.
         Raises RuntimeError with CUDA's words when the GPU has failed.
         """
-        calls = self._calls = self._calls or EventCalls.of_driver()
         status = wait_for_step(
-            calls.synchronize,
-            calls.elapsed,
+            self._calls.synchronize,
+            self._calls.elapsed,
             before.cuda_event if before is not None else 0,
             begun.cuda_event,
             forwarded.cuda_event,

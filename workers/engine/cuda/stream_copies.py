@@ -10,6 +10,8 @@ import ctypes
 
 import torch
 
+from ...kernels.cuda.libcuda import libcuda
+
 _ADDRESS = ctypes.c_uint64
 
 
@@ -20,11 +22,11 @@ class StreamCopies:
     """
 
     def __init__(self, stream: torch.cuda.Stream) -> None:
-        driver = ctypes.CDLL("libcuda.so.1")
+        calls = libcuda()
         self._stream = ctypes.c_void_p(stream.cuda_stream)
-        self._to_device = driver.cuMemcpyHtoDAsync_v2
+        self._to_device = calls.cuMemcpyHtoDAsync_v2
         self._to_device.argtypes = (_ADDRESS, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
-        self._to_host = driver.cuMemcpyDtoHAsync_v2
+        self._to_host = calls.cuMemcpyDtoHAsync_v2
         self._to_host.argtypes = (ctypes.c_void_p, _ADDRESS, ctypes.c_size_t, ctypes.c_void_p)
 
     def to_device(self, device: int, host: int, nbytes: int) -> None:

@@ -9,7 +9,8 @@
     products.py      the one register-blocked product behind linear and attention
     simd.py          raw memory, bfloat16;  vectors.py  sixteen float32 at a time
     rows.py          rows to and from float32
-    atomics.py       words shared by threads
+    atomics.py       words shared by threads;  spin.py  waiting awake for one of a ring
+    step_end.py      waiting for a step of the GPU: no kernel, but machine code as well
 
 workers/machine_code.py compiles them, and keeps the code.  Item functions get
 addresses, not arrays: a call from Python then costs a few microseconds, and one

@@ -36,12 +36,6 @@ class EventCalls:
         self.synchronize = _address(synchronize)
         self.elapsed = _address(elapsed)
 
-    @classmethod
-    def of_driver(cls) -> EventCalls:
-        """Raises OSError where there is no driver."""
-        driver = ctypes.CDLL("libcuda.so.1")
-        return cls(driver.cuEventSynchronize, driver.cuEventElapsedTime)
-
 
 def _address(function: Any) -> int:
     address = ctypes.cast(function, ctypes.c_void_p).value

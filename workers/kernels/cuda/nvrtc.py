@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import functools
 import hashlib
 import logging
 import os
@@ -20,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ....ipc.paths import cache_dir
+from .libcuda import libcuda
 from .needs import CAPABILITY, has_bindings
 
 _ARCHITECTURE = "sm_90a"
@@ -161,7 +161,7 @@ class TensorMap:
         self.address = -(-ctypes.addressof(self._memory) // _MAP_BYTES) * _MAP_BYTES
         dimensions = len(sizes)
         ones = [1] * dimensions
-        result = _driver().cuTensorMapEncodeTiled(
+        result = libcuda().cuTensorMapEncodeTiled(
             ctypes.c_void_p(self.address), _BFLOAT16, dimensions, ctypes.c_void_p(address),
             (ctypes.c_uint64 * dimensions)(*sizes), (ctypes.c_uint64 * (dimensions - 1))(*strides),
             (ctypes.c_uint32 * dimensions)(*box), (ctypes.c_uint32 * dimensions)(*ones),
@@ -171,11 +171,6 @@ class TensorMap:
             raise RuntimeError(
                 f"CUDA: no tensor map of {tuple(sizes)}, box {tuple(box)}: error {result}"
             )
-
-
-@functools.cache
-def _driver() -> ctypes.CDLL:
-    return ctypes.CDLL("libcuda.so.1")
 
 
 def _checked(result: tuple[Any, ...]) -> tuple[Any, ...]:
