@@ -1,15 +1,15 @@
 """Moments in which the machine itself is slow, whoever works on it.
 
-On a shared host everything can take several times as long for some ten milliseconds: the
-instructions of all processes, with nothing to see in their own times or in /proc/stat.  So
-a process beside the measured ones does the same small piece of work every millisecond, and
-takes the CPU time of it (which waiting for a core is no part of).  Where that is several
-times the usual, what was measured says nothing of the node.
+A host can lower its processors' clock for some ten milliseconds, to a twelfth on machines where
+it was looked into (docs/performance.md): all processes are as much slower, with nothing to see in
+their own times or in /proc/stat.  So a process beside the measured ones counts to the same number
+every millisecond, and takes the CPU time of it.  Waiting for a core is no part of that, and
+counting uses no memory for which another process might compete: it is several times slower when
+the core is, and then what was measured says nothing of the node.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import statistics
@@ -22,15 +22,18 @@ from typing import NamedTuple, Self
 
 _EVERY_S = 0.001
 _SLOW = 3.0
-"""Times the usual."""
-_WORK = {"request": 123456, "tokens": list(range(48)), "text": "some text " * 8, "end": None}
+"""Times the usual.  A core whose other hyperthread is busy is up to twice as slow."""
+_COUNT = range(1500)
+"""Some 20 us at full clock."""
 
 
 class Moment(NamedTuple):
-    """From when to when, in seconds of time.perf_counter()."""
+    """From when to when, in seconds of time.perf_counter(), and how many times the usual counting
+    took at most."""
 
     begin: float
     end: float
+    slowdown: float = _SLOW
 
 
 class Watcher:
@@ -64,7 +67,7 @@ class Watcher:
 
 
 def slow_moments(samples: list[tuple[int, int]]) -> list[Moment]:
-    """samples: (when, CPU time) of the same work each time, in ns.
+    """samples: (when, CPU time) of counting to the same number each time, in ns.
 
     A moment is from the sample before slow ones to the one behind them.
     """
@@ -77,19 +80,22 @@ def slow_moments(samples: list[tuple[int, int]]) -> list[Moment]:
             continue
         begin = samples[max(place - 1, 0)][0] * 1e-9
         end = max(at + took, samples[min(place + 1, len(samples) - 1)][0]) * 1e-9
+        slowdown = took / usual
         if found and begin <= found[-1].end:
-            begin = found.pop().begin
-        found.append(Moment(begin, end))
+            before = found.pop()
+            begin, slowdown = before.begin, max(slowdown, before.slowdown)
+        found.append(Moment(begin, end, slowdown))
     return found
 
 
 def _watch() -> None:
-    """Until standard input is closed: (perf_counter_ns, CPU time in ns) of each piece of work."""
+    """Until standard input is closed: (perf_counter_ns, CPU time in ns) of each counting."""
     times = array("q")
     os.write(1, b"!")
     while not select.select([0], [], [], _EVERY_S)[0]:
         at, began = time.perf_counter_ns(), time.thread_time_ns()
-        json.loads(json.dumps(_WORK))
+        for _ in _COUNT:
+            pass
         times.append(at)
         times.append(time.thread_time_ns() - began)
     sys.stdout.buffer.write(times.tobytes())

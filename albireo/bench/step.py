@@ -7,8 +7,8 @@ tokens of a stream at that client, taken while all streams decode and none has
 ended, so the contexts grow and no prefill runs; those of several rounds are taken together,
 because P99 of 120 steps is the second latest of them.  Where there are cores for it the client
 polls instead of sleeping between tokens.  Steps at which the machine itself was slow
-(disturbance.py) are counted, and P99 is also given without them; so is what the threads of each
-process, the client's too, have waited for a core (core_waits.py).
+(disturbance.py) are counted, and P99 is also given without them; so are how slow the machine was,
+and what the threads of each process, the client's too, have waited for a core (core_waits.py).
 
 The floor is the bytes that a step cannot avoid, over the bandwidth of a large
 copy on the same device: the weights, those of all linear layers at 12 bits where

@@ -147,8 +147,8 @@ def steps_together(round_: Round) -> int:
 def step_times(rounds: Sequence[Round], output_len: int) -> dict[str, Any]:
     """Times between tokens while all streams of a round decode, of all rounds together.
 
-    Raises BenchError when a round is too short.  The steps at slow moments are told, and P99
-    without them.  p99_ms_of_rounds: of each alone.  slowest_of_rounds: of each the (number, ms) of
+    Raises BenchError when a round is too short.  The steps at slow moments are told, P99 without
+    them, and how many times as long as usually the CPU's work took then (1 without such moments).  p99_ms_of_rounds: of each alone.  slowest_of_rounds: of each the (number, ms) of
     its slowest steps, counted from the first at which all decode.  median_ms_of_quarters: of the
     rounds' quarters, over which contexts grow.
     """
@@ -169,6 +169,7 @@ def step_times(rounds: Sequence[Round], output_len: int) -> dict[str, Any]:
         "step_ms_p99": _p99_ms(every),
         "steps_disturbed": round(sum(counts) * (1 - len(quiet) / len(every)), 1),
         "step_ms_p99_undisturbed": _p99_ms(quiet) if quiet else None,
+        "slowdown_max": _slowdown(rounds),
         "p99_ms_of_rounds": [_p99_ms(gaps.every) for gaps in found],
         "slowest_of_rounds": [_slowest(each) for each in steps],
         "median_ms_of_quarters": _medians_of_quarters(steps),
@@ -192,6 +193,11 @@ def _gaps(round_: Round) -> _Gaps:
             merged += tokens - 1
         seen = max(seen, sum(tokens for at, tokens in stream.arrivals if at < first))
     return _Gaps(len(every) // len(round_.streams), every, quiet, merged, seen)
+
+
+def _slowdown(rounds: Sequence[Round]) -> float:
+    moments = [moment.slowdown for each in rounds for moment in each.slow]
+    return round(max(moments, default=1.0), 1)
 
 
 def _steps(round_: Round) -> list[float]:

@@ -19,10 +19,11 @@ def test_slow_samples_in_a_row_are_one_moment() -> None:
     samples[12] = (12 * MS, 151_000)
     samples[15] = (15 * MS, 149_000)  # not three times the usual
     samples[19] = (19 * MS, 500_000)  # the last one ends itself
+    samples[6] = (6 * MS, 600_000)
     first, second, third = slow_moments(samples)
-    assert first == pytest.approx((0.004, 0.008))
-    assert second == pytest.approx((0.011, 0.013))
-    assert third == pytest.approx((0.018, 0.0195))
+    assert first == pytest.approx((0.004, 0.008, 12.0))
+    assert second == pytest.approx((0.011, 0.013, 3.02))
+    assert third == pytest.approx((0.018, 0.0195, 10.0))
     assert slow_moments([]) == []
 
 
@@ -57,7 +58,9 @@ def test_disturbed_steps_are_counted_and_left_out_of_one_figure() -> None:
     row = step_times([Round(streams)], 21)
     assert (row["step_ms_p99"], row["steps_disturbed"]) == (18.0, 0.0)
     assert row["step_ms_p99_undisturbed"] == 18.0
-    row = step_times([Round(streams, [Moment(0.1, 0.109)])], 21)
+    assert row["slowdown_max"] == 1.0
+    row = step_times([Round(streams, [Moment(0.1, 0.109, 12.34)])], 21)
+    assert row["slowdown_max"] == 12.3
     assert (row["step_ms_p99"], row["steps_disturbed"]) == (18.0, 2.0)
     assert row["step_ms_p99_undisturbed"] == 10.0
     assert row["step_ms_median"] == 10.0
