@@ -8,7 +8,8 @@ ended, so the contexts grow and no prefill runs; those of several rounds are tak
 because P99 of 120 steps is the second latest of them.  Where there are cores for it the client
 polls instead of sleeping between tokens.  Steps at which the machine itself was slow
 (disturbance.py) are counted, and P99 is also given without them; so are how slow the machine was,
-and what the threads of each process, the client's too, have waited for a core (core_waits.py).
+what the threads of each process, the client's too, have waited for a core (core_waits.py), and
+what the same steps took on the device itself (device_steps.py).
 
 The floor is the bytes that a step cannot avoid, over the bandwidth of a large
 copy on the same device: the weights, those of all linear layers at 12 bits where
@@ -33,6 +34,7 @@ import uvloop
 
 from albireo.client import AsyncClient
 from albireo.ipc.cpu_quota import usable_cores
+from albireo.ipc.paths import node_dir
 from albireo.node.core_plan import make_core_plan
 from albireo.node.kv_cache import e4m7_kv_bytes
 from albireo.node.options import NodeOptions
@@ -41,11 +43,12 @@ from albireo.workers.models.load import read_config
 
 from .core_waits import CoreWaits
 from .device_rates import measure_bandwidth
+from .device_steps import DeviceSteps
 from .disturbance import Watcher
 from .machine import collector_at_rest, machine, polling
 from .nodes import BenchError, running_node
 from .shapes import shape_directory
-from .streams import MIN_STEPS, SAMPLING, Round, run_streams, step_times, steps_together
+from .streams import MIN_STEPS, SAMPLING, Round, run_streams, steady, step_times, steps_together
 
 _LAST_REPORT_S = 0.3
 _TRIES = 3  # at a round
@@ -156,6 +159,7 @@ async def _measure(
         status = await client.status()
         model = status["model"]
         pids = {actor["name"]: actor["pid"] for actor in status["actors"]} | {"client": os.getpid()}
+        device = DeviceSteps(node_dir(node))
         client_polls = client_polls and _core_is_left(groups, model["device"])
         results = []
         for batch in batches:
@@ -164,7 +168,7 @@ async def _measure(
             waits = CoreWaits(pids)
             async with polling(client_polls):
                 measured = [
-                    await run_round(client, rng, batch, input_len, output_len, sampling)
+                    await run_round(client, rng, batch, input_len, output_len, sampling, device)
                     for _ in range(rounds)
                 ]
             row = step_times(measured, output_len)
@@ -189,15 +193,17 @@ async def run_round(
     input_len: int,
     output_len: int,
     sampling: str,
+    device: DeviceSteps,
 ) -> Round:
     """Streams that decoded together; where they did not, for the machine was busy, once more.
 
-    The last of a few tries, whatever it was.  Raises BenchError when a stream fails.
+    device: of the client's node.  The last of a few tries, whatever it was.  Raises BenchError
+    when a stream fails.
     """
     for _ in range(_TRIES):
         with collector_at_rest(), Watcher() as watcher:
             streams = await run_streams(client, rng, batch, input_len, output_len, sampling)
-            found = Round(streams, watcher.slow_moments())
+            found = Round(streams, watcher.slow_moments(), device.between(*steady(streams)))
         if steps_together(found) >= MIN_STEPS:
             break
     return found

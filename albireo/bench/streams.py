@@ -118,10 +118,12 @@ def steady(streams: Sequence[TimedStream]) -> tuple[float, float]:
 
 
 class Round(NamedTuple):
-    """Streams that decoded together, and when the machine itself was slow meanwhile."""
+    """Streams that decoded together, when the machine itself was slow meanwhile, and what the steps
+    took on the device, in ms."""
 
     streams: Sequence[TimedStream]
     slow: Sequence[Moment] = ()
+    device: Sequence[float] = ()
 
 
 class _Gaps(NamedTuple):
@@ -148,9 +150,10 @@ def step_times(rounds: Sequence[Round], output_len: int) -> dict[str, Any]:
     """Times between tokens while all streams of a round decode, of all rounds together.
 
     Raises BenchError when a round is too short.  The steps at slow moments are told, P99 without
-    them, and how many times as long as usually the CPU's work took then (1 without such moments).  p99_ms_of_rounds: of each alone.  slowest_of_rounds: of each the (number, ms) of
-    its slowest steps, counted from the first at which all decode.  median_ms_of_quarters: of the
-    rounds' quarters, over which contexts grow.
+    them, and how many times as long as usually the CPU's work took then (1 without such moments).
+    device_ms_median, device_ms_p99: of the steps on the device.  p99_ms_of_rounds: of each alone.
+    slowest_of_rounds: of each the (number, ms) of its slowest steps, counted from the first at
+    which all decode.  median_ms_of_quarters: of the rounds' quarters, over which contexts grow.
     """
     found = [_gaps(each) for each in rounds]
     counts = [gaps.steps for gaps in found]
@@ -161,6 +164,7 @@ def step_times(rounds: Sequence[Round], output_len: int) -> dict[str, Any]:
         )
     every = [gap for gaps in found for gap in gaps.every]
     quiet = [gap for gaps in found for gap in gaps.quiet]
+    device = [gap for each in rounds for gap in each.device]
     steps = [_steps(each) for each in rounds]
     return {
         "steps": sum(counts),
@@ -170,6 +174,8 @@ def step_times(rounds: Sequence[Round], output_len: int) -> dict[str, Any]:
         "steps_disturbed": round(sum(counts) * (1 - len(quiet) / len(every)), 1),
         "step_ms_p99_undisturbed": _p99_ms(quiet) if quiet else None,
         "slowdown_max": _slowdown(rounds),
+        "device_ms_median": round(statistics.median(device), 3) if device else None,
+        "device_ms_p99": _p99_ms([gap / 1e3 for gap in device]) if device else None,
         "p99_ms_of_rounds": [_p99_ms(gaps.every) for gaps in found],
         "slowest_of_rounds": [_slowest(each) for each in steps],
         "median_ms_of_quarters": _medians_of_quarters(steps),

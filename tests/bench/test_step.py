@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 from click.testing import CliRunner
 
+from albireo.bench.device_steps import DeviceSteps
 from albireo.bench.shapes import SHAPES, write_model
 from albireo.bench.step import _add_floor, run_round
 from albireo.bench.streams import steps_together
@@ -115,8 +116,8 @@ class Starved:
 def test_a_round_that_the_client_missed_is_run_again(
     starved: int, batches: int, steps: int
 ) -> None:
-    client = Starved(3, starved)
-    found = asyncio.run(run_round(client, random.Random(0), 3, 8, 20, "greedy"))  # type: ignore[arg-type]
+    client, device = Starved(3, starved), DeviceSteps(Path("/nonexistent"))
+    found = asyncio.run(run_round(client, random.Random(0), 3, 8, 20, "greedy", device))  # type: ignore[arg-type]
     assert client.batches == batches
     assert steps_together(found) == steps
     assert not client.collects and gc.isenabled()
@@ -141,6 +142,8 @@ def test_through_a_real_node(sampling: str, node_home: Path) -> None:
         assert row["steps"] >= 16 and len(row["p99_ms_of_rounds"]) == 2
         assert 0 < row["step_ms_median"] <= row["step_ms_p99"]
         assert row["ratio"] > 0
+        assert 0 < row["device_ms_median"] <= row["device_ms_p99"]
+        assert row["slowdown_max"] >= 1
         waits = row["core_waits_ms"]
         assert set(waits) <= PROCESSES and all(ms > 0 for ms in waits.values())
 
