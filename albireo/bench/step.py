@@ -173,6 +173,7 @@ async def _measure(
                 ]
             row = step_times(measured, output_len)
             row["core_waits_ms"] = waits.waited()
+            row["stolen_ms"] = waits.stolen_ms()
             await asyncio.sleep(_LAST_REPORT_S)
             row["worker_mean_ms"] = await _worker_means(client)
             results.append({"batch": batch, **row})

@@ -79,10 +79,11 @@ def step(
         f"{result['shape']} on {result['device']}, {result['dtype']}, {sampling}; ready in "
         f"{result['ready_s']} s; a copy moves {result['copy_gb_per_s']:,} GB/s"
     )
-    click.echo("batch   median ms   P99 ms   undisturbed   floor ms   ratio")
+    click.echo("batch   median ms   P99 ms   undisturbed   device's   floor ms   ratio")
     for row in result["results"]:
         click.echo(
             f"{row['batch']:5}  {row['step_ms_median']:10.3f}  {row['step_ms_p99']:7.3f}  "
             f"{row['step_ms_p99_undisturbed'] or math.nan:12.3f}  "
+            f"{row['device_ms_p99'] or math.nan:9.3f}  "
             f"{row['floor_ms']:9.3f}  {row['ratio']:6.2f}"
         )

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 from albireo.bench.core_waits import CoreWaits
 
@@ -37,3 +38,15 @@ def test_threads_that_want_one_core_wait_for_each_other() -> None:
             each.communicate()
     assert set(waited) == {"one", "other"}
     assert waits.waited() == {}, "they have ended"
+
+
+def test_what_a_host_lends_to_others(tmp_path: Path) -> None:
+    stat = tmp_path / "stat"
+    stat.write_text("cpu  973088 7 207110 5024110 23121 1 3405 3962 0 0\ncpu0 1 2 3\n")
+    waits = CoreWaits({}, stat)
+    assert waits.stolen_ms() == 0
+    stat.write_text("cpu  973099 7 207110 5024122 23121 1 3405 3965 0 0\ncpu0 1 2 3\n")
+    assert waits.stolen_ms() == 3 * 1000 / os.sysconf("SC_CLK_TCK")
+    assert CoreWaits({}, tmp_path / "none").stolen_ms() == 0
+    stat.write_text("cpu  1 2 3 4\ncpu0 1 2 3 4\n")
+    assert CoreWaits({}, stat).stolen_ms() == 0, "an old kernel"
