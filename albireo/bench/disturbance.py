@@ -1,7 +1,7 @@
 """Moments in which the machine itself is slow, whoever works on it.
 
 A host can lower its processors' clock for some ten milliseconds, to a twelfth on machines where
-it was looked into (docs/performance.md): all processes are as much slower, with nothing to see in
+it was looked into (docs/late-steps.md): all processes are as much slower, with nothing to see in
 their own times or in /proc/stat.  So a process beside the measured ones counts to the same number
 every millisecond, and takes the CPU time of it.  Waiting for a core is no part of that, and
 counting uses no memory for which another process might compete: it is several times slower when
