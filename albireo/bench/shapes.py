@@ -1,9 +1,8 @@
 """Shapes of well-known models, for benches without their weights.
 
 A shape is a config.json; `write_model` puts it into a directory with a
-byte-level tokenizer, which `--load-format dummy` can serve.  Text is encoded
-byte by byte; ids beyond the 256 bytes and the end token have a text each too,
-a space and the id, so that every token that is sampled is one to be sent.
+byte-level tokenizer (workers/tokenizer/stand_in.py), which `--load-format dummy`
+can serve.
 """
 
 from __future__ import annotations
@@ -14,10 +13,6 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-_END = "<|endoftext|>"
-_SPACE = "\u0120"
-"""As byte-level vocabularies write it."""
 
 
 def _qwen3(hidden: int, intermediate: int, layers: int, heads: int, tied: bool) -> dict[str, Any]:
@@ -145,19 +140,12 @@ def write_model(shape: str, directory: Path) -> None:
     """A model directory without weights.  Raises ValueError for a shape that is not known."""
     if shape not in SHAPES:
         raise ValueError(f"--shape {shape}: not one of {', '.join(SHAPES)}")
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from albireo.workers.tokenizer.stand_in import END_ID, END_TOKEN, stand_in_tokenizer
 
-    config = {"hidden_act": "silu", "torch_dtype": "bfloat16", "eos_token_id": 256}
+    config = {"hidden_act": "silu", "torch_dtype": "bfloat16", "eos_token_id": END_ID}
     (directory / "config.json").write_text(json.dumps(config | SHAPES[shape]))
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = (f"{_SPACE}{index}" for index in range(257, SHAPES[shape]["vocab_size"]))
-    vocab = {text: index for index, text in enumerate((*alphabet, _END, *words))}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([_END])
-    tokenizer.save(str(directory / "tokenizer.json"))
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": _END}
+    stand_in_tokenizer(SHAPES[shape]["vocab_size"]).save(str(directory / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END_TOKEN}
     (directory / "tokenizer_config.json").write_text(json.dumps(settings))
 
 

@@ -67,7 +67,8 @@ def _chunks_are_always(context: click.Context, parameter: click.Parameter, value
     type=click.Choice(LOAD_FORMATS),
     default="auto",
     show_default=True,
-    help="dummy = random weights from the config alone.",
+    help="dummy = random weights from a config.json alone; where there is no tokenizer beside it, "
+    "of bytes.",
 )
 @click.option("--max-model-len", type=range_of("max_model_len"), help="Longest prompt + answer.")
 @click.option(

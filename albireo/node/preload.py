@@ -33,7 +33,10 @@ def load_everything(load: Load, phase: Callable[[str], Any]) -> tuple[Loaded, An
 
     phase("reading the tokenizer")
     config = read_config(load.model_path)  # first: who has neither is told that it is no model
-    text = load_text_model(load.tokenizer_path, load.chat_template)
+    dummy = load.load_format == "dummy" and load.tokenizer_path == load.model_path
+    text = load_text_model(
+        load.tokenizer_path, load.chat_template, config.vocab_size if dummy else None
+    )
     config = _with_end_of(text, config)
     defaults = _sampling_defaults(load)
     for tp in load.tp_degrees:

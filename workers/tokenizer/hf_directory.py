@@ -66,6 +66,11 @@ def read_hf_text(directory: Path) -> TextSource:
     )
 
 
+def has_tokenizer(directory: Path) -> bool:
+    """Whether there is one in any format, be it one that is not read here."""
+    return any((directory / name).is_file() for name in ("tokenizer.json", *_OTHER_FORMATS))
+
+
 def _missing(directory: Path) -> str:
     others = [name for name in _OTHER_FORMATS if (directory / name).is_file()]
     if not others:

@@ -24,9 +24,10 @@ from albireo.ipc.tools import Tools
 from .chat_template import ChatTemplate
 from .errors import TextModelError
 from .gguf_tokenizer import read_gguf_text
-from .hf_directory import read_hf_text
+from .hf_directory import has_tokenizer, read_hf_text
 from .longest_token import longest_token, lost_bytes
 from .source import TextSource
+from .stand_in import stand_in_text
 from .token_bytes import bytes_of_piece, token_bytes
 from .tool_prompt import as_maps, as_text, described, tool_style
 
@@ -189,14 +190,19 @@ class TextModel:
         return text
 
 
-def load_text_model(model_path: str, chat_template: str | None = None) -> TextModel:
+def load_text_model(
+    model_path: str, chat_template: str | None = None, stand_in: int | None = None
+) -> TextModel:
     """Loads the text side of a Hugging Face directory or a GGUF file.
 
     chat_template: path of a Jinja file, or the template itself; None = the model's own.
-    Raises TextModelError.
+    stand_in: so many tokens has the one that is made for a directory without a tokenizer; None =
+    there has to be one.  Raises TextModelError.
     """
     path = Path(model_path)
-    if path.is_dir():
+    if path.is_dir() and stand_in is not None and not has_tokenizer(path):
+        source = stand_in_text(stand_in)
+    elif path.is_dir():
         source = read_hf_text(path)
     elif path.is_file():
         source = read_gguf_text(path)
