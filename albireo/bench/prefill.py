@@ -65,6 +65,7 @@ def bench_prefill(
                 sum(mixed) + 1, *(count * length for count, length in prompts)
             ),
             mixed_step_tokens=0,
+            enable_prefix_caching=False,
         )
         with running_node(options) as node:
             measured = uvloop.run(_measure(node, prompts, mixed))

@@ -67,7 +67,8 @@ def bench_step(
     """One node for all batch sizes; `options` give groups, device and switches.
 
     rounds: of each size, whose steps are taken together.  client_polls: where a core is left for
-    it.  Raises BenchError when the node does not start or tokens are missing.
+    it.  Sizes that the KV cache cannot hold are in "no_room", with the reason.  Raises BenchError
+    when the node does not start or tokens are missing.
     """
     if sampling not in SAMPLING:
         raise BenchError(f"--sampling {sampling}: not one of {', '.join(SAMPLING)}")
@@ -85,6 +86,8 @@ def bench_step(
                 )
             )  # fmt: skip
         bandwidth = measure_bandwidth(measured["device"])
+    if not measured["results"]:
+        raise BenchError("; ".join(each["reason"] for each in measured["no_room"]))
     for row in measured["results"]:
         context = input_len + row.pop("first_token") + row["steps"] / rounds / 2
         _add_floor(row, config, options.groups[0], measured, context, bandwidth)
@@ -107,13 +110,17 @@ def bench_step(
 
 
 def sized(options: NodeOptions, most: int, length: int, context_len: int) -> NodeOptions:
-    """With room for `most` streams of `length` tokens, all decoding together for long."""
+    """With room for `most` streams of `length` tokens, all decoding together for long.
+
+    Without prefix caching: no prompt is like another, and blocks need no names.
+    """
     return msgspec.structs.replace(
         options,
         max_num_seqs=most,
         max_model_len=min(context_len, length + 16),
         max_num_batched_tokens=max(8192, most) if options.device != "cpu" else None,
         mixed_step_tokens=0,
+        enable_prefix_caching=False,
     )
 
 
@@ -161,8 +168,11 @@ async def _measure(
         pids = {actor["name"]: actor["pid"] for actor in status["actors"]} | {"client": os.getpid()}
         device = DeviceSteps(node_dir(node))
         client_polls = client_polls and _core_is_left(groups, model["device"])
-        results = []
+        results, no_room = [], []
         for batch in batches:
+            if reason := await _lacks_room(client, batch, input_len + output_len):
+                no_room.append({"batch": batch, "reason": reason})
+                continue
             # The first round warms up what is made at a batch's first step.
             await run_streams(client, rng, batch, input_len, min(output_len, 8), sampling)
             waits = CoreWaits(pids)
@@ -184,7 +194,31 @@ async def _measure(
         "kv_cache_dtype": model["kv_cache_dtype"],
         "client_polls": client_polls,
         "results": results,
+        "no_room": no_room,
     }
+
+
+async def _lacks_room(client: AsyncClient, batch: int, length: int) -> str:
+    """Why the KV cache cannot hold `batch` streams of so many tokens together; "" where it can."""
+    stats = await _scheduler_stats(client)
+    blocks = stats["kv_blocks_total"]
+    block_size = stats["kv_tokens_total"] // blocks
+    needed = batch * -(-length // block_size)
+    if needed <= blocks:
+        return ""
+    return (
+        f"{batch} streams of {length} tokens need {needed} KV blocks of {block_size} tokens, and "
+        f"the group has {blocks}: lower --batch, --input-len or --output-len, or spread the model "
+        "over more GPUs with --groups"
+    )
+
+
+async def _scheduler_stats(client: AsyncClient) -> dict[str, Any]:
+    """Of the group's last report, or of its first."""
+    while (stats := (await client.status())["groups"][0]["scheduler"]) is None:
+        await asyncio.sleep(_LAST_REPORT_S / 10)
+    found: dict[str, Any] = stats
+    return found
 
 
 async def run_round(
@@ -212,7 +246,7 @@ async def run_round(
 
 async def _worker_means(client: AsyncClient) -> dict[str, float]:
     """As rank 0 saw it: means of the last second or less of the run, prefill steps among them."""
-    stats = (await client.status())["groups"][0]["scheduler"]
+    stats = await _scheduler_stats(client)
     return {"step": stats["step_ms_mean"], "forward": stats["forward_ms_mean"]}
 
 

@@ -87,3 +87,5 @@ def step(
             f"{row['device_ms_p99'] or math.nan:9.3f}  "
             f"{row['floor_ms']:9.3f}  {row['ratio']:6.2f}"
         )
+    for left_out in result["no_room"]:
+        click.echo(f"{left_out['batch']:5}  no room: {left_out['reason']}")

@@ -1,8 +1,8 @@
 """How much of a GPU is left for the KV cache: an estimate before any worker has run.
 
     free x utilization              what NVML says is free on the group's fullest GPU
-    - weights / tp                  a tied LM head is a table of its own; whole rotary tables;
-                                    copies in 12 bits, or these instead
+    - weights / tp                  a tied LM head is a table of its own; whole rotary tables
+    - weights in 12 bits / tp       beside the others, or instead of linear layers
     - activations                   max_num_batched_tokens x bytes of a token in its widest layer
     - logits                        max_num_seqs x vocabulary / tp, float32: themselves, and what
                                     sampling makes of them
@@ -41,6 +41,7 @@ class GpuMemory:
     free: int
     utilization: float
     weights: int
+    e4m7: int
     activations: int
     logits: int
     context: int
@@ -49,16 +50,26 @@ class GpuMemory:
     @property
     def kv_bytes(self) -> int:
         """For the KV cache of one rank; not below 0."""
-        taken = self.weights + self.activations + self.logits + self.context + self.graphs
-        return max(0, int(self.free * self.utilization) - taken)
+        return max(0, self._left)
+
+    @property
+    def _left(self) -> int:
+        """Below 0 where the rest alone does not fit."""
+        weights = self.weights + self.e4m7
+        taken = weights + self.activations + self.logits + self.context + self.graphs
+        return int(self.free * self.utilization) - taken
 
     def describe(self) -> str:
         """The sum, for an error."""
+        e4m7 = f"weights in 12 bits {self.e4m7 / _GIB:.2f} - " if self.e4m7 else ""
+        left = f"leaves {self._left / _GIB:.2f} GiB for the KV cache"
+        if self._left < 0:
+            left = f"is {-self._left / _GIB:.2f} GiB too much, a KV cache not counted"
         return (
             f"{self.gpu}: {self.free / _GIB:.2f} GiB free x {self.utilization:g} - weights "
-            f"{self.weights / _GIB:.2f} - activations {self.activations / _GIB:.2f} - logits "
+            f"{self.weights / _GIB:.2f} - {e4m7}activations {self.activations / _GIB:.2f} - logits "
             f"{self.logits / _GIB:.2f} - context {self.context / _GIB:.2f} - graphs "
-            f"{self.graphs / _GIB:.2f} leaves {self.kv_bytes / _GIB:.2f} GiB for the KV cache"
+            f"{self.graphs / _GIB:.2f} {left}"
         )
 
 
@@ -84,8 +95,6 @@ def estimate(
     mixed = most_rows(model.layer_products, tp, max_num_batched_tokens, row_bytes)
     captured = max(mixed, max_num_seqs)
     weights = (model.loaded_bytes or model.weight_bytes) // tp + model.rope_bytes
-    if e4m7_weights != "off":
-        weights += e4m7_bytes(model, tp)
     if e4m7_weights == "only":
         weights -= model.e4m7_params.get(tp, 0) * _BFLOAT16_BITS // 8 // tp
     return GpuMemory(
@@ -93,6 +102,7 @@ def estimate(
         free=fullest.free,
         utilization=utilization,
         weights=weights,
+        e4m7=e4m7_bytes(model, tp) if e4m7_weights != "off" else 0,
         activations=max_num_batched_tokens * model.activation_bytes_per_token,
         logits=_LOGITS_COPIES * max_num_seqs * shard * 4,
         context=_CONTEXT_BYTES + (_COMMUNICATOR_BYTES if tp > 1 else 0),

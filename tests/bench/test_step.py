@@ -14,12 +14,14 @@ import pytest
 from click.testing import CliRunner
 
 from albireo.bench.device_steps import DeviceSteps
+from albireo.bench.nodes import BenchError
 from albireo.bench.shapes import SHAPES, write_model
-from albireo.bench.step import _add_floor, run_round
+from albireo.bench.step import _add_floor, bench_step, run_round
 from albireo.bench.streams import steps_together
 from albireo.cli.bench import bench
 from albireo.client import Delta, SamplingParams
 from albireo.ipc.protocol import End
+from albireo.node.options import NodeOptions
 from albireo.workers.models.load import read_config
 from albireo.workers.tokenizer.text_model import load_text_model
 
@@ -137,7 +139,7 @@ def test_through_a_real_node(sampling: str, node_home: Path) -> None:
     assert ended.exit_code == 0, ended.output
     result = json.loads(ended.output)
     assert [row["batch"] for row in result["results"]] == [1, 3]
-    assert result["sampling"]["name"] == sampling
+    assert result["sampling"]["name"] == sampling and result["no_room"] == []
     for row in result["results"]:
         assert row["steps"] >= 16 and len(row["p99_ms_of_rounds"]) == 2
         assert 0 < row["step_ms_median"] <= row["step_ms_p99"]
@@ -146,6 +148,22 @@ def test_through_a_real_node(sampling: str, node_home: Path) -> None:
         assert row["slowdown_max"] >= 1 and row["stolen_ms"] >= 0
         waits = row["core_waits_ms"]
         assert set(waits) <= PROCESSES and all(ms > 0 for ms in waits.values())
+
+
+@pytest.mark.node
+def test_batches_that_the_cache_cannot_hold_are_told(node_home: Path) -> None:
+    """1 MiB is 256 blocks of 16 tokens; a stream of 150 needs 10."""
+    options = NodeOptions(device="cpu", dtype="bfloat16", kv_cache_gib=1 / 1024)
+    result = bench_step("tiny", options, [1, 26], 8, 142, "greedy")
+    assert [row["batch"] for row in result["results"]] == [1]
+    (left_out,) = result["no_room"]
+    assert left_out["batch"] == 26
+    assert (
+        "26 streams of 150 tokens need 260 KV blocks of 16 tokens, and the group has 256: "
+        in (left_out["reason"])
+    )
+    with pytest.raises(BenchError, match="27 streams of 150 tokens need 270 KV blocks"):
+        bench_step("tiny", options, [27], 8, 142, "greedy")
 
 
 @pytest.mark.parametrize(

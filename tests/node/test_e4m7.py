@@ -102,7 +102,8 @@ def test_auto_leaves_the_cache_that_is_asked_for() -> None:
 
 def test_the_cache_has_what_they_leave() -> None:
     def weights(mode: str, tp: int = 1) -> int:
-        return estimate(EIGHT, tp, 8, 512, 0.9, False, [H100], mode).weights
+        memory = estimate(EIGHT, tp, 8, 512, 0.9, False, [H100], mode)
+        return memory.weights + memory.e4m7
 
     assert weights("off") == EIGHT.loaded_bytes + EIGHT.rope_bytes
     assert weights("beside") - weights("off") == 12 * GIB

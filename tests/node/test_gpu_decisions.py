@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
 import msgspec
 import pytest
 
+import albireo.node.gpus as gpus_module
 from albireo.bench.shapes import write_model
 from albireo.ipc.params import SamplingDefaults
 from albireo.node.core_plan import make_core_plan
@@ -21,10 +23,12 @@ from albireo.node.sizing import size_engine
 from albireo.workers.models.load import read_config
 
 from .test_decisions import MODEL
+from .test_e4m7 import H100
 
 GIB = 1 << 30
 TEXT = SimpleNamespace(strips_first_space=False, special_ids=frozenset((2, 1)), tool_style="hermes")
 GPUS = [Gpu(f"GPU-{n}a", "H100", 80 * GIB, (70 + n) * GIB) for n in range(4)]
+SXM = msgspec.structs.replace(H100, free=70 * GIB)
 BIG = msgspec.structs.replace(
     MODEL,
     vocab_size=150_000,
@@ -158,9 +162,37 @@ def test_graphs_have_room_for_the_largest_step_that_is_one() -> None:
     assert graphs(1, 2048) == 2048  # Decodes alone.
 
 
-def test_a_model_that_does_not_fit_is_refused_with_the_arithmetic() -> None:
-    with pytest.raises(OptionError, match=r"H100: 70\.00 GiB free x 0\.2 - weights 17\.00"):
-        size(GPUS[:1], gpu_memory_utilization=0.2)
+def left_of(text: str) -> tuple[float, float]:
+    """What the sum that an error tells really leaves, and what it says of that."""
+    free, share, parts = re.match(
+        r"H100: ([\d.]+) GiB free x ([\d.]+) (- .*?) (?=leaves|is)", text
+    ).groups()
+    taken = sum(float(each) for each in re.findall(r"- [a-z0-9 ]+? (\d+\.\d\d)", parts))
+    said = re.search(r"(leaves|is) ([\d.]+) GiB", text)
+    return float(free) * float(share) - taken, float(said[2]) * (1 if said[1] == "leaves" else -1)
+
+
+@pytest.mark.parametrize(
+    ("share", "e4m7", "words"),
+    [
+        (0.2, "off", r"is 1?\d\.\d\d GiB too much, a KV cache not counted, 0 blocks of 16 tokens "),
+        (0.28, "off", r"leaves \d\.\d\d GiB for the KV cache, \d+ blocks of 16 tokens "),
+        (0.3, "beside", r"weights in 12 bits 6\.00 - .* too much, .*: --e4m7-weights off, raise"),
+        (0.2, "only", r"weights 9\.00 - weights in 12 bits 6\.00 - "),
+    ],
+)
+def test_a_model_that_does_not_fit_is_refused_with_the_arithmetic(
+    share: float, e4m7: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpus_module, "has_bindings", lambda: True)
+    model = msgspec.structs.replace(BIG, e4m7_params={1: 4 * GIB})
+    options = NodeOptions(max_num_seqs=64, gpu_memory_utilization=share, e4m7_weights=e4m7)
+    cores = make_core_plan(options.groups, "cuda", None, 16)
+    with pytest.raises(OptionError) as refused:
+        size_engine(options, "/m", "cuda", "bfloat16", model, 1, cores, [SXM])
+    assert re.search(words, str(refused.value)), refused.value
+    really, said = left_of(str(refused.value))
+    assert said == pytest.approx(really, abs=0.05)
 
 
 def test_a_cache_of_a_given_size_is_taken_as_it_is() -> None:

@@ -21,12 +21,12 @@ def test_text_of_bytes(tmp_path: Path) -> None:
 
 
 def test_only_where_it_is_asked_for_and_there_is_none(tmp_path: Path) -> None:
-    with pytest.raises(TextModelError, match="has no tokenizer.json; pass --tokenizer"):
+    with pytest.raises(TextModelError, match=r"has no tokenizer\.json; pass --tokenizer"):
         load_text_model(str(tmp_path))
     with pytest.raises(TextModelError, match="256 tokens has no room for 256 bytes"):
         load_text_model(str(tmp_path), stand_in=256)
     (tmp_path / "tokenizer.model").write_bytes(b"")
-    with pytest.raises(TextModelError, match="has tokenizer.model but no tokenizer.json"):
+    with pytest.raises(TextModelError, match=r"has tokenizer\.model but no tokenizer\.json"):
         load_text_model(str(tmp_path), stand_in=1000)
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(TextModelError, match="not a usable tokenizer"):
