@@ -40,6 +40,10 @@ EXIT_FAILED = 71
 _GC_THRESHOLDS = (20_000, 20, 20)
 
 
+ALL_REDUCE_US = "all_reduce_us"
+"""In a worker's detail: microseconds of a sum over all ranks by its bytes, as text."""
+
+
 class Phase(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """What a starting process is doing now, for the start-up display."""
 
@@ -47,9 +51,13 @@ class Phase(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """The process can work.  `detail` is for the role's own use."""
+    """The process can work.
+
+    detail: what it has found out of itself.  phases_s: what it did until then, in seconds.
+    """
 
     detail: dict[str, Any]
+    phases_s: dict[str, float]
 
 
 class Fatal(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -95,7 +103,8 @@ class Actor:
 
     `stop_fd` is an eventfd that becomes readable when the supervisor asks to
     stop; `stopping` is the same as an event.  `ping_fd` is one that becomes
-    readable when the main loop has to call answer_ping().
+    readable when the main loop has to call answer_ping().  `detail`: what the
+    supervisor shall know of this process when it is ready.
     """
 
     def __init__(self, spec: ActorSpec, fds: Mapping[str, int]) -> None:
@@ -103,6 +112,10 @@ class Actor:
         self.stopping = threading.Event()
         self.stop_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.ping_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.detail: dict[str, Any] = {}
+        self._phases_s: dict[str, float] = {}
+        self._phase = ""
+        self._phase_began_s = time.monotonic()
         self._pinged = False
         self._answering = threading.Lock()
         self._busy_until_s = 0.0
@@ -122,9 +135,21 @@ class Actor:
         threading.Thread(target=self._watch_supervisor, name="control", daemon=True).start()
 
     def phase(self, text: str) -> None:
+        """Reports what begins now, and keeps the time of what ends with it.
+
+        What follows a colon is how far it is: not another phase.
+        """
+        self._end_phase(text)
         self._tell(Phase(text))
 
-    def ready(self, **detail: Any) -> None:
+    def _end_phase(self, text: str = "") -> None:
+        now_s = time.monotonic()
+        if self._phase:
+            before_s = self._phases_s.get(self._phase, 0.0)
+            self._phases_s[self._phase] = round(before_s + now_s - self._phase_began_s, 3)
+        self._phase, self._phase_began_s = text.partition(":")[0], now_s
+
+    def ready(self) -> None:
         """Reports readiness.  What was made until now lives as long as the process, so that the
         garbage collector need not look through it again, for milliseconds, in the middle of a
         step.  The young generation has room then for the pieces of several steps, which die with
@@ -132,7 +157,8 @@ class Actor:
         gc.collect()
         gc.freeze()
         gc.set_threshold(*_GC_THRESHOLDS)
-        self._tell(Ready(detail))
+        self._end_phase()
+        self._tell(Ready(self.detail, self._phases_s))
 
     def answer_ping(self, step: int = 0) -> None:
         """Called by the main loop; does nothing unless it was asked.  step: what it is at."""

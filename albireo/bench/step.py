@@ -16,7 +16,8 @@ copy on the same device: the weights, those of all linear layers at 12 bits wher
 the node has some so (--e4m7-weights), but for the input embedding, of which only
 the batch's rows are read, and for experts that no row picks, and the keys and
 values of all sequences at the middle of the measured answer.  On several ranks
-each has its share; all-reduces are taken to cost nothing.
+each has its share, and to that come the all-reduces, two a layer and the
+embedding's, each at what the ranks measured for its bytes when they started.
 """
 
 from __future__ import annotations
@@ -26,18 +27,21 @@ import contextlib
 import os
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
+import numpy as np
 import uvloop
 
 from albireo.client import AsyncClient
+from albireo.ipc.actor import ALL_REDUCE_US
 from albireo.ipc.cpu_quota import usable_cores
 from albireo.ipc.paths import node_dir
 from albireo.node.core_plan import make_core_plan
 from albireo.node.kv_cache import e4m7_kv_bytes
 from albireo.node.options import NodeOptions
+from albireo.node.runtime_dir import read_facts
 from albireo.workers.models.config import ModelConfig
 from albireo.workers.models.load import read_config
 
@@ -88,9 +92,10 @@ def bench_step(
         bandwidth = measure_bandwidth(measured["device"])
     if not measured["results"]:
         raise BenchError("; ".join(each["reason"] for each in measured["no_room"]))
+    sums_us = {int(nbytes): us for nbytes, us in measured["all_reduce_us"].items()}
     for row in measured["results"]:
         context = input_len + row.pop("first_token") + row["steps"] / rounds / 2
-        _add_floor(row, config, options.groups[0], measured, context, bandwidth)
+        _add_floor(row, config, options.groups[0], measured, context, bandwidth, sums_us)
     return {
         "bench": "step",
         "machine": machine(),
@@ -104,7 +109,6 @@ def bench_step(
         "sampling": {"name": sampling, **SAMPLING[sampling]},
         "ready_s": round(ready_s, 2),
         "copy_gb_per_s": round(bandwidth / 1e9, 1),
-        "all_reduce": "counted as 0 in the floor" if options.groups[0] > 1 else "none",
         **measured,
     }
 
@@ -187,7 +191,9 @@ async def _measure(
             await asyncio.sleep(_LAST_REPORT_S)
             row["worker_mean_ms"] = await _worker_means(client)
             results.append({"batch": batch, **row})
+    details = (read_facts(node) or {}).get("details", {})
     return {
+        "all_reduce_us": details.get("g0.worker0", {}).get(ALL_REDUCE_US, {}),
         "device": model["device"],
         "dtype": model["dtype"],
         "e4m7_weights": model["e4m7_weights"],
@@ -252,9 +258,14 @@ async def _worker_means(client: AsyncClient) -> dict[str, float]:
 
 def _add_floor(
     row: dict[str, Any], config: ModelConfig, tp: int, measured: dict[str, Any], context: float,
-    bandwidth: float,
+    bandwidth: float, sums_us: Mapping[int, float],
 ) -> None:  # fmt: skip
-    """The bytes of a step on each rank, the time they take, and what the step takes of that."""
+    """The bytes of a step on each rank, the time they take, its all-reduces', and what the step
+    takes of all that.
+
+    sums_us: microseconds of an all-reduce by its bytes; empty where ranks have not measured any,
+    as on the CPU, and then they count as nothing.
+    """
     element = 2 if measured["dtype"] == "bfloat16" else 4
     read = config.num_params() - _unread_experts(config, row["batch"])
     if not config.tie_embeddings:
@@ -269,7 +280,13 @@ def _add_floor(
         spared = config.e4m7_params(tp) / 2  # Bytes of four bits.
     weights = (read * element - spared) / tp
     kv = row["batch"] * seen * kv_token / tp
-    floor_ms = (weights + kv) / bandwidth * 1e3
+    row["all_reduce_ms"] = 0.0
+    if tp > 1 and sums_us:
+        sizes = sorted(sums_us)
+        nbytes = row["batch"] * config.hidden_size * element
+        us = float(np.interp(nbytes, sizes, [sums_us[size] for size in sizes]))
+        row["all_reduce_ms"] = round((2 * config.num_layers + 1) * us / 1e3, 3)
+    floor_ms = (weights + kv) / bandwidth * 1e3 + row["all_reduce_ms"]
     row["weights_gb"] = round(weights / 1e9, 3)
     row["kv_gb"] = round(kv / 1e9, 3)
     row["floor_ms"] = round(floor_ms, 3)

@@ -8,6 +8,7 @@ from typing import Self
 
 from rich.console import Console
 
+from albireo.node.children import in_words
 from albireo.node.events import Event, NodeFailed, NodeNote, NodeReady, NodeStopped, PhaseBegun
 from albireo.node.options import NodeOptions
 
@@ -70,6 +71,9 @@ class StartDisplay:
             soft_wrap=True,
         )
         self._console.print(f"  {facts['core_plan']}", soft_wrap=True)
+        if phases_s := facts["phases_s"]:
+            last = max(phases_s, key=lambda name: sum(phases_s[name].values()))
+            self._console.print(f"  {last}: {in_words(phases_s[last])}", soft_wrap=True)
         self._console.print(
             f"[bold green]ready[/bold green] in {event.seconds:.1f} s · node {facts['name']} "
             f"(pid {facts['pid']}) · socket {facts['socket']}",

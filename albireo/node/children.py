@@ -16,6 +16,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from albireo.ipc.actor import Fatal, Phase, Ping, Pong, Ready, Stop, from_actor
 from albireo.ipc.config import ActorSpec
@@ -55,6 +56,11 @@ def seqpacket_pair() -> tuple[socket.socket, socket.socket]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.setblocking(False)
     return ours, theirs
+
+
+def in_words(phases_s: Mapping[str, float]) -> str:
+    """ "loading the weights 3.1 s, warming up 0.4 s"; those of less than 50 ms are left out."""
+    return ", ".join(f"{text} {taken:.1f} s" for text, taken in phases_s.items() if taken >= 0.05)
 
 
 class Watched:
@@ -99,6 +105,7 @@ class ActorProcess(Watched):
     """A forked actor, its readiness, its heartbeat and its last words.
 
     step: what it was at when it was last heard of.  blames: it ended because another one hangs.
+    detail, phases_s: what it said when it was ready.
     """
 
     def __init__(self, spec: ActorSpec, pid: int, control: socket.socket) -> None:
@@ -107,6 +114,8 @@ class ActorProcess(Watched):
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.last_words: str | None = None
         self.blames = False
+        self.detail: dict[str, Any] = {}
+        self.phases_s: dict[str, float] = {}
         self.step = 0
         self._answered = asyncio.Event()
         self._control = control
@@ -117,6 +126,9 @@ class ActorProcess(Watched):
         while payload := await _receive(loop, self._control):
             message = from_actor.decode(payload)
             if isinstance(message, Ready):
+                self.detail, self.phases_s = message.detail, message.phases_s
+                if self.phases_s:
+                    log.info("%s is ready: %s", self.name, in_words(self.phases_s))
                 if not self.ready.done():
                     self.ready.set_result(None)
             elif isinstance(message, Fatal):

@@ -376,4 +376,14 @@ class Supervisor:
             "uds": self._http.uds,
             "listen": self._listener.address if self._listener else None,
         }
-        return facts if state != "ready" else facts | self._blueprint.facts()
+        if state != "ready":
+            return facts
+        actors = {actor.name: actor for actor in self._actors()}
+        return (
+            facts
+            | self._blueprint.facts()
+            | {
+                "phases_s": {name: each.phases_s for name, each in actors.items() if each.phases_s},
+                "details": {name: each.detail for name, each in actors.items() if each.detail},
+            }
+        )

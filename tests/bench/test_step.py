@@ -50,7 +50,7 @@ def test_the_floor_is_that_of_the_feasibility_study(tmp_path: Path) -> None:
     config = read_config(tmp_path)
     for batch, floor_ms in ((1, 5.06), (256, 9.07)):
         row = {"batch": batch, "step_ms_median": 10.0}
-        _add_floor(row, config, 1, BFLOAT16, 320, 3.0e12)
+        _add_floor(row, config, 1, BFLOAT16, 320, 3.0e12, {})
         assert row["floor_ms"] == pytest.approx(floor_ms, rel=0.01)
         assert row["ratio"] == pytest.approx(10 / floor_ms, rel=0.01)
 
@@ -60,7 +60,7 @@ def test_the_floor_of_weights_of_12_bits(tmp_path: Path) -> None:
     write_model("qwen3-8b", tmp_path)
     config = read_config(tmp_path)
     row = {"batch": 1, "step_ms_median": 10.0}
-    _add_floor(row, config, 2, BFLOAT16 | {"e4m7_weights": "beside"}, 320, 3.0e12)
+    _add_floor(row, config, 2, BFLOAT16 | {"e4m7_weights": "beside"}, 320, 3.0e12, {})
     assert config.e4m7_params(2) == pytest.approx(7.568e9, rel=1e-3)
     assert row["weights_gb"] == pytest.approx(1.5 * 7.568 / 2, rel=1e-3)
 
@@ -69,8 +69,21 @@ def test_the_floor_of_a_kv_cache_of_12_bits(tmp_path: Path) -> None:
     write_model("qwen3-8b", tmp_path)
     config = read_config(tmp_path)
     row = {"batch": 256, "step_ms_median": 10.0}
-    _add_floor(row, config, 1, BFLOAT16 | {"kv_cache_dtype": "e4m7"}, 320, 3.0e12)
+    _add_floor(row, config, 1, BFLOAT16 | {"kv_cache_dtype": "e4m7"}, 320, 3.0e12, {})
     assert row["kv_gb"] == pytest.approx(256 * 320 * 36 * 8 * (3 * 128 + 4) / 1e9, abs=1e-3)
+
+
+def test_the_floor_has_the_all_reduces_of_several_ranks(tmp_path: Path) -> None:
+    """73 sums for 36 layers; 128 rows of 4,096 in bfloat16 are 1 MiB, 192 lie between two sizes."""
+    write_model("qwen3-8b", tmp_path)
+    config = read_config(tmp_path)
+    sums_us = {1 << 20: 10.0, 2 << 20: 14.0, 4 << 20: 23.0}
+    for batch, tp, us in ((128, 2, 10.0), (192, 2, 12.0), (1, 2, 10.0), (128, 1, 0.0)):
+        row = {"batch": batch, "step_ms_median": 10.0}
+        _add_floor(row, config, tp, BFLOAT16, 320, 3.0e12, sums_us)
+        assert row["all_reduce_ms"] == pytest.approx(73 * us / 1e3)
+        moved_ms = (row["weights_gb"] + row["kv_gb"]) / 3.0e3 * 1e3
+        assert row["floor_ms"] == pytest.approx(moved_ms + row["all_reduce_ms"], abs=2e-3)
 
 
 def test_the_floor_counts_the_experts_that_are_picked(tmp_path: Path) -> None:
@@ -79,7 +92,7 @@ def test_the_floor_counts_the_experts_that_are_picked(tmp_path: Path) -> None:
     config = read_config(tmp_path)
     for batch, billions in ((1, 3.04), (256, 30.2)):
         row = {"batch": batch, "step_ms_median": 10.0}
-        _add_floor(row, config, 1, BFLOAT16, 320, 3.0e12)
+        _add_floor(row, config, 1, BFLOAT16, 320, 3.0e12, {})
         assert row["weights_gb"] == pytest.approx(2 * billions, rel=0.01)
 
 

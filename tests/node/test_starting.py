@@ -12,11 +12,14 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from albireo.cli.display import StartDisplay
 from albireo.cli.main import main
 from albireo.ipc.paths import log_path, node_dir
+from albireo.node.events import NodeReady
 from albireo.node.launch import run_foreground
 from albireo.node.options import NodeOptions
-from albireo.node.runtime_dir import RuntimeDir, is_running
+from albireo.node.owned import OwnedNode
+from albireo.node.runtime_dir import RuntimeDir, is_running, read_facts
 
 from .processes import wait_for
 
@@ -123,3 +126,27 @@ def test_a_killed_node_leaves_no_unix_socket(node_home: Path, tiny_model_dir: Pa
     os.kill(facts["pid"], signal.SIGKILL)
     wait_for("the socket is gone", lambda: not uds.exists(), 10)
     wait_for("the directory is gone", lambda: not node_dir("gone").exists(), 5)
+
+
+@pytest.mark.node
+def test_what_a_start_took_its_time_for_is_kept(
+    node_home: Path, tiny_model_dir: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """In node.json, of all that have phases; on the terminal of the one that took longest."""
+    options = NodeOptions(name="took", model=str(tiny_model_dir), load_format="dummy", device="cpu")
+    node = OwnedNode(options, lambda event: None)
+    try:
+        facts = read_facts("took")
+    finally:
+        node.stop()
+    assert facts is not None and facts == node.facts
+    assert list(facts["phases_s"]["g0.worker0"]) == ["making the KV cache", "warming up"]
+    assert all(taken_s >= 0 for taken_s in facts["phases_s"]["g0.worker0"].values())
+    facts["phases_s"] = {
+        "g0.worker0": {"the weights": 2.04, "sampling": 0.01, "CUDA graphs": 3.0},
+        "g0.worker1": {"the weights": 4.96},
+    }
+    with StartDisplay(options) as display:
+        display.show(NodeReady(9.0, facts))
+    shown = capfd.readouterr().err
+    assert "g0.worker0: the weights 2.0 s, CUDA graphs 3.0 s\n" in shown

@@ -46,7 +46,7 @@ class FakeActor:
         self.is_ready = threading.Event()
         self.is_busy = False
 
-    def ready(self, **_detail: Any) -> None:
+    def ready(self) -> None:
         self.is_ready.set()
 
     def answer_ping(self, step: int = 0) -> None:

@@ -16,7 +16,7 @@ def account(monkeypatch: pytest.MonkeyPatch) -> MemoryAccount:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "H100")
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 0)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 0)
-    return MemoryAccount(torch.device("cuda", 0))
+    return MemoryAccount(torch.device("cuda", 0), lambda part: None)
 
 
 @pytest.mark.parametrize(
@@ -40,3 +40,13 @@ def test_other_errors_are_what_they_are(account: MemoryAccount) -> None:
     with pytest.raises(RuntimeError, match="illegal") as caught, account.taking("CUDA graphs"):
         raise illegal
     assert not isinstance(caught.value, GpuMemoryError)
+
+
+def test_each_part_is_a_phase_of_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    left = iter((9 * GIB, 9 * GIB, 7 * GIB, 7 * GIB))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (next(left), 80 * GIB))
+    begun: list[str] = []
+    account = MemoryAccount(torch.device("cuda", 0), begun.append)
+    with account.taking("the weights"):
+        assert begun == ["the weights"]
+    assert "the weights 2.00; 7.00 are left" in account.describe()

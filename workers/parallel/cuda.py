@@ -96,6 +96,7 @@ class CudaCommunicator:
 
     store_path: a file that does not exist yet, the same for all ranks and for
     no other group.  timeout_s: how long to wait for the other ranks here.
+    sums_us: of all_reduce by its bytes, as `tune` measured them here, by the way it chose.
     Raises GroupNotFormed.
     """
 
@@ -127,6 +128,7 @@ class CudaCommunicator:
                 f"rank {rank} of {size} ({device}) could not connect to the other ranks' GPUs: "
                 f"{error}"
             ) from error
+        self.sums_us: dict[int, float] = {}
         self._method_by_bits: tuple[str, ...] = ()
         self._fusion_by_bits: tuple[str, ...] = ()
         self._rows_of: tuple[int, torch.dtype] | None = None
@@ -203,6 +205,8 @@ class CudaCommunicator:
                 method: graph_us(partial(self._sum, x, method), self._device) for method in METHODS
             }
         self._method_by_bits = self._agree(sums, METHODS)
+        for nbytes, us in sums.items():
+            self.sums_us[nbytes] = round(us[self.method_for(nbytes)], 2)
         norms: dict[int, dict[str, float]] = {}
         self._rows_of = width, dtype
         rows = 1

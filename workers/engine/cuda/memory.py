@@ -1,5 +1,7 @@
 """What the parts of a worker take of its GPU's memory, and an error with the sum when it ends.
 
+Making them is what a worker's start takes its time for, so each is a phase of it, too.
+
 The supervisor has sized the KV cache by an estimate (node/gpu_memory.py); the
 parts are measured here as they are made.
 """
@@ -7,7 +9,7 @@ parts are measured here as they are made.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -19,10 +21,14 @@ class GpuMemoryError(RuntimeError):
 
 
 class MemoryAccount:
-    """Free memory at the start, and what each part has taken since."""
+    """Free memory at the start, and what each part has taken since.
 
-    def __init__(self, device: torch.device) -> None:
+    begins: is told of each part that is begun.
+    """
+
+    def __init__(self, device: torch.device, begins: Callable[[str], object]) -> None:
         self._device = device
+        self._begins = begins
         self._free_at_start, self._total = torch.cuda.mem_get_info(device)
         self._parts: list[tuple[str, int]] = []
 
@@ -30,6 +36,7 @@ class MemoryAccount:
     def taking(self, part: str) -> Iterator[None]:
         """Measures what the block takes.  Raises GpuMemoryError where the memory ends in it."""
         before = self._free()
+        self._begins(part)
         try:
             yield
         except RuntimeError as error:

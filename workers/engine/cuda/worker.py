@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ....ipc.actor import Actor
+from ....ipc.actor import ALL_REDUCE_US, Actor
 from ....ipc.config import ActorSpec
 from ....ipc.plan import MAX_PLAN_SCORES
 from ...kernels import create
@@ -52,7 +52,7 @@ def create_engine(
     # wait that long for its turn.
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     device = _take_device(spec)
-    memory = MemoryAccount(device)
+    memory = MemoryAccount(device, actor.phase)
     dtype = getattr(torch, engine.dtype)
     kernels = create(
         "cuda", dtype, engine.batch_invariant, engine.e4m7_weights, engine.kv_cache_dtype
@@ -64,7 +64,7 @@ def create_engine(
         )  # fmt: skip
         torch.cuda.empty_cache()
     with memory.taking("collectives"):
-        communicator = _create_communicator(spec, fds, device, config.hidden_size)
+        communicator = _create_communicator(actor, fds, device, config.hidden_size)
     model.communicator = communicator
     shard = config.vocab_size // engine.tp
     with memory.taking("sampling"):
@@ -75,7 +75,6 @@ def create_engine(
         logprobs = Logprobs(
             engine.max_num_seqs, MAX_PLAN_SCORES, shard, spec.rank * shard, communicator, device
         )
-    actor.phase("making the KV cache")
     return CudaEngine(
         model, kernels, engine, sampler, logprobs, deliver, actor.fatal, memory,
         FlightRecorder(fds), vocabulary, plan_memory,
@@ -93,12 +92,14 @@ def _take_device(spec: ActorSpec) -> torch.device:
 
 
 def _create_communicator(
-    spec: ActorSpec, fds: Mapping[str, int], device: torch.device, width: int
+    actor: Actor, fds: Mapping[str, int], device: torch.device, width: int
 ) -> DeviceCommunicator:
     from ...parallel.communicator import SingleRank
 
-    if spec.engine.tp == 1:
+    if actor.spec.engine.tp == 1:
         return SingleRank()
     from ...parallel.cuda import create_communicator
 
-    return create_communicator(spec, fds, device, width)
+    communicator = create_communicator(actor.spec, fds, device, width)
+    actor.detail[ALL_REDUCE_US] = {str(nbytes): us for nbytes, us in communicator.sums_us.items()}
+    return communicator
