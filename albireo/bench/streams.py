@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from albireo.client import AlbireoError, AsyncClient, Client, Delta, SamplingParams
 
+from .device_steps import DeviceTimes
 from .disturbance import Moment
 from .nodes import BenchError
 
@@ -118,12 +119,12 @@ def steady(streams: Sequence[TimedStream]) -> tuple[float, float]:
 
 
 class Round(NamedTuple):
-    """Streams that decoded together, when the machine itself was slow meanwhile, and what the steps
-    took on the device, in ms."""
+    """Streams that decoded together, when the machine itself was slow, and what the same steps took
+    on the device."""
 
     streams: Sequence[TimedStream]
     slow: Sequence[Moment] = ()
-    device: Sequence[float] = ()
+    device: DeviceTimes = DeviceTimes([], [])
 
 
 class _Gaps(NamedTuple):
@@ -151,9 +152,10 @@ def step_times(rounds: Sequence[Round], output_len: int) -> dict[str, Any]:
 
     Raises BenchError when a round is too short.  The steps at slow moments are told, P99 without
     them, and how many times as long as usually the CPU's work took then (1 without such moments).
-    device_ms_median, device_ms_p99: of the steps on the device.  p99_ms_of_rounds: of each alone.
-    slowest_of_rounds: of each the (number, ms) of its slowest steps, counted from the first at
-    which all decode.  median_ms_of_quarters: of the rounds' quarters, over which contexts grow.
+    device_ms_median, device_ms_p99, device_idle_ms_p99: of these steps on the device, or None.
+    p99_ms_of_rounds: of each alone.  slowest_of_rounds: of each the (number, ms) of its slowest
+    steps, counted from the first at which all decode.  median_ms_of_quarters: of the rounds'
+    quarters, over which contexts grow.
     """
     found = [_gaps(each) for each in rounds]
     counts = [gaps.steps for gaps in found]
@@ -164,7 +166,8 @@ def step_times(rounds: Sequence[Round], output_len: int) -> dict[str, Any]:
         )
     every = [gap for gaps in found for gap in gaps.every]
     quiet = [gap for gaps in found for gap in gaps.quiet]
-    device = [gap for each in rounds for gap in each.device]
+    device = [each for one in rounds for each in one.device.steps]
+    idle = [each for one in rounds for each in one.device.idle]
     steps = [_steps(each) for each in rounds]
     return {
         "steps": sum(counts),
@@ -174,8 +177,9 @@ def step_times(rounds: Sequence[Round], output_len: int) -> dict[str, Any]:
         "steps_disturbed": round(sum(counts) * (1 - len(quiet) / len(every)), 1),
         "step_ms_p99_undisturbed": _p99_ms(quiet) if quiet else None,
         "slowdown_max": _slowdown(rounds),
-        "device_ms_median": round(statistics.median(device), 3) if device else None,
-        "device_ms_p99": _p99_ms([gap / 1e3 for gap in device]) if device else None,
+        "device_ms_median": round(statistics.median(device) * 1e3, 3) if device else None,
+        "device_ms_p99": _p99_ms(device) if device else None,
+        "device_idle_ms_p99": _p99_ms(idle) if idle else None,
         "p99_ms_of_rounds": [_p99_ms(gaps.every) for gaps in found],
         "slowest_of_rounds": [_slowest(each) for each in steps],
         "median_ms_of_quarters": _medians_of_quarters(steps),
@@ -202,8 +206,12 @@ def _gaps(round_: Round) -> _Gaps:
 
 
 def _slowdown(rounds: Sequence[Round]) -> float:
-    moments = [moment.slowdown for each in rounds for moment in each.slow]
-    return round(max(moments, default=1.0), 1)
+    """The worst while all streams decoded."""
+    found = [1.0]
+    for each in rounds:
+        first, last = steady(each.streams)
+        found += [slow.slowdown for slow in each.slow if slow.begin < last and first < slow.end]
+    return round(max(found), 1)
 
 
 def _steps(round_: Round) -> list[float]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+import statistics
 import time
 
 import pytest
 
 from albireo.bench import disturbance
-from albireo.bench.disturbance import Moment, Watcher, slow_moments
+from albireo.bench.disturbance import Moment, Watcher, _count_ns, slow_moments
 from albireo.bench.streams import Round, TimedStream, step_times
 
 MS = 1_000_000
@@ -32,7 +34,7 @@ def test_the_watch_covers_its_block(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def all_of_them(samples: list[tuple[int, int]]) -> list[Moment]:
         seen.extend(samples)
-        return [Moment(at * 1e-9, (at + took) * 1e-9) for at, took in samples]
+        return [Moment(at * 1e-9, (at + took) * 1e-9, 3.0) for at, took in samples]
 
     monkeypatch.setattr(disturbance, "slow_moments", all_of_them)
     with Watcher() as watcher:
@@ -42,9 +44,21 @@ def test_the_watch_covers_its_block(monkeypatch: pytest.MonkeyPatch) -> None:
         moments = watcher.slow_moments()
     inside = [each for each in moments if began < each.begin < each.end < ended]
     assert len(inside) > 5 and all(took > 0 for _, took in seen)
+    # Every millisecond, or nearly, where it gets a core.
+    apart = [after.begin - before.begin for before, after in itertools.pairwise(inside)]
+    assert 0.0009 < statistics.median(apart) < 0.01
     assert inside[0].begin < began + 0.1 and inside[-1].end > ended - 0.1
     with Watcher():
         pass  # whoever does not ask ends it, too
+
+
+def test_counting_takes_cpu_time_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as it counts, and not what passes on the clock meanwhile."""
+    few, many = (min(_count_ns(range(count)) for _ in range(20)) for count in (1_000, 20_000))
+    assert 5 * few < many < 80 * few
+    times = iter((0, 70, 100, 130, 200, 250))
+    monkeypatch.setattr(disturbance.time, "thread_time_ns", lambda: next(times))
+    assert _count_ns(range(1)) == 30  # the least of 70, 30 and 50
 
 
 def test_disturbed_steps_are_counted_and_left_out_of_one_figure() -> None:
@@ -64,7 +78,10 @@ def test_disturbed_steps_are_counted_and_left_out_of_one_figure() -> None:
     assert (row["step_ms_p99"], row["steps_disturbed"]) == (18.0, 2.0)
     assert row["step_ms_p99_undisturbed"] == 10.0
     assert row["step_ms_median"] == 10.0
-    row = step_times([Round(streams, [Moment(-1.0, 1.0)])], 21)
+    before, within, behind = ((-2.0, -1.0, 30.0), (0.19, 0.3, 7.0), (0.25, 0.3, 20.0))
+    rounds = [Round(streams, [Moment(*before), Moment(*within), Moment(0.1, 0.2, 4.0)])]
+    assert step_times([*rounds, Round(streams, [Moment(*behind)])], 21)["slowdown_max"] == 7.0
+    row = step_times([Round(streams, [Moment(-1.0, 1.0, 3.0)])], 21)
     assert (row["steps_disturbed"], row["step_ms_p99_undisturbed"]) == (20.0, None)
 
 
@@ -93,5 +110,5 @@ def test_rounds_are_taken_together() -> None:
     assert row["slowest_of_rounds"][0][0] == (50, 15.0)
     assert row["slowest_of_rounds"][3][0] == (50, 11.0)
     assert row["median_ms_of_quarters"] == [10.0] * 4
-    rounds[1] = Round([stream], [Moment(0.0, 0.5)])
+    rounds[1] = Round([stream], [Moment(0.0, 0.5, 3.0)])
     assert step_times(rounds, 101)["steps_disturbed"] == 50.0

@@ -13,11 +13,12 @@ from types import SimpleNamespace
 import pytest
 from click.testing import CliRunner
 
-from albireo.bench.device_steps import DeviceSteps
+from albireo.bench.device_steps import DeviceTimes
+from albireo.bench.disturbance import Moment, Watcher
 from albireo.bench.nodes import BenchError
 from albireo.bench.shapes import SHAPES, write_model
 from albireo.bench.step import _add_floor, bench_step, run_round
-from albireo.bench.streams import steps_together
+from albireo.bench.streams import steady, steps_together
 from albireo.cli.bench import bench
 from albireo.client import Delta, SamplingParams
 from albireo.ipc.protocol import End
@@ -127,15 +128,35 @@ class Starved:
                     receive(Delta(1, count, [5], "x", end))
 
 
+class Device:
+    """Stands in for DeviceSteps."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[float, int]] = []
+
+    def before(self, end: float, count: int) -> DeviceTimes:
+        self.asked.append((end, count))
+        return DeviceTimes([0.01], [0.0])
+
+
 @pytest.mark.parametrize(("starved", "batches", "steps"), [(0, 1, 17), (1, 2, 17), (9, 3, 0)])
 def test_a_round_that_the_client_missed_is_run_again(
-    starved: int, batches: int, steps: int
+    starved: int, batches: int, steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    client, device = Starved(3, starved), DeviceSteps(Path("/nonexistent"))
+    class Slow(Watcher):
+        def slow_moments(self) -> list[Moment]:
+            return [*super().slow_moments(), moment]
+
+    moment, device = Moment(0.0, 1.0, 9.0), Device()
+    monkeypatch.setattr("albireo.bench.step.Watcher", Slow)
+    client = Starved(3, starved)
     found = asyncio.run(run_round(client, random.Random(0), 3, 8, 20, "greedy", device))  # type: ignore[arg-type]
     assert client.batches == batches
     assert steps_together(found) == steps
     assert not client.collects and gc.isenabled()
+    assert moment in found.slow
+    assert found.device == DeviceTimes([0.01], [0.0])
+    assert device.asked == [(steady(found.streams)[1], steps)]
 
 
 PROCESSES = {"client", "supervisor", "router", "tokenizer", "forkserver", "understudy", "janitor"}
@@ -158,6 +179,7 @@ def test_through_a_real_node(sampling: str, node_home: Path) -> None:
         assert 0 < row["step_ms_median"] <= row["step_ms_p99"]
         assert row["ratio"] > 0
         assert 0 < row["device_ms_median"] <= row["device_ms_p99"]
+        assert 0 <= row["device_idle_ms_p99"] <= row["device_ms_p99"]
         assert row["slowdown_max"] >= 1 and row["stolen_ms"] >= 0
         waits = row["core_waits_ms"]
         assert set(waits) <= PROCESSES and all(ms > 0 for ms in waits.values())
