@@ -10,7 +10,14 @@ from typing import Any
 
 import pytest
 
+from albireo.client import Client
+
 from ..router.fakes import Automatic, RouterThread, make_spec
+
+
+def all_ready(client: Client) -> bool:
+    """Until then, fewer requests are taken."""
+    return all(group["state"] == "ready" for group in client.status()["groups"])
 
 
 class PlayedNode:
@@ -21,6 +28,8 @@ class PlayedNode:
         self.path = self.router.path
         self.automatic = Automatic(self.router.spec)
         self._running = True
+        with Client.connect(self.path) as client:
+            eventually(lambda: all_ready(client))
 
     def stop(self) -> None:
         if self._running:

@@ -155,7 +155,9 @@ def test_a_group_that_dies_while_it_drains(
     os.kill(pids(node)["g0.worker0"], signal.SIGKILL)
     ordering.join(30)
     assert not ordering.is_alive(), "the order is never done"
-    assert end in said[-1] and states(node) == [state, "ready"]
+    assert end in said[-1]
+    # Supervisor and router are told of it by turns.
+    wait_for("the router knows, too", lambda: states(node) == [state, "ready"], 10)
     story.join()
 
 

@@ -268,6 +268,24 @@ class Conversation:
         last = [(s, n - 1, 1) for s, n in enumerate(self.lengths)]
         return [(first, len(first)), (last, 0)] if first else [(last, 0)]
 
+    def mixed(self, chance: random.Random) -> list[tuple[list[Chunk], int]]:
+        """Prompts up to about a block's end; some go on by chunks, others decode; their rest."""
+        size = self.shape.block_size
+        first, chunks, decodes, rest = [], [], [], []
+        for s in chance.sample(range(len(self.lengths)), len(self.lengths)):
+            length = self.lengths[s]
+            end = size * chance.randint(1, length // size + 1) + chance.choice((-1, 0, 1))
+            start = min(end, length - 1)
+            first.append((s, 0, start))
+            if len(chunks) <= len(decodes):
+                chunks.append((s, start, length - start))
+            else:
+                decodes.append((s, start, 1))
+                rest.append((s, start + 1, length - start - 1))
+        first, rest = ([piece for piece in pieces if piece[2]] for pieces in (first, rest))
+        steps = [(first, len(first)), ([*chunks, *decodes], len(chunks)), (rest, len(rest))]
+        return [step for step in steps if step[0]]
+
 
 def check_attention(
     k: Kernels,
@@ -277,13 +295,55 @@ def check_attention(
     padding: tuple[int, int, int] = (0, 0, 0),
 ) -> torch.Tensor:
     """Against the reference; returns the outputs."""
-    queries, outputs = conversation.run(k, steps, normed, padding)
-    expected = conversation.run(ReferenceKernels(), conversation.whole(), normed)
-    for got, wanted in zip((queries, outputs), expected, strict=True):
+    found = conversation.run(k, steps, normed, padding)
+    _compare(found, conversation.run(ReferenceKernels(), conversation.whole(), normed))
+    return found[1]
+
+
+def _compare(
+    found: tuple[torch.Tensor, torch.Tensor], expected: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    """Queries and outputs, as Conversation.run returns them."""
+    for got, wanted in zip(found, expected, strict=True):
         error = (got.double() - wanted.double()).norm() / wanted.double().norm()
         assert error < (1e-5 if got.dtype == torch.float32 else 5e-3)
         torch.testing.assert_close(got, wanted, rtol=0.02, atol=4 * TOLERANCE[got.dtype])
-    return outputs
+
+
+def ragged_lengths(chance: random.Random, count: int, most: int, block_size: int) -> list[int]:
+    """At least four: a single token, the last of a block, none behind it and one; others random."""
+    ends = [block_size * chance.randint(1, most // block_size) + n for n in (-1, 0, 1)]
+    lengths = [1, *ends, *(chance.randint(1, most) for _ in range(count - 4))]
+    chance.shuffle(lengths)
+    return lengths
+
+
+def check_ragged_attention(
+    kernels: Sequence[Kernels],
+    dtype: torch.dtype,
+    head_dim: int,
+    group: int,
+    chance: random.Random,
+    kv_heads: Sequence[int] = (4, 8),
+    most: int = 300,
+    row_heads: int = 256,
+) -> None:
+    """Lengths and what is fed of them are drawn; prompts, decodes, few and many, and both at once.
+
+    kernels: each is run on all of it.  kv_heads: of which one is drawn.  row_heads: decodes times
+    KV heads that are few, and that many exceed.
+    """
+    shape = Shape(0, chance.choice(kv_heads), head_dim)
+    shape = dataclasses.replace(shape, heads=group * shape.kv_heads)
+    normed = chance.random() < 0.5
+    few = ragged_lengths(chance, 8, most, shape.block_size)
+    many = row_heads // shape.kv_heads + chance.randint(1, 9)
+    for lengths in (few, ragged_lengths(chance, many, most // 3, shape.block_size)):
+        conversation = Conversation(shape, dtype, lengths, chance.randrange(1 << 31))
+        expected = conversation.run(ReferenceKernels(), conversation.whole(), normed)
+        for k in kernels:
+            for steps in (conversation.decode_last(), conversation.mixed(chance)):
+                _compare(conversation.run(k, steps, normed), expected)
 
 
 def check_small_numbers_count(k: Kernels) -> None:
