@@ -17,7 +17,8 @@ the node has some so (--e4m7-weights), but for the input embedding, of which onl
 the batch's rows are read, and for experts that no row picks, and the keys and
 values of all sequences at the middle of the measured answer.  On several ranks
 each has its share, and to that come the all-reduces, two a layer and the
-embedding's, each at what the ranks measured for its bytes when they started.
+embedding's, each at the least that the ranks measured for its bytes when they
+started.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ from albireo.workers.parallel.cuda import (  # noqa: E402
     TWO_SHOT,
     CudaCommunicator,
     GroupNotFormed,
+    fastest_sums,
 )
 from albireo.workers.parallel.one_shot import block_of  # noqa: E402
 from albireo.workers.parallel.sum_bytes import PIECES_BYTES, SLAB_BYTES  # noqa: E402
@@ -128,3 +129,19 @@ def test_any_rows_that_are_sampled_exchange_by_a_kernel_of_captured_sizes(words:
         return {(block_of(rows * words), rows * words % 16 == 0) for rows in sizes}
 
     assert kernels(range(1, 257)) <= kernels(captured_sizes(256))
+
+
+def test_the_fastest_sum_of_each_size() -> None:
+    """Rows of 8 KiB: with the norm where that is faster, between two sizes of a sum too."""
+    sums = {
+        8 << 10: {ONE_SHOT: 8.0, TWO_SHOT: 10.0, NCCL: 7.0},
+        16 << 10: {ONE_SHOT: 9.0, TWO_SHOT: 10.0, NCCL: 9.5},
+        32 << 10: {ONE_SHOT: 14.0, TWO_SHOT: 13.0, NCCL: 20.0},
+        64 << 10: {ONE_SHOT: 24.0, TWO_SHOT: 23.0, NCCL: 22.0},
+    }
+    norms = {1: {APART: 9.0, TOGETHER: 3.4}, 2: {APART: 9.0, TOGETHER: 30.0}}
+    assert fastest_sums(sums, norms, 8 << 10) == {
+        8 << 10: 3.4, 16 << 10: 9.0, 32 << 10: 13.0, 64 << 10: 22.0
+    }  # fmt: skip
+    assert fastest_sums(sums, {1: {APART: 9.0, TOGETHER: 50.0}}, 12 << 10)[12 << 10] == 8.0
+    assert fastest_sums(sums, {}, 8 << 10)[8 << 10] == 7.0

@@ -31,6 +31,7 @@ from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.distributed._symmetric_memory as symmetric_memory
@@ -96,7 +97,7 @@ class CudaCommunicator:
 
     store_path: a file that does not exist yet, the same for all ranks and for
     no other group.  timeout_s: how long to wait for the other ranks here.
-    sums_us: of all_reduce by its bytes, as `tune` measured them here, by the way it chose.
+    sums_us: fastest_sums() of what `tune` measured here.
     Raises GroupNotFormed.
     """
 
@@ -205,8 +206,6 @@ class CudaCommunicator:
                 method: graph_us(partial(self._sum, x, method), self._device) for method in METHODS
             }
         self._method_by_bits = self._agree(sums, METHODS)
-        for nbytes, us in sums.items():
-            self.sums_us[nbytes] = round(us[self.method_for(nbytes)], 2)
         norms: dict[int, dict[str, float]] = {}
         self._rows_of = width, dtype
         rows = 1
@@ -214,6 +213,7 @@ class CudaCommunicator:
             norms[rows] = self._measure_norms(rows, width, dtype)
             rows *= 2
         self._fusion_by_bits = self._agree(norms, FUSIONS)
+        self.sums_us = fastest_sums(sums, norms, width * dtype.itemsize)
         return sums, norms
 
     def _agree(
@@ -257,6 +257,27 @@ class CudaCommunicator:
             x.view(-1).copy_(shared)
         else:
             dist.all_reduce(x)
+
+
+def fastest_sums(
+    sums: Mapping[int, Mapping[str, float]],
+    norms: Mapping[int, Mapping[str, float]],
+    row_bytes: int,
+) -> dict[int, float]:
+    """Microseconds of a sum by its bytes, at best: of so many rows with their normalisation, where
+    that is one kernel and faster than a sum alone, and of more by the fastest method.
+
+    sums, norms: as tune() returns them.
+    """
+    sizes = sorted(sums)
+    alone = [min(sums[nbytes].values()) for nbytes in sizes]
+    found = {
+        rows * row_bytes: min(us[TOGETHER], float(np.interp(rows * row_bytes, sizes, alone)))
+        for rows, us in norms.items()
+    }
+    largest = max(found, default=0)
+    found |= {nbytes: us for nbytes, us in zip(sizes, alone, strict=True) if nbytes > largest}
+    return {nbytes: round(us, 2) for nbytes, us in found.items()}
 
 
 class _Symmetric:
