@@ -58,7 +58,7 @@ def check_answers(
             row = score(rows[len(prompt) + at - 1].numpy(), prompt, answer[:at])
             second, best = np.sort(row)[-2:]
             positions += 1
-            ties += best - second < CLOSE
+            ties += int(best - second < CLOSE)
             if best - row[token] >= CLOSE:
                 wrong.append(
                     f"answer {number}, position {at}: {token}, but {row.argmax()} is better by "

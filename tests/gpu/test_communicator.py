@@ -143,6 +143,58 @@ def sums_with_norms(communicator: CudaCommunicator, device: torch.device) -> Non
                 assert torch.equal(out, normed), (replay, turns[n])
 
 
+def sums_with_two_norms(communicator: CudaCommunicator, device: torch.device) -> None:
+    """As Gemma does it: the sum is normalised before it is added.  Rows are no power of two wide.
+
+    Every other one has no norm before, as a kernel of its own between.  A row's squares may be
+    added in another order than by two kernels, which may round a value to its neighbour; few.
+    """
+    width, turns = 3840, [1, 3, 32, 70, 256, 300, 2, 512] * 2
+    communicator.tune(width)
+    communicator.fusion_for = lambda *_: TOGETHER  # type: ignore[method-assign]
+    weight, inner = torch.rand(width, device=device) + 0.5, torch.rand(width, device=device) - 0.5
+    for each in (weight, inner):
+        dist.broadcast(each, 0)
+    xs = [torch.zeros(r, width, dtype=torch.bfloat16, device=device) for r in turns]
+    residuals = [torch.zeros_like(x) for x in xs]
+    inners = [None if n % 4 == 3 else inner for n in range(len(turns))]
+    outs: list[torch.Tensor] = []
+
+    def step() -> None:
+        outs.clear()
+        for x, residual, before in zip(xs, residuals, inners, strict=True):
+            out = communicator.sum_norm(x, residual, weight, 1e-6, before)
+            assert out is not None
+            outs.append(out)
+
+    stream = torch.cuda.Stream(device)
+    with torch.cuda.stream(stream):
+        step()
+        stream.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            step()
+        for replay in range(3):
+            for n, x in enumerate(xs):
+                turn = replay * 100 + n
+                x.copy_(brought(communicator.rank, x.numel(), x.dtype, turn).view_as(x))
+                x[0, : 2 * n] = -0.0
+                residuals[n].copy_(brought(77, x.numel(), x.dtype, turn).view_as(x))
+            graph.replay()
+            for n, (x, residual, out, before) in enumerate(
+                zip(xs, residuals, outs, inners, strict=True)
+            ):
+                turn = replay * 100 + n
+                expected = brought(77, x.numel(), x.dtype, turn).view_as(x).to(device)
+                total = summed(x.numel(), x.dtype, turn).view_as(x).to(device)
+                total[0, : 2 * n] = 0.0
+                normed = rms_norm(total, expected, weight, 1e-6, before)
+                for got, wanted in ((residual, expected), (out, normed)):
+                    torch.testing.assert_close(got, wanted, rtol=2**-7, atol=2**-5)
+                    others = int((got != wanted).sum())
+                    assert others <= 1e-3 * got.numel(), (replay, turns[n], others)
+
+
 def tunes(communicator: CudaCommunicator, device: torch.device) -> None:
     sums, norms = communicator.tune(1024)
     assert set(norms) == {2**bits for bits in range(12)} and set(norms[1024]) == set(FUSIONS)
@@ -230,7 +282,7 @@ def sums_untuned(communicator: CudaCommunicator, device: torch.device) -> None:
 
 
 ROUNDS = [
-    sums_untuned, sums_of_all_methods, sums_in_graphs, sums_with_norms, tunes,
+    sums_untuned, sums_of_all_methods, sums_in_graphs, sums_with_norms, sums_with_two_norms, tunes,
     samples_in_every_mode, chooses_a_mode, one_is_late,
 ]  # fmt: skip
 Outcome = tuple[int, str, str | None]

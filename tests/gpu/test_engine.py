@@ -38,6 +38,7 @@ from albireo.workers.kernels.cuda import nvrtc  # noqa: E402
 from albireo.workers.models.config import ModelConfig  # noqa: E402
 from albireo.workers.models.load import load_model, read_config  # noqa: E402
 
+from ..workers.edit_reference import Ask  # noqa: E402
 from ..workers.engine_driver import Driver, Request  # noqa: E402
 from ..workers.engine_story import (  # noqa: E402
     CONFIG,
@@ -270,6 +271,53 @@ def test_no_step_has_a_kernel_to_compile(
     )
     _random_chunks(Driver(results.step, engine))
     assert not late
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_a_steady_step_allocates_nothing(
+    graphs: bool, make_engine: Callable[[EngineConfig], Results]
+) -> None:
+    """CUDA is asked for no memory by mixed steps of sizes that have been, nor by decodes.
+
+    In graphs decodes do not ask the allocator either, whatever their rows want of the logits.
+    """
+    engine = msgspec.structs.replace(_BIG, max_num_batched_tokens=200, cuda_graphs=graphs)
+    step = make_engine(engine).step
+    first = _random_chunks(Driver(step, engine))
+    device_calls, _ = _allocations()
+    assert _random_chunks(Driver(step, engine)) == first
+    assert _allocations()[0] == device_calls
+
+    driver = Driver(step, engine)
+    requests = [
+        Request(
+            i + 1, [i, i + 1], slot=i, blocks=[2 * i, 2 * i + 1], seed=i,
+            temperature=0.8 * (i % 3 == 1), top_p=0.9 if i % 6 == 1 else 1.0,
+            ask=Ask(presence=0.5, biases={3: 1.0}) if i % 5 == 2 else Ask(),
+            logprobs=3 if i % 7 == 3 else None,
+        )
+        for i in range(40)
+    ]  # fmt: skip
+    for some in (requests[:20], requests[20:]):
+        driver.run(take=some, chunk=[(request, 2) for request in some])
+    # A row alone that asks for nothing, some that ask for all there is, and all of them.
+    for decode in (requests[:1], requests[1:10], requests):
+        driver.run(decode=decode)
+        before = _allocations()
+        for _ in range(5):
+            driver.run(decode=decode)
+        assert _allocations()[0] == before[0]
+        if graphs:
+            assert _allocations() == before
+    before = _allocations()
+    held = torch.empty(8, device="cuda")
+    assert _allocations()[1] == before[1] + 1 and held.is_cuda, "a tensor is counted"
+
+
+def _allocations() -> tuple[int, int]:
+    """So far: calls of CUDA for memory, and tensors that the allocator has made of it."""
+    stats = torch.cuda.memory_stats()
+    return stats["num_device_alloc"], stats["allocation.all.allocated"]
 
 
 def test_a_mixed_step_that_no_graph_holds_is_launched(

@@ -338,7 +338,7 @@ def check_ragged_attention(
     normed = chance.random() < 0.5
     few = ragged_lengths(chance, 8, most, shape.block_size)
     many = row_heads // shape.kv_heads + chance.randint(1, 9)
-    for lengths in (few, ragged_lengths(chance, many, most // 3, shape.block_size)):
+    for lengths in (few, ragged_lengths(chance, many, most // 4, shape.block_size)):
         conversation = Conversation(shape, dtype, lengths, chance.randrange(1 << 31))
         expected = conversation.run(ReferenceKernels(), conversation.whole(), normed)
         for k in kernels:
