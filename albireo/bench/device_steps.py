@@ -10,10 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
-from albireo.ipc.stages import Stage
 from albireo.trace.rows import NodeTimelines
+from albireo.trace.stages import Steps
 
 
 class DeviceTimes(NamedTuple):
@@ -37,16 +35,7 @@ class DeviceSteps:
         """
         for source in self._timelines.group(0):
             if source.device and source.rank == 0:
-                records = source.newest()
-                forward = records[records["stage"] == Stage.FORWARD]
-                sample = records[records["stage"] == Stage.SAMPLE]
-                sample = sample[sample["end_ns"] <= end * 1e9][-count - 1 :]
-                # The oldest may have lost its first record; the newest ones may have no second yet.
-                _, ours, its = np.intersect1d(
-                    forward["step"], sample["step"], assume_unique=True, return_indices=True
-                )
-                begins = forward["start_ns"][ours].astype(np.int64)
-                ends = sample["end_ns"][its].astype(np.int64)
-                steps, idle = np.diff(ends) / 1e9, (begins[1:] - ends[:-1]) / 1e9
-                return DeviceTimes(steps.tolist(), idle.tolist())
+                steps = Steps(source.newest(), count, 0, round(end * 1e9))
+                took, idle = steps.done - steps.before, steps.begin - steps.before
+                return DeviceTimes((took / 1e9).tolist(), (idle / 1e9).tolist())
         return DeviceTimes([], [])

@@ -173,9 +173,10 @@ async def _measure(
         pids = {actor["name"]: actor["pid"] for actor in status["actors"]} | {"client": os.getpid()}
         device = DeviceSteps(node_dir(node))
         client_polls = client_polls and _core_is_left(groups, model["device"])
+        stats = await _scheduler_stats(client)
         results, no_room = [], []
         for batch in batches:
-            if reason := await _lacks_room(client, batch, input_len + output_len):
+            if reason := _lacks_room(stats, batch, input_len + output_len):
                 no_room.append({"batch": batch, "reason": reason})
                 continue
             # The first round warms up what is made at a batch's first step.
@@ -205,9 +206,8 @@ async def _measure(
     }
 
 
-async def _lacks_room(client: AsyncClient, batch: int, length: int) -> str:
+def _lacks_room(stats: dict[str, Any], batch: int, length: int) -> str:
     """Why the KV cache cannot hold `batch` streams of so many tokens together; "" where it can."""
-    stats = await _scheduler_stats(client)
     blocks = stats["kv_blocks_total"]
     block_size = stats["kv_tokens_total"] // blocks
     needed = batch * -(-length // block_size)

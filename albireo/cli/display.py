@@ -8,8 +8,15 @@ from typing import Self
 
 from rich.console import Console
 
-from albireo.node.children import in_words
-from albireo.node.events import Event, NodeFailed, NodeNote, NodeReady, NodeStopped, PhaseBegun
+from albireo.node.events import (
+    Event,
+    NodeFailed,
+    NodeNote,
+    NodeReady,
+    NodeStopped,
+    PhaseBegun,
+    in_words,
+)
 from albireo.node.options import NodeOptions
 
 

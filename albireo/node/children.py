@@ -22,6 +22,7 @@ from albireo.ipc.actor import Fatal, Phase, Ping, Pong, Ready, Stop, from_actor
 from albireo.ipc.config import ActorSpec
 
 from .environment import child_environment
+from .events import in_words
 from .fork_protocol import (
     MAX_MESSAGE_BYTES,
     Fork,
@@ -56,11 +57,6 @@ def seqpacket_pair() -> tuple[socket.socket, socket.socket]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.setblocking(False)
     return ours, theirs
-
-
-def in_words(phases_s: Mapping[str, float]) -> str:
-    """ "loading the weights 3.1 s, warming up 0.4 s"; those of less than 50 ms are left out."""
-    return ", ".join(f"{text} {taken:.1f} s" for text, taken in phases_s.items() if taken >= 0.05)
 
 
 class Watched:

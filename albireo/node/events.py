@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -37,3 +38,8 @@ class NodeStopped(msgspec.Struct, frozen=True, tag=True):
 
 
 Event = PhaseBegun | NodeReady | NodeNote | NodeFailed | NodeStopped
+
+
+def in_words(phases_s: Mapping[str, float]) -> str:
+    """ "loading the weights 3.1 s, warming up 0.4 s"; those of less than 50 ms are left out."""
+    return ", ".join(f"{text} {taken:.1f} s" for text, taken in phases_s.items() if taken >= 0.05)

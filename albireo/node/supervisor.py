@@ -378,12 +378,9 @@ class Supervisor:
         }
         if state != "ready":
             return facts
-        actors = {actor.name: actor for actor in self._actors()}
-        return (
-            facts
-            | self._blueprint.facts()
-            | {
-                "phases_s": {name: each.phases_s for name, each in actors.items() if each.phases_s},
-                "details": {name: each.detail for name, each in actors.items() if each.detail},
-            }
-        )
+        actors = self._actors()
+        found = {
+            "phases_s": {actor.name: actor.phases_s for actor in actors if actor.phases_s},
+            "details": {actor.name: actor.detail for actor in actors if actor.detail},
+        }
+        return facts | self._blueprint.facts() | found

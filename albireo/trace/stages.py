@@ -112,7 +112,7 @@ def measure(
     device: Records, actors: Records, last: int, begin_ns: int, end_ns: int
 ) -> StageStats | None:
     """device: FORWARD and SAMPLE of one rank.  actors: records of all others of the group."""
-    steps = _Steps(device, last, begin_ns, end_ns)
+    steps = Steps(device, last, begin_ns, end_ns)
     if len(steps.number) < _MIN_STEPS:
         return None
     pauses = actors[actors["stage"] == Stage.NO_WORK]
@@ -145,9 +145,13 @@ def measure(
     )
 
 
-class _Steps:
+class Steps:
     """Times of steps on the device, [K] ns each: end of the step before, begin, end of the
-    forward pass, begin of sampling, end."""
+    forward pass, begin of sampling, end.
+
+    device: FORWARD and SAMPLE of one rank.  Of the newest `last` steps within begin_ns and end_ns
+    that have both, and one before them there.
+    """
 
     def __init__(self, device: Records, last: int, begin_ns: int, end_ns: int) -> None:
         forward = device[device["stage"] == Stage.FORWARD]
@@ -199,7 +203,7 @@ class _Cover:
         return self.until(end) - self.until(begin)
 
 
-def _blame(by_task: dict[Task, Records], steps: _Steps) -> dict[Task, float]:
+def _blame(by_task: dict[Task, Records], steps: Steps) -> dict[Task, float]:
     """Mean exposed ns a step of T1, T2, T5: what of the idle time each of them covers alone, or
     together with a later one of them."""
     exposed: dict[Task, float] = {}
@@ -212,7 +216,7 @@ def _blame(by_task: dict[Task, Records], steps: _Steps) -> dict[Task, float]:
     return exposed
 
 
-def _times(chosen: Records, steps: _Steps) -> Int64Array:
+def _times(chosen: Records, steps: Steps) -> Int64Array:
     """ns that a task's records took in each of the steps, [K], all actors added up."""
     place = np.searchsorted(steps.number, chosen["step"])
     place[place == len(steps.number)] = 0
@@ -222,14 +226,14 @@ def _times(chosen: Records, steps: _Steps) -> Int64Array:
 
 
 def _matching(
-    records: Records, place: npt.NDArray[np.intp], steps: _Steps
+    records: Records, place: npt.NDArray[np.intp], steps: Steps
 ) -> tuple[Records, npt.NDArray[np.intp]]:
     """Without the records of other steps than these."""
     same = steps.number[place] == records["step"]
     return records[same], place[same]
 
 
-def _planned_ahead(actors: Records, steps: _Steps) -> float:
+def _planned_ahead(actors: Records, steps: Steps) -> float:
     plans = actors[actors["stage"] == Stage.PLAN]
     place = np.searchsorted(steps.number, plans["step"])
     place[place == len(steps.number)] = 0
