@@ -5,9 +5,9 @@ from __future__ import annotations
 import multiprocessing
 import queue
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -96,17 +96,28 @@ def sums_in_graphs(communicator: CudaCommunicator, device: torch.device) -> None
             assert gathered[:, 0, 0].tolist() == [10 * replay + r for r in range(SIZE)]
 
 
-def sums_with_norms(communicator: CudaCommunicator, device: torch.device) -> None:
+class SummedAndNormed(NamedTuple):
+    """What one of them has left, and what it was made of.  place: replay, rows."""
+
+    place: tuple[int, int]
+    residual: torch.Tensor
+    out: torch.Tensor
+    total: torch.Tensor
+    added: torch.Tensor
+
+
+def summed_and_normed(
+    communicator: CudaCommunicator,
+    device: torch.device,
+    width: int,
+    turns: list[int],
+    replays: int,
+    run: Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor | None],
+) -> Iterator[tuple[int, SummedAndNormed]]:
     """In a graph, one after the other as in a step: the kernels come up beside each other.
 
-    Every other one fetches weights of an odd shape beside it.
+    turns: rows of each.  run(number, x, residual): one of them.  Yields each replay's, numbered.
     """
-    ahead = torch.zeros(3001, 4104, dtype=torch.bfloat16, device=device)
-    width, turns = 4096, [1, 3, 32, 70, 256, 300, 512, 2] * 3
-    communicator.tune(width)
-    communicator.fusion_for = lambda *_: TOGETHER  # type: ignore[method-assign]
-    weight = torch.rand(width, device=device) + 0.5
-    dist.broadcast(weight, 0)
     xs = [torch.zeros(r, width, dtype=torch.bfloat16, device=device) for r in turns]
     residuals = [torch.zeros_like(x) for x in xs]
     outs: list[torch.Tensor] = []
@@ -114,8 +125,7 @@ def sums_with_norms(communicator: CudaCommunicator, device: torch.device) -> Non
     def step() -> None:
         outs.clear()
         for n, (x, residual) in enumerate(zip(xs, residuals, strict=True)):
-            next_weight = ahead if n % 2 else None
-            out = communicator.sum_norm(x, residual, weight, 1e-6, ahead=next_weight)
+            out = run(n, x, residual)
             assert out is not None
             outs.append(out)
 
@@ -126,7 +136,7 @@ def sums_with_norms(communicator: CudaCommunicator, device: torch.device) -> Non
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             step()
-        for replay in range(5):
+        for replay in range(replays):
             for n, x in enumerate(xs):
                 turn = replay * 100 + n
                 x.copy_(brought(communicator.rank, x.numel(), x.dtype, turn).view_as(x))
@@ -135,12 +145,29 @@ def sums_with_norms(communicator: CudaCommunicator, device: torch.device) -> Non
             graph.replay()
             for n, (x, residual, out) in enumerate(zip(xs, residuals, outs, strict=True)):
                 turn = replay * 100 + n
-                expected = brought(77, x.numel(), x.dtype, turn).view_as(x).to(device)
+                added = brought(77, x.numel(), x.dtype, turn).view_as(x).to(device)
                 total = summed(x.numel(), x.dtype, turn).view_as(x).to(device)
                 total[0, : 2 * n] = 0.0
-                normed = rms_norm(total, expected, weight, 1e-6)
-                assert torch.equal(residual, expected), (replay, turns[n])
-                assert torch.equal(out, normed), (replay, turns[n])
+                yield n, SummedAndNormed((replay, turns[n]), residual, out, total, added)
+
+
+def sums_with_norms(communicator: CudaCommunicator, device: torch.device) -> None:
+    """Every other one fetches weights of an odd shape beside it."""
+    ahead = torch.zeros(3001, 4104, dtype=torch.bfloat16, device=device)
+    width, turns = 4096, [1, 3, 32, 70, 256, 300, 512, 2] * 3
+    communicator.tune(width)
+    communicator.fusion_for = lambda *_: TOGETHER  # type: ignore[method-assign]
+    weight = torch.rand(width, device=device) + 0.5
+    dist.broadcast(weight, 0)
+
+    def run(n: int, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor | None:
+        next_weight = ahead if n % 2 else None
+        return communicator.sum_norm(x, residual, weight, 1e-6, ahead=next_weight)
+
+    for _, found in summed_and_normed(communicator, device, width, turns, 5, run):
+        normed = rms_norm(found.total, found.added, weight, 1e-6)
+        assert torch.equal(found.residual, found.added), found.place
+        assert torch.equal(found.out, normed), found.place
 
 
 def sums_with_two_norms(communicator: CudaCommunicator, device: torch.device) -> None:
@@ -155,44 +182,17 @@ def sums_with_two_norms(communicator: CudaCommunicator, device: torch.device) ->
     weight, inner = torch.rand(width, device=device) + 0.5, torch.rand(width, device=device) - 0.5
     for each in (weight, inner):
         dist.broadcast(each, 0)
-    xs = [torch.zeros(r, width, dtype=torch.bfloat16, device=device) for r in turns]
-    residuals = [torch.zeros_like(x) for x in xs]
     inners = [None if n % 4 == 3 else inner for n in range(len(turns))]
-    outs: list[torch.Tensor] = []
 
-    def step() -> None:
-        outs.clear()
-        for x, residual, before in zip(xs, residuals, inners, strict=True):
-            out = communicator.sum_norm(x, residual, weight, 1e-6, before)
-            assert out is not None
-            outs.append(out)
+    def run(n: int, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor | None:
+        return communicator.sum_norm(x, residual, weight, 1e-6, inners[n])
 
-    stream = torch.cuda.Stream(device)
-    with torch.cuda.stream(stream):
-        step()
-        stream.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-            step()
-        for replay in range(3):
-            for n, x in enumerate(xs):
-                turn = replay * 100 + n
-                x.copy_(brought(communicator.rank, x.numel(), x.dtype, turn).view_as(x))
-                x[0, : 2 * n] = -0.0
-                residuals[n].copy_(brought(77, x.numel(), x.dtype, turn).view_as(x))
-            graph.replay()
-            for n, (x, residual, out, before) in enumerate(
-                zip(xs, residuals, outs, inners, strict=True)
-            ):
-                turn = replay * 100 + n
-                expected = brought(77, x.numel(), x.dtype, turn).view_as(x).to(device)
-                total = summed(x.numel(), x.dtype, turn).view_as(x).to(device)
-                total[0, : 2 * n] = 0.0
-                normed = rms_norm(total, expected, weight, 1e-6, before)
-                for got, wanted in ((residual, expected), (out, normed)):
-                    torch.testing.assert_close(got, wanted, rtol=2**-7, atol=2**-5)
-                    others = int((got != wanted).sum())
-                    assert others <= 1e-3 * got.numel(), (replay, turns[n], others)
+    for n, found in summed_and_normed(communicator, device, width, turns, 3, run):
+        normed = rms_norm(found.total, found.added, weight, 1e-6, inners[n])
+        for got, wanted in ((found.residual, found.added), (found.out, normed)):
+            torch.testing.assert_close(got, wanted, rtol=2**-7, atol=2**-5)
+            others = int((got != wanted).sum())
+            assert others <= 1e-3 * got.numel(), (found.place, others)
 
 
 def tunes(communicator: CudaCommunicator, device: torch.device) -> None:
