@@ -78,7 +78,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     lookahead: plans that may be in the ring beyond the running one: 0 without asynchronous
         scheduling, else LOOKAHEAD, of which more than one only while steps are very short
         (scheduler.py).
-    num_blocks: KV blocks of `block_size` tokens on every rank.
+    num_blocks: KV blocks of `block_size` tokens on every rank.  Workers on a GPU are told how many
+        can be of use, and find out how many there is memory for; the others are told that.
     step_timeout_s: a step that takes longer is a fault.
     sim_step_ms: step time of the `sim` device.
     cuda_graphs: steps on a GPU run as captured graphs, but for large prefills.
@@ -90,6 +91,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     num_swap_blocks: blocks of host memory for preempted sequences, on every rank.
     itl_target_ms: prefill chunks are sized so that a step stays below it; 0 = no target.
     mixed_step_tokens: of a step that computes prompts beside few decodes; 0 = as of any step.
+    gpu_memory_utilization: of what is free when a worker starts, what it may take; its KV cache
+        gets what the rest of it leaves.  0 = the KV cache has num_blocks.
     """
 
     model_path: str
@@ -116,6 +119,12 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     num_swap_blocks: int = 0
     itl_target_ms: float = 0.0
     mixed_step_tokens: int = 0
+    gpu_memory_utilization: float = 0.0
+
+    @property
+    def blocks_of_longest(self) -> int:
+        """KV blocks of one request of max_model_len."""
+        return -(-self.max_model_len // self.block_size)
 
     @property
     def awake_s(self) -> float:

@@ -259,11 +259,13 @@ class Topology(_Message, frozen=True):
     groups: state of each group by number: "starting", "ready", "draining",
     "restarting", "stopped", "failed".
     incarnations: of each group by number, so that a new router can address it.
+    num_blocks: KV blocks of each group by number; what was planned, until it has found out.
     """
 
     actors: list[ActorInfo]
     groups: list[str]
     incarnations: list[int] = []
+    num_blocks: list[int] = []
 
 
 class GroupDown(_Message, frozen=True):

@@ -230,7 +230,7 @@ def _slot_tables(kind: Kind, task: _Task, rank: int, device: Any) -> SlotTables:
     from albireo.workers.engine.cuda.slot_tables import SlotTables
 
     most, width = max(task.batches), task.vocab // task.ranks
-    tables = SlotTables(most, most, 64, 1024, 16, 1, width, rank * width, device)
+    tables = SlotTables(most, most, 64, 1024, 16, width, rank * width, device)
     for slot in range(most):
         plan = one_request(kind, slot, task.vocab)
         tables.words[: len(plan.words)] = torch.from_numpy(plan.words.copy())

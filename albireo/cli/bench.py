@@ -19,6 +19,7 @@ from .bench_prefix import prefix
 from .bench_restart import restart
 from .bench_sampling import sampling
 from .bench_serve import serve
+from .bench_start import start
 from .bench_step import step
 from .ranges import range_of
 
@@ -38,6 +39,7 @@ bench.add_command(flood)
 bench.add_command(prefill)
 bench.add_command(prefix)
 bench.add_command(restart)
+bench.add_command(start)
 bench.add_command(ablation)
 
 

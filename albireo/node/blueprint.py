@@ -131,5 +131,4 @@ class Blueprint:
             "dtype": engine.dtype,
             "core_plan": self.cores.describe(),
             "max_model_len": engine.max_model_len,
-            "kv_tokens": [each.num_blocks * each.block_size for each in self.engines],
         }

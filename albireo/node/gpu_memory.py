@@ -1,4 +1,4 @@
-"""How much of a GPU is left for the KV cache: an estimate before any worker has run.
+"""How much of a GPU is left for the KV cache, before any worker has run: at most, and about.
 
     free x utilization              what NVML says is free on the group's fullest GPU
     - weights / tp                  a tied LM head is a table of its own; whole rotary tables
@@ -10,9 +10,10 @@
     - graphs                        what CUDA graphs keep besides the memory of a step, and the
                                     activations of the largest step that one is of
 
-The worker then runs the worst step there can be and captures its graphs; where
-that does not fit it says what each part has really taken
-(workers/engine/cuda/memory.py).
+The weights are certain, and what they leave is the most that the cache can have.  The
+rest is an estimate, by which is decided whether there is room for weights in 12 bits.
+The worker then runs the worst step there can be, captures its graphs, and gives the
+cache what all that has really left (workers/engine/cuda/kv_cache.py).
 """
 
 from __future__ import annotations
@@ -49,27 +50,28 @@ class GpuMemory:
 
     @property
     def kv_bytes(self) -> int:
-        """For the KV cache of one rank; not below 0."""
-        return max(0, self._left)
+        """For the KV cache of one rank, about; not below 0."""
+        rest = self.activations + self.logits + self.context + self.graphs
+        return max(0, self._beside_weights - rest)
 
     @property
-    def _left(self) -> int:
-        """Below 0 where the rest alone does not fit."""
-        weights = self.weights + self.e4m7
-        taken = weights + self.activations + self.logits + self.context + self.graphs
-        return int(self.free * self.utilization) - taken
+    def most_kv_bytes(self) -> int:
+        """For the KV cache of one rank, if steps took nothing; not below 0."""
+        return max(0, self._beside_weights)
+
+    @property
+    def _beside_weights(self) -> int:
+        return int(self.free * self.utilization) - self.weights - self.e4m7
 
     def describe(self) -> str:
-        """The sum, for an error."""
-        e4m7 = f"weights in 12 bits {self.e4m7 / _GIB:.2f} - " if self.e4m7 else ""
-        left = f"leaves {self._left / _GIB:.2f} GiB for the KV cache"
-        if self._left < 0:
-            left = f"is {-self._left / _GIB:.2f} GiB too much, a KV cache not counted"
+        """The sum of what is certain, for an error."""
+        e4m7 = f" - weights in 12 bits {self.e4m7 / _GIB:.2f}" if self.e4m7 else ""
+        left = f"leaves {self._beside_weights / _GIB:.2f} GiB for the KV cache and steps"
+        if self._beside_weights < 0:
+            left = f"is {-self._beside_weights / _GIB:.2f} GiB too much, a KV cache not counted"
         return (
             f"{self.gpu}: {self.free / _GIB:.2f} GiB free x {self.utilization:g} - weights "
-            f"{self.weights / _GIB:.2f} - {e4m7}activations {self.activations / _GIB:.2f} - logits "
-            f"{self.logits / _GIB:.2f} - context {self.context / _GIB:.2f} - graphs "
-            f"{self.graphs / _GIB:.2f} {left}"
+            f"{self.weights / _GIB:.2f}{e4m7} {left}"
         )
 
 

@@ -16,6 +16,9 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, NamedTuple
 
+import msgspec
+
+from albireo.ipc.actor import NUM_BLOCKS
 from albireo.ipc.config import ActorSpec, EngineConfig
 from albireo.ipc.ring import create_ring
 from albireo.ipc.rings import plan_ring, result_ring
@@ -54,6 +57,7 @@ class Group:
     `start` forks it; `changed` is called at every change of state, and `died`
     with the reason when a group has died, or was ended on request (`planned`).
     detected: when its last death was found out, by time.monotonic().
+    engine: what it runs with; its workers may have room for fewer KV blocks than were planned.
     """
 
     def __init__(
@@ -69,6 +73,7 @@ class Group:
     ) -> None:
         self.number = number
         self.engine = engine
+        self._planned = engine
         self.state = "starting"
         self.incarnation = 0
         self.reason = ""
@@ -165,15 +170,25 @@ class Group:
         self.actors = []
 
     async def _bring_up(self) -> None:
-        """Forks the processes with new rings, and waits until all are ready."""
+        """Forks the processes with new rings, and waits until all are ready.
+
+        The workers first: on a GPU they find out how many KV blocks the others are to know of.
+        """
         prefix = f"g{self.number}"
         with _new_descriptors(self.number, self.engine, self._comm_bytes) as fds:
             rings = {name: fds[name] for name in ("plan.memory", "result.memory")}
             events = {name: fd for name, fd in fds.items() if ".event." in name}
-            await self._fork("detokenizer", f"{prefix}.detokenizer", -1, rings | events)
-            await self._fork("scheduler", f"{prefix}.scheduler", -1, rings | events)
+            self.engine = self._planned
             for rank in range(self.engine.tp):
                 await self._fork("worker", f"{prefix}.worker{rank}", rank, fds)
+            await self._all_ready()
+            self._take_sizes()
+            await self._fork("detokenizer", f"{prefix}.detokenizer", -1, rings | events)
+            await self._fork("scheduler", f"{prefix}.scheduler", -1, rings | events)
+        await self._all_ready()
+
+    async def _all_ready(self) -> None:
+        """Waits for all processes that have been forked.  Raises StartError."""
         self._changed()
         start_s = self._times.start_s
         waiting = [asyncio.ensure_future(actor.wait_ready(start_s)) for actor in self.actors]
@@ -183,8 +198,14 @@ class Group:
             for task in waiting:
                 task.cancel()
 
+    def _take_sizes(self) -> None:
+        """The group has as many KV blocks as each worker has memory for."""
+        found = [actor.detail.get(NUM_BLOCKS, self.engine.num_blocks) for actor in self.actors]
+        self.engine = msgspec.structs.replace(self.engine, num_blocks=min(found))
+
     async def _fork(self, role: str, name: str, rank: int, fds: dict[str, int]) -> None:
         spec = self._make_spec(role, name, self.incarnation, self.number, rank)
+        spec = msgspec.structs.replace(spec, engine=self.engine)
         self.actors.append(await self._start(spec, fds))
 
     async def _end(self) -> str:

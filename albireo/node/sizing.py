@@ -70,7 +70,14 @@ def size_engine(
         num_swap_blocks=_num_swap_blocks(options, model),
         itl_target_ms=options.itl_target_ms,
         mixed_step_tokens=_mixed_step_tokens(options, device, model, tp, batched),
+        gpu_memory_utilization=_utilization(options, device),
     )
+
+
+def _utilization(options: NodeOptions, device: str) -> float:
+    """Of EngineConfig: a KV cache on a GPU that nobody has given a size is sized there."""
+    sized = device != "cuda" or options.kv_cache_gib is not None
+    return 0.0 if sized else options.gpu_memory_utilization
 
 
 def _batched_tokens(options: NodeOptions, device: str) -> int:
@@ -111,7 +118,7 @@ def _num_blocks(
     options: NodeOptions, device: str, model: ModelInfo, tp: int, max_model_len: int, batched: int,
     gpus: Sequence[Gpu], e4m7: str,
 ) -> int:  # fmt: skip
-    """As many as all slots could fill, or as the budget holds."""
+    """As many as all slots could fill, or as the budget holds: on a GPU, the largest it can be."""
     block_bytes = model.kv_room_per_token * options.block_size
     needed = -(-max_model_len // options.block_size)
     useful = options.max_num_seqs * needed
@@ -127,7 +134,7 @@ def _num_blocks(
     if asked_gib is not None:
         budget = int(asked_gib * _GIB)
     elif memory is not None:
-        budget = memory.kv_bytes * tp
+        budget = memory.most_kv_bytes * tp
     else:
         share = psutil.virtual_memory().available * _KV_SHARE_OF_MEMORY / len(options.groups)
         budget = min(_DEFAULT_KV_BYTES, int(share))
@@ -143,9 +150,8 @@ def _num_blocks(
         raise OptionError(
             f"{memory.describe()}, {num_blocks} blocks of {options.block_size} tokens "
             f"({block_bytes / tp / 1024:.0f} KiB each), but one request of {max_model_len} tokens "
-            f"needs {needed}: {shorter}{smaller}raise --gpu-memory-utilization, lower "
-            "--max-num-seqs or --max-num-batched-tokens, or spread the model over more GPUs with "
-            "--groups"
+            f"needs {needed}: {shorter}{smaller}raise --gpu-memory-utilization, or spread the "
+            "model over more GPUs with --groups"
         )
     shorter = f" or lower --max-model-len to {room}" if room else ""
     enough = math.ceil(needed * block_bytes / _GIB * 100) / 100

@@ -379,7 +379,9 @@ class Supervisor:
         if state != "ready":
             return facts
         actors = self._actors()
+        engines = [group.engine for group in self._groups]
         found = {
+            "kv_tokens": [each.num_blocks * each.block_size for each in engines],
             "phases_s": {actor.name: actor.phases_s for actor in actors if actor.phases_s},
             "details": {actor.name: actor.detail for actor in actors if actor.detail},
         }

@@ -30,6 +30,7 @@ def topology(
         actors=[*own, *map(_actor, actors)],
         groups=[group.state for group in groups],
         incarnations=[group.incarnation for group in groups],
+        num_blocks=[group.engine.num_blocks for group in groups],
     )
 
 

@@ -152,6 +152,7 @@ class ActorMessages:
     def _topology(self, peer: bytes, topology: Topology) -> None:
         self._router.actors = topology.actors
         self._groups.set_states(topology.groups)
+        self._router.set_sizes(topology.num_blocks)
         if self._restarted:
             self._adopt(topology)
         self._dispatch.submit_waiting()

@@ -57,6 +57,10 @@ class GroupPrefixes:
     def __len__(self) -> int:
         return len(self.names)
 
+    def resize(self, max_tokens: int) -> None:
+        """From now on its KV blocks hold so many."""
+        self._capacity = max_tokens // PIECE
+
     def found(self, names: Sequence[int]) -> int:
         """Tokens at a prompt's beginning that the group is likely to have."""
         mine = self.names

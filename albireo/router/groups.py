@@ -255,6 +255,12 @@ class GroupTable:
         for group, state in zip(self._groups, states, strict=False):
             group.announced = state
 
+    def set_sizes(self, cached_tokens: Sequence[int]) -> None:
+        """How many tokens each group's KV blocks hold."""
+        for group, tokens in zip(self._groups, cached_tokens, strict=False):
+            if group.prefixes is not None:
+                group.prefixes.resize(tokens)
+
     def _close(self, group: Group) -> list[Stream]:
         lost = list(group.streams.values())
         for stream in lost:

@@ -5,25 +5,33 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
+from albireo.ipc.actor import NUM_BLOCKS
+from albireo.ipc.config import ActorSpec, EngineConfig
 from albireo.node.children import StartError
 from albireo.node.group import Group, GroupTimes
 from albireo.node.operations import OperationError, Operations, Order
 
-from ..specs import ENGINE
+from ..specs import ENGINE, MODEL
 
 WAIT_S = 5.0
+SPEC = ActorSpec(
+    role="", name="", node="", incarnation=0, runtime_dir="", threads=1, log_level="info",
+    model=MODEL, engine=ENGINE,
+)  # fmt: skip
 
 
 class Played:
     """A process that is ready at once, and takes its time to die."""
 
-    def __init__(self, spec: Any, fails: bool = False) -> None:
+    def __init__(self, spec: ActorSpec, fails: bool = False) -> None:
+        self.spec = spec
         self.name = spec.name
+        self.detail: dict[str, Any] = {}
         self._fails = fails
         self.exited: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.killed = self.blames = False
@@ -53,20 +61,30 @@ class Played:
         await asyncio.shield(self.exited)
 
 
-def played_group(failures: int = 0) -> Group:
-    """failures: so many first lives end before it is ready."""
+def played_group(
+    failures: int = 0,
+    engine: EngineConfig = ENGINE,
+    blocks: Callable[[int, int], int] | None = None,
+) -> Group:
+    """failures: so many first lives end before it is ready.  blocks(incarnation, rank): those that
+    a worker finds that it has memory for."""
 
-    async def start(spec: Any, fds: dict[str, int]) -> Any:
-        return Played(spec, group.incarnation < failures)
+    async def start(spec: ActorSpec, fds: dict[str, int]) -> Any:
+        played = Played(spec, group.incarnation < failures)
+        if blocks and spec.role == "worker":
+            played.detail[NUM_BLOCKS] = blocks(spec.incarnation, spec.rank)
+        return played
 
-    def spec(role: str, name: str, incarnation: int, group: int, rank: int) -> Any:
-        return SimpleNamespace(name=name)
+    def spec(role: str, name: str, incarnation: int, group: int, rank: int) -> ActorSpec:
+        return msgspec.structs.replace(
+            SPEC, role=role, name=name, incarnation=incarnation, rank=rank
+        )
 
     def nothing(*_: Any) -> None:
         pass
 
     times = GroupTimes(12, WAIT_S, WAIT_S)
-    group = Group(0, ENGINE, 0, times, spec, start, nothing, nothing)
+    group = Group(0, engine, 0, times, spec, start, nothing, nothing)
     return group
 
 
@@ -142,6 +160,31 @@ def test_what_is_asked_of_a_group_that_keeps_dying_does_not_wait_for_its_next_tr
             assert group.state == "restarting"
             ask(group)
         await until(lambda: group.state == state)
+        task.cancel()
+
+    asyncio.run(live())
+
+
+def test_the_others_know_as_many_blocks_as_each_worker_has_room_for() -> None:
+    """In every life what is found then; workers are told what was planned."""
+    engine = msgspec.structs.replace(ENGINE, tp=2, num_blocks=100)
+
+    async def live() -> None:
+        group = played_group(
+            0, engine, lambda incarnation, rank: (60, 70, 50, 90)[2 * incarnation + rank]
+        )
+        task = asyncio.create_task(group.run())
+        for incarnation, found in enumerate((60, 50)):
+            await until(lambda: group.state == "ready")
+            told = {actor.name: actor.spec.engine.num_blocks for actor in group.actors}
+            assert told == {
+                "g0.worker0": 100, "g0.worker1": 100,
+                "g0.detokenizer": found, "g0.scheduler": found,
+            }  # fmt: skip
+            assert group.engine.num_blocks == found
+            for actor in await begin_to_die(group):
+                actor.end()
+            await until(lambda seen=incarnation: group.incarnation > seen)
         task.cancel()
 
     asyncio.run(live())

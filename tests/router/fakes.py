@@ -222,10 +222,12 @@ class FakeSupervisor(FakeSpoke):
         super().__init__(spec, "supervisor", Drained, Joined("supervisor", -1, 0, os.getpid()))
 
     def topology(
-        self, *groups: str, incarnations: list[int] | None = None, tokenizer: int = 0
-    ) -> None:
+        self, *groups: str, incarnations: list[int] | None = None, tokenizer: int = 0,
+        num_blocks: list[int] | None = None,
+    ) -> None:  # fmt: skip
         actors = [ActorInfo("tokenizer", "tokenizer", -1, 4242, "ready", tokenizer, 1)]
-        self.send(Topology(actors, list(groups), incarnations or [0] * len(groups)))
+        incarnations = incarnations or [0] * len(groups)
+        self.send(Topology(actors, list(groups), incarnations, num_blocks or []))
 
 
 def piece(

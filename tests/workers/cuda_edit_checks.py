@@ -41,7 +41,7 @@ class Story:
         self.last = self.first + vocab // ranks
         self.device = device
         self.tables = SlotTables(
-            SLOTS, SLOTS, MAX_LEN // BLOCK_SIZE, BATCHED, BLOCK_SIZE, 100,
+            SLOTS, SLOTS, MAX_LEN // BLOCK_SIZE, BATCHED, BLOCK_SIZE,
             self.last - self.first, self.first, torch.device(device),
         )  # fmt: skip
         self.askings: dict[int, Asking] = {}

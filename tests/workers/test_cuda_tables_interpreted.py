@@ -86,9 +86,9 @@ def _plan(take: list, append: list, chunk: list, tokens: list, decode: list) -> 
 
 
 def gpu_tables() -> SlotTables:
-    return SlotTables(
-        SLOTS, SLOTS, MAX_BLOCKS, BATCHED, BLOCK_SIZE, BLOCKS, 1000, 0, torch.device("cpu")
-    )
+    tables = SlotTables(SLOTS, SLOTS, MAX_BLOCKS, BATCHED, BLOCK_SIZE, 1000, 0, torch.device("cpu"))
+    tables.pad_into(BLOCKS)
+    return tables
 
 
 def gather(tables: SlotTables, plan: PlanView, padding: MixedSize | None = None) -> StepBatch:

@@ -49,7 +49,13 @@ def stored(key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.
     """[TOKENS, KV_HEADS, HEAD_DIM] in bfloat16 each, through the cache: float64."""
     paged = PagedSequences([TOKENS], BLOCK_SIZE, 0)
     kv = paging.new_kv_layer(
-        paged.num_blocks, BLOCK_SIZE, KV_HEADS, HEAD_DIM, torch.bfloat16, torch.device("cpu"), True
+        paged.num_blocks,
+        BLOCK_SIZE,
+        KV_HEADS,
+        HEAD_DIM,
+        torch.bfloat16,
+        lambda shape, dtype: torch.zeros(shape, dtype=dtype),
+        e4m7=True,
     )
     kv.keys.fill_(255)
     batch = paged.batch([(0, 0, TOKENS)])

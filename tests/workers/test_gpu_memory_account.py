@@ -50,3 +50,11 @@ def test_each_part_is_a_phase_of_the_start(monkeypatch: pytest.MonkeyPatch) -> N
     with account.taking("the weights"):
         assert begun == ["the weights"]
     assert "the weights 2.00; 7.00 are left" in account.describe()
+
+
+def test_what_is_left_of_a_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    free = iter((60 * GIB, 20 * GIB, 2 * GIB))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (next(free), 80 * GIB))
+    account = MemoryAccount(torch.device("cuda", 0), lambda part: None)
+    assert account.left_of(0.9) == 14 * GIB
+    assert account.left_of(0.9) == -4 * GIB

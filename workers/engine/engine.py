@@ -25,7 +25,7 @@ from ..sampling.masks import mask_rows
 from ..sampling.sampler import Sampler
 from .block_copies import BlockCopies
 from .slots import SlotTable
-from .step import StepResult, StepTimes
+from .step import StepResult, StepTimes, WarmedUp
 from .warm_up import warm_up_plans
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Engine:
         )
         self._slots = SlotTable(
             engine.num_slots,
-            -(-engine.max_model_len // engine.block_size),
+            engine.blocks_of_longest,
             engine.max_num_batched_tokens,
             engine.block_size,
         )
@@ -77,7 +77,7 @@ class Engine:
         )
 
     @torch.inference_mode()
-    def warm_up(self) -> int:
+    def warm_up(self) -> WarmedUp:
         """A prefill and a decode of slot 0: kernels are made, memory is touched.
 
         See StepEngine.
@@ -85,7 +85,7 @@ class Engine:
         for plan in warm_up_plans(self._engine):
             self.step(plan, idle=True)
         self._sampler.tune()
-        return self._copies.measure_ns()
+        return WarmedUp(self._copies.measure_ns())
 
     @torch.inference_mode()
     def step(self, plan: PlanView, idle: bool) -> StepResult:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, cast
 
-from ...ipc.actor import Actor
+from ...ipc.actor import NUM_BLOCKS, Actor
 from ...ipc.config import ActorSpec
 from ...ipc.plan import FLAG_STOP, PlanView
 from ...ipc.ring import RingReader, RingTimeout
@@ -58,7 +58,10 @@ def main(
     results = ResultWriter(spec, fds)
     engine = _create_engine(actor, fds, model, vocabulary, results, plans.memory)
     actor.phase("warming up")
-    results.swap_block_ns = engine.warm_up()
+    found = engine.warm_up()
+    results.swap_block_ns = found.swap_block_ns
+    if found.num_blocks:
+        actor.detail[NUM_BLOCKS] = found.num_blocks
     actor.ready()
     _serve(actor, engine, plans, results, StepRecorder(fds))
 

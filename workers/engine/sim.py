@@ -16,7 +16,7 @@ import numpy.typing as npt
 from ...ipc.plan import LOGPROB_WORDS, MAX_TOP_LOGPROBS, NOTHING, Int32Array, PlanView
 from ...ipc.simulated import MIX_OUT, MIX_POSITION, MIX_SEED
 from .slot_state import SlotState
-from .step import StepResult, StepTimes
+from .step import StepResult, StepTimes, WarmedUp
 
 _TOP_LOGPROBS = LOGPROB_WORDS - MAX_TOP_LOGPROBS
 _MINUS_INF_BITS = np.float32(-np.inf).view(np.int32)
@@ -35,9 +35,9 @@ class SimEngine:
         self._mixed = np.zeros(slots, np.uint32)
         self._shifted = np.zeros(slots, np.uint32)
 
-    def warm_up(self) -> int:
+    def warm_up(self) -> WarmedUp:
         """Nothing is slow the first time, and nothing is copied."""
-        return 0
+        return WarmedUp()
 
     def step(self, plan: PlanView, idle: bool) -> StepResult:
         """See StepEngine.  Sleeps until the step's end."""

@@ -32,14 +32,22 @@ class StepResult:
     logprobs: Int32Array = field(default_factory=lambda: NOTHING)
 
 
+class WarmedUp(NamedTuple):
+    """What an engine has found out of itself.
+
+    swap_block_ns: what the copy of a KV block to host memory takes; 0 = there is none.
+    num_blocks: KV blocks that there is memory for; 0 = as many as it was told.
+    """
+
+    swap_block_ns: int = 0
+    num_blocks: int = 0
+
+
 class StepEngine(Protocol):
     """One rank's part of a step; every rank of the group gets the same plans."""
 
-    def warm_up(self) -> int:
-        """Does once whatever would make the first steps slow; before any plan.
-
-        Returns what the copy of a KV block to host memory takes, in ns; 0 = there is none.
-        """
+    def warm_up(self) -> WarmedUp:
+        """Does once whatever would make the first steps slow; before any plan."""
         ...
 
     def step(self, plan: PlanView, idle: bool) -> StepResult | None:

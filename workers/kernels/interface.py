@@ -8,13 +8,16 @@ float32), row-major and contiguous; T is the number of rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 
 from ..engine.batch import StepBatch
+
+Zeros = Callable[[tuple[int, ...], torch.dtype], torch.Tensor]
+"""Makes a tensor of zeros, by its shape and dtype, on the kernels' device."""
 
 
 @dataclass(slots=True)
@@ -173,7 +176,8 @@ class Kernels(Protocol):
         ...
 
     def new_kv_layer(
-        self, num_blocks: int, block_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype
-    ) -> KVLayer:
-        """An empty cache of one layer."""
+        self, num_blocks: int, block_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype,
+        zeros: Zeros | None = None,
+    ) -> KVLayer:  # fmt: skip
+        """An empty cache of one layer; zeros: makes its tensors, where it is given."""
         ...

@@ -9,6 +9,7 @@ as copying memory.  The pool's prime length keeps rows from repeating.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Mapping
 
 import torch
 
@@ -22,17 +23,22 @@ class DummyWeights:
     """Norms are 1; everything else is normal with a standard deviation of 0.02.
 
     device: where the tensors are made; their values do not depend on it.
+    shapes: of the tensors by their names, where they are not the config's.
     """
 
     def __init__(
-        self, config: ModelConfig, seed: int = 0, device: torch.device | str = "cpu"
+        self,
+        config: ModelConfig,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        shapes: Mapping[str, tuple[int, ...]] | None = None,
     ) -> None:
-        self._shapes = config.tensor_shapes()
+        self._shapes = shapes or config.tensor_shapes()
         self._seed = seed
         generator = torch.Generator().manual_seed(seed)
         self._pool = (torch.randn(_POOL, generator=generator) * _STD).to(device)
 
-    def shapes(self) -> dict[str, tuple[int, ...]]:
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
         return self._shapes
 
     def place(self, name: str) -> str:

@@ -97,12 +97,12 @@ class BlockCopies:
         self._planned = torch.cuda.Event()
         self._copied = torch.cuda.Event()
 
-    def measure_ns(self) -> int:
+    def measure_ns(self, num_blocks: int) -> int:
         """What a copy to host memory, or back, takes for one block; 0 = there is no host memory.
 
-        Before the first plan: the first blocks are overwritten.
+        Before the first plan: the first blocks are overwritten, of the `num_blocks` there are.
         """
-        count = min(_MEASURED_BLOCKS, self._host_blocks, len(self._kv[0].keys))
+        count = min(_MEASURED_BLOCKS, self._host_blocks, num_blocks)
         if not count:
             return 0
         blocks = torch.arange(count, dtype=torch.int32)

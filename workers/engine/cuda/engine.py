@@ -27,6 +27,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 import torch
+from msgspec.structs import replace
 
 from ....ipc.config import EngineConfig
 from ....ipc.garbage import collector_paused
@@ -35,12 +36,14 @@ from ...kernels.interface import Kernels
 from ...parallel.graph_time import graph_us
 from ...sampling.cuda.masks import MaskTables
 from ..slot_state import SlotState
+from ..step import WarmedUp
 from .block_copies import BlockCopies
 from .flights import Collector, Deliver, Fail, Flight
 from .gpu_clock import FlightRecorder
 from .grammar_rows import StepMasks
 from .graphs import DecodeGraphs
 from .kinds import SlotNeeds, StepNeeds
+from .kv_cache import KvCache
 from .memory import MemoryAccount
 from .mixed_graphs import MixedGraphs
 from .mixed_sizes import captured_mixed_sizes, loaded_rows, most_rows, size_of
@@ -88,37 +91,26 @@ class CudaEngine:
         self._logprobs = logprobs
         self._memory = memory
         self._stream = torch.cuda.current_stream()
-        # One block more than the scheduler knows: padding writes there.
-        with memory.taking(f"a KV cache of {engine.num_blocks} blocks"):
-            self._kv = [
-                kernels.new_kv_layer(
-                    engine.num_blocks + 1,
-                    engine.block_size,
-                    config.num_kv_heads // engine.tp,
-                    config.head_dim,
-                    getattr(torch, engine.dtype),
-                )
-                for _ in range(config.num_layers)
-            ]
-        self._copies = BlockCopies(self._kv, engine.num_swap_blocks)
+        self._kv = kv = KvCache(config, kernels, engine, memory)
+        self._copies = BlockCopies(kv.layers, engine.num_swap_blocks)
         width = config.vocab_size // engine.tp
         with memory.taking(f"the state of {engine.max_num_seqs} sequences"):
             self._tables = SlotTables(
                 engine.num_slots,
                 engine.max_num_seqs,
-                -(-engine.max_model_len // engine.block_size),
+                engine.blocks_of_longest,
                 engine.max_num_batched_tokens,
                 engine.block_size,
-                engine.num_blocks,
                 width,
                 model.rank * width,
                 device,
             )
+            self._tables.pad_into(kv.scratch_block)
             mask_tables = MaskTables(
                 engine.max_num_seqs, config.vocab_size, model.rank * width, device
             )
         self._masks = StepMasks(vocabulary, engine.num_slots, mask_tables, engine.step_timeout_s)
-        self._parts = StepParts(model, self._kv, self._tables, sampler, logprobs, mask_tables)
+        self._parts = StepParts(model, kv.layers, self._tables, sampler, logprobs, mask_tables)
         self._stream_copies = StreamCopies(self._stream)
         self._words_address = self._tables.words.data_ptr()
         self._sampled_address = self._tables.sampled.data_ptr()
@@ -138,16 +130,15 @@ class CudaEngine:
         )
 
     @torch.inference_mode()
-    def warm_up(self) -> int:
-        """The worst steps, kernels of all sizes, the times of sampling modes, the graphs.
+    def warm_up(self) -> WarmedUp:
+        """The worst steps, kernels of all sizes, the times of sampling modes, the graphs; what they
+        leave is the KV cache's.
 
-        Raises GpuMemoryError.
-
-        See StepEngine.
+        See StepEngine.  Raises GpuMemoryError.
         """
         engine = self._engine
         with self._memory.taking(f"steps of {engine.max_num_batched_tokens} tokens"):
-            for plan in profile_plans(engine):
+            for plan in profile_plans(replace(engine, num_blocks=self._kv.num_blocks)):
                 flight = self._collector.take()
                 self._launch(plan, flight)
                 flight.done.synchronize()
@@ -166,10 +157,12 @@ class CudaEngine:
             logging.info("us of sampling modes, %s: %s", case, by_mode)
         if engine.cuda_graphs:
             self._capture()
-        swap_block_ns = self._copies.measure_ns()
+        self._kv.fill()
+        self._tables.pad_into(self._kv.scratch_block)
+        swap_block_ns = self._copies.measure_ns(self._kv.num_blocks)
         torch.cuda.synchronize()
         logging.info("GPU memory: %s", self._memory.describe())
-        return swap_block_ns
+        return WarmedUp(swap_block_ns, self._kv.num_blocks)
 
     def _load_kernels(self) -> None:
         """Has layers' kernels loaded, or compiled, so that no request's step waits for that."""

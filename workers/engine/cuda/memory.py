@@ -2,8 +2,7 @@
 
 Making them is what a worker's start takes its time for, so each is a phase of it, too.
 
-The supervisor has sized the KV cache by an estimate (node/gpu_memory.py); the
-parts are measured here as they are made.
+What they leave of the memory that a worker may have is the KV cache's (kv_cache.py).
 """
 
 from __future__ import annotations
@@ -59,6 +58,10 @@ class MemoryAccount:
             f"of {self._total / _GIB:.2f} GiB, {self._free_at_start / _GIB:.2f} were free at the "
             f"start; {', '.join(parts) or 'nothing was taken'}; {self._free() / _GIB:.2f} are left"
         )
+
+    def left_of(self, utilization: float) -> int:
+        """Bytes of such a share of what was free at the start that nothing has taken, or < 0."""
+        return int(self._free_at_start * utilization) - (self._free_at_start - self._free())
 
     def _free(self) -> int:
         """Of the device, memory that PyTorch keeps for later use not included."""

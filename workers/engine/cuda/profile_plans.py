@@ -44,7 +44,10 @@ _EDITS = (EDIT_BIAS, EDIT_ALLOW, EDIT_BAN_UNTIL, EDIT_BAD_WORD)
 
 
 def profile_plans(engine: EngineConfig) -> list[PlanView]:
-    """In this order: one long chunk, many sampling chunks, a decode of every slot, a mixed step."""
+    """In this order: one long chunk, many sampling chunks, a decode of every slot, a mixed step.
+
+    engine.num_blocks: KV blocks that have memory, any number.
+    """
     rows = engine.max_num_batched_tokens
     longest = min(rows, engine.max_model_len - 1)
     if longest < 1:

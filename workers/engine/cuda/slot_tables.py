@@ -5,8 +5,7 @@ sampling reads the parameters.
 The meanings are those of slot_state.py.  One row more than there are slots: the
 dummy slot, the last one, stands in for the rows that pad a batch to a
 captured size.  It is greedy, stays at position 0, and its block table names the
-scratch block (number num_blocks of the KV cache), so what padding computes is
-written where nobody reads.
+KV cache's scratch block, so what padding computes is written where nobody reads.
 
 Buffers are made once, at their largest: CUDA graphs remember addresses.
 """
@@ -41,7 +40,6 @@ class SlotTables:
         max_blocks: int,
         max_num_batched_tokens: int,
         block_size: int,
-        scratch_block: int,
         width: int,
         first_id: int,
         device: torch.device,
@@ -69,7 +67,6 @@ class SlotTables:
         self.seed_words = self.seed.view(torch.int32)
         self.edits = EditTables(slots + 1, width, first_id, max_blocks * block_size, device)
         self.block_tables = ints(slots + 1, max_blocks)
-        self.block_tables[self.dummy_slot] = scratch_block
 
         frame = plan_bytes(
             max_num_seqs, max_num_batched_tokens, block_size, max_blocks * block_size
@@ -89,6 +86,10 @@ class SlotTables:
         self.sample_slots = ints(max_num_seqs)
         self.draw_position = ints(max_num_seqs)
         self.sampled = ints(max_num_seqs)
+
+    def pad_into(self, scratch_block: int) -> None:
+        """Where padding writes to, in stream order."""
+        self.block_tables[self.dummy_slot] = scratch_block
 
     def batch(self, size: MixedSize) -> StepBatch:
         """The step's input as the model sees it: views of the buffers."""

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 import torch
 
 from ...engine.batch import StepBatch
-from ..interface import KVLayer
+from ..interface import KVLayer, Zeros
 from . import paging
 from .activation import gate_item, gelu_mul, silu_mul
 from .attention import Attention, attention_bf16, attention_f32
@@ -157,11 +157,12 @@ class CpuKernels:
         return experts(self._team, x, scores, gate_up, down, chosen, normalise)
 
     def new_kv_layer(
-        self, num_blocks: int, block_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype
-    ) -> KVLayer:
+        self, num_blocks: int, block_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype,
+        zeros: Zeros | None = None,
+    ) -> KVLayer:  # fmt: skip
         if dtype != self.dtype:
             raise ValueError(f"a KV cache of {dtype} for kernels of {self.dtype}")
-        return paging.new_kv_layer(num_blocks, block_size, kv_heads, head_dim, dtype)
+        return paging.new_kv_layer(num_blocks, block_size, kv_heads, head_dim, dtype, zeros)
 
 
 _instances: weakref.WeakSet[CpuKernels] = weakref.WeakSet()

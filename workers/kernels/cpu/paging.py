@@ -17,7 +17,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ..interface import KVLayer
+from ..interface import KVLayer, Zeros
 from .simd import LANES
 
 MAX_HEAD_DIM = 256
@@ -42,18 +42,20 @@ def check_shape(block_size: int, head_dim: int, dtype: torch.dtype) -> None:
 
 
 def new_kv_layer(
-    num_blocks: int, block_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype
-) -> KVLayer:
+    num_blocks: int, block_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype,
+    zeros: Zeros | None = None,
+) -> KVLayer:  # fmt: skip
     """An empty cache of one layer; memory is taken from the system as it is written."""
+    zeros = zeros or _untouched
     check_shape(block_size, head_dim, dtype)
     lead = (num_blocks, kv_heads, block_size // LANES)
     width = padded_head_dim(head_dim)
     if dtype == torch.bfloat16:
-        keys = _untouched((*lead, head_dim // 2, LANES, 2), dtype)
-        values = _untouched((*lead, LANES // 2, width, 2), dtype)
+        keys = zeros((*lead, head_dim // 2, LANES, 2), dtype)
+        values = zeros((*lead, LANES // 2, width, 2), dtype)
     else:
-        keys = _untouched((*lead, head_dim, LANES), dtype)
-        values = _untouched((*lead, LANES, width), dtype)
+        keys = zeros((*lead, head_dim, LANES), dtype)
+        values = zeros((*lead, LANES, width), dtype)
     return KVLayer(keys, values)
 
 

@@ -17,7 +17,7 @@ from dataclasses import replace
 import torch
 
 from ...engine.batch import StepBatch
-from ..interface import KVLayer
+from ..interface import KVLayer, Zeros
 from . import paging
 from .activation import gated, gelu_mul, silu_mul
 from .attention import Attention
@@ -156,18 +156,23 @@ class CudaKernels:
         return experts(x, scores, gate_up, down, chosen, normalise, self.batch_invariant)
 
     def new_kv_layer(
-        self, num_blocks: int, block_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype
-    ) -> KVLayer:
+        self, num_blocks: int, block_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype,
+        zeros: Zeros | None = None,
+    ) -> KVLayer:  # fmt: skip
         if dtype != self.dtype:
             raise ValueError(f"a KV cache of {dtype} for kernels of {self.dtype}")
         self._attention.prepare(self.device)
         shape = num_blocks, kv_heads, block_size, head_dim
         new = functools.partial(
-            paging.new_kv_layer, num_blocks, block_size, kv_heads, head_dim, dtype, self.device
-        )
+            paging.new_kv_layer, num_blocks, block_size, kv_heads, head_dim, dtype,
+            zeros or self._zeros,
+        )  # fmt: skip
         if not self._e4m7_cache:
             return new()
         narrow = new(e4m7=True)
         if self._wide is None or self._wide.keys.shape != shape:
             self._wide = new()
         return replace(narrow, wide=self._wide)
+
+    def _zeros(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        return torch.zeros(shape, dtype=dtype, device=self.device)

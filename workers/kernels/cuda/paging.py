@@ -17,7 +17,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..interface import KVLayer
+from ..interface import KVLayer, Zeros
 from .needs import E4M7_HEAD_DIMS
 
 _MIN_HEAD_DIM, _MAX_HEAD_DIM = 16, 256
@@ -58,7 +58,7 @@ def new_kv_layer(
     kv_heads: int,
     head_dim: int,
     dtype: torch.dtype,
-    device: torch.device,
+    zeros: Zeros,
     e4m7: bool = False,
 ) -> KVLayer:
     """An empty cache of one layer."""
@@ -67,9 +67,6 @@ def new_kv_layer(
     if e4m7:
         if head_dim not in E4M7_HEAD_DIMS:
             raise ValueError(f"head size {head_dim}: a KV cache in 12 bits takes {E4M7_HEAD_DIMS}")
-        both = torch.zeros(*shape[:-1], 3 * head_dim + 4, dtype=torch.uint8, device=device)
+        both = zeros((*shape[:-1], 3 * head_dim + 4), torch.uint8)
         return KVLayer(both, both)
-    return KVLayer(
-        torch.zeros(shape, dtype=dtype, device=device),
-        torch.zeros(shape, dtype=dtype, device=device),
-    )
+    return KVLayer(zeros(shape, dtype), zeros(shape, dtype))
