@@ -86,11 +86,12 @@ class FakeWaiter:
     """EventWaiter of a device that is always done."""
 
     def wait(
-        self, before: FakeEvent | None, begun: FakeEvent, forwarded: FakeEvent, done: FakeEvent
-    ) -> EventTimes:
+        self, before: FakeEvent | None, begun: FakeEvent, forwarded: FakeEvent, sampled: FakeEvent,
+        done: FakeEvent,
+    ) -> EventTimes:  # fmt: skip
         done.synchronize()
         gap_ms = None if before is None else before.elapsed_time(begun)
-        return EventTimes(gap_ms, begun.elapsed_time(forwarded), forwarded.elapsed_time(done))
+        return EventTimes(gap_ms, begun.elapsed_time(forwarded), forwarded.elapsed_time(sampled))
 
 
 class FakeStream:

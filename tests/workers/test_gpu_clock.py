@@ -80,18 +80,21 @@ class Event:
 class Waiter:
     """In place of an EventWaiter: all has happened."""
 
-    def wait(self, before: Event | None, begun: Event, forwarded: Event, done: Event) -> EventTimes:
+    def wait(
+        self, before: Event | None, begun: Event, forwarded: Event, sampled: Event, done: Event
+    ) -> EventTimes:
         return EventTimes(
             None if before is None else elapsed_ms(before.at_ms, begun.at_ms),
             elapsed_ms(begun.at_ms, forwarded.at_ms),
-            elapsed_ms(forwarded.at_ms, done.at_ms),
+            elapsed_ms(forwarded.at_ms, sampled.at_ms),
         )
 
 
 class Flight:
     def __init__(self, step: int, begun: float, forwarded: float, done: float) -> None:
         self.step, self.count, self.launched_ns = step, 8, round(begun * MS)
-        self.begun, self.forwarded, self.done = Event(begun), Event(forwarded), Event(done)
+        self.begun, self.forwarded = Event(begun), Event(forwarded)
+        self.sampled = self.done = Event(done)
 
 
 def test_flights_are_recorded() -> None:
@@ -101,9 +104,9 @@ def test_flights_are_recorded() -> None:
     for step in range(3):
         flight = Flight(step, step * 5.0, step * 5 + 4.5, step * 5 + 4.9)
         seen = round((step * 5 + 4.95) * MS)
-        times = Waiter().wait(before, flight.begun, flight.forwarded, flight.done)
+        times = Waiter().wait(before, flight.begun, flight.forwarded, flight.sampled, flight.done)
         recorder.landed(flight, times, seen)  # type: ignore[arg-type]
-        before = flight.done
+        before = flight.sampled
     reader = TimelineReader(f"/proc/self/fd/{fd}")
     device = reader.newest(DEVICE)
     assert device["stage"].tolist() == [Stage.FORWARD, Stage.SAMPLE] * 3

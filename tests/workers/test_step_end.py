@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -48,36 +49,42 @@ def calls(
     return EventCalls(synchronize or noted, elapsed)
 
 
+def waiting(before: int | None, *events: int) -> Callable[[EventWaiter], EventTimes]:
+    """What waits for events of these handles."""
+    first: Any = None if before is None else Event(before)
+    rest: list[Any] = [Event(each) for each in events]
+    return lambda waiter: waiter.wait(first, *rest)
+
+
 def test_it_waits_and_then_asks_for_the_times() -> None:
     asked: list[tuple[int, ...]] = []
     waiter = EventWaiter(calls(asked))
     first, second = (
-        [Event(each) for each in (100, 103, 104)],
-        [Event(each) for each in (106, 110, 111)],
+        [Event(each) for each in (100, 103, 104, 105)],
+        [Event(each) for each in (106, 110, 111, 113)],
     )
     assert waiter.wait(None, *first) == EventTimes(None, 0.75, 0.25)  # type: ignore[arg-type]
-    assert asked == [(104,), (100, 103), (103, 104)]
+    assert asked == [(105,), (100, 103), (103, 104)]
     asked.clear()
     times = waiter.wait(first[2], *second)  # type: ignore[arg-type]
     assert times == EventTimes(0.5, 1.0, 0.25)
     assert (times.forward_us, times.step_us) == (1000, 1250)
-    assert asked == [(111,), (104, 106), (106, 110), (110, 111)]
+    assert asked == [(113,), (104, 106), (106, 110), (110, 111)]
 
 
 def test_a_broken_gpu_is_an_error_with_its_own_words() -> None:
     asked: list[tuple[int, ...]] = []
     with pytest.raises(RuntimeError, match="launch failure"):
-        EventWaiter(calls(asked)).wait(None, Event(1), Event(2), Event(BROKEN))  # type: ignore[arg-type]
+        waiting(None, 1, 2, 3, BROKEN)(EventWaiter(calls(asked)))
     assert asked == [(BROKEN,)], "no time is asked for"
     with pytest.raises(RuntimeError, match="CUDA error 7 "):
-        EventWaiter(calls([], status=7)).wait(None, Event(1), Event(2), Event(3))  # type: ignore[arg-type]
+        waiting(None, 1, 2, 3, 4)(EventWaiter(calls([], status=7)))
 
 
 @pytest.mark.parametrize("pair", [(4, 5), (5, 7), (7, 8)])
 def test_a_time_that_cannot_be_had_is_an_error(pair: tuple[int, int]) -> None:
-    waiter = EventWaiter(calls([], broken_pair=pair))
     with pytest.raises(RuntimeError, match="CUDA error 600 "):
-        waiter.wait(*(Event(each) for each in (4, 5, 7, 8)))  # type: ignore[arg-type]
+        waiting(4, 5, 7, 8, 9)(EventWaiter(calls([], broken_pair=pair)))
 
 
 def test_another_thread_works_while_it_waits() -> None:
@@ -93,7 +100,7 @@ def test_another_thread_works_while_it_waits() -> None:
     thread.start()
     waiter = EventWaiter(calls([], synchronize=ctypes.CDLL(None).usleep))
     before = rounds
-    waiter.wait(None, Event(1), Event(2), Event(300_000))  # type: ignore[arg-type]
+    waiting(None, 1, 2, 3, 300_000)(waiter)
     during = rounds - before
     ended.set()
     thread.join()

@@ -11,12 +11,14 @@ flights are queued in one stream:
                                 a decode step: a second graph, with more of them around it where
                                 rows change their logits or ask for logprobs (graphs.py); a mixed
                                 step: launched one by one, while the GPU has the forward pass to do
-    copy of the tokens          into pinned memory, then the event that the collector waits for
+    copy of the tokens          into pinned memory, then the event that the collector waits for;
+                                in a stream of its own, so that the next step begins meanwhile
 
 The next step reads slots and KV cache as this one leaves them, by the stream's
-order.  The CPU keeps a mirror of the slots (slot_state.py) that knows requests
-and positions, not tokens: enough for shapes, for the choice of the graphs
-(kinds.py) and for the names in the result rows.
+order; before it samples it waits for the copy, which has long been made.  The CPU
+keeps a mirror of the slots (slot_state.py) that knows requests and positions, not
+tokens: enough for shapes, for the choice of the graphs (kinds.py) and for the names
+in the result rows.
 """
 
 from __future__ import annotations
@@ -111,7 +113,10 @@ class CudaEngine:
             )
         self._masks = StepMasks(vocabulary, engine.num_slots, mask_tables, engine.step_timeout_s)
         self._parts = StepParts(model, kv.layers, self._tables, sampler, logprobs, mask_tables)
-        self._stream_copies = StreamCopies(self._stream)
+        self._outgoing = torch.cuda.Stream()
+        self._copy_in, self._copy_out = StreamCopies(self._stream), StreamCopies(self._outgoing)
+        self._landed = torch.cuda.Event()  # the last step's `done`
+        self._landed.record(self._outgoing)
         self._words_address = self._tables.words.data_ptr()
         self._sampled_address = self._tables.sampled.data_ptr()
         self._mirror = SlotState(engine.num_slots)
@@ -236,19 +241,28 @@ class CudaEngine:
         if self._graphs and len(plan.decode) and not len(plan.chunk) and not len(plan.take):
             size = self._graphs.padded(len(plan.decode))
             self._graphs.forward(size)
-            flight.forwarded.record(self._stream)
+            self._forwarded(flight)
             if needs.masks:
                 self._masks.prepare(rows.slots, flight)
             self._graphs.sample(size, needs)
         else:
             self._launch_mixed(plan, len(rows), needs, flight)
-        if len(rows):
-            self._stream_copies.to_host(flight.ids_address, self._sampled_address, 4 * len(rows))
-        if needs.logprobs or len(plan.score):
-            self._report_logprobs(plan, needs, flight)
         if copies_end:
             self._copies.end()
-        flight.done.record(self._stream)
+        flight.sampled.record(self._stream)
+        self._outgoing.wait_event(flight.sampled)
+        if len(rows):
+            self._copy_out.to_host(flight.ids_address, self._sampled_address, 4 * len(rows))
+        if needs.logprobs or len(plan.score):
+            with torch.cuda.stream(self._outgoing):
+                self._report_logprobs(plan, needs, flight)
+        flight.done.record(self._outgoing)
+        self._landed = flight.done
+
+    def _forwarded(self, flight: Flight) -> None:
+        """From here on what the last step has sampled may be overwritten."""
+        flight.forwarded.record(self._stream)
+        self._stream.wait_event(self._landed)
 
     def _copy_plan(self, plan: PlanView, flight: Flight) -> None:
         """The plan's words on their way to the device, and the step's first event."""
@@ -258,7 +272,7 @@ class CudaEngine:
             self._copying.append(flight)
         else:
             address = flight.stage(plan.words)
-        self._stream_copies.to_device(self._words_address, address, nbytes)
+        self._copy_in.to_device(self._words_address, address, nbytes)
         flight.launched_ns = time.monotonic_ns()
         flight.begun.record(self._stream)
 
@@ -282,7 +296,7 @@ class CudaEngine:
         if not len(plan.chunk) and not len(plan.decode):
             parts.apply()
             parts.keep_edits(plan, self._needs)
-            flight.forwarded.record(self._stream)
+            self._forwarded(flight)
             return
         size = size_of(plan, sampled)
         if self._mixed and (padded := self._mixed.padded(size)):
@@ -290,7 +304,7 @@ class CudaEngine:
             logits = self._mixed.forward(size)
         else:
             logits = parts.forward_mixed(size)
-        flight.forwarded.record(self._stream)
+        self._forwarded(flight)
         parts.keep_edits(plan, self._needs)
         if needs.masks:
             self._masks.prepare(self._mirror.rows.slots, flight)

@@ -41,11 +41,12 @@ class EventWaiter:
         before: torch.cuda.Event | None,
         begun: torch.cuda.Event,
         forwarded: torch.cuda.Event,
+        sampled: torch.cuda.Event,
         done: torch.cuda.Event,
     ) -> EventTimes:
-        """Returns once `done` has happened.  All events are recorded, with timing.
+        """Returns once `done` has happened.  All events are recorded, the others with timing.
 
-        before: the last event of the step before, which nobody has recorded again.
+        before: `sampled` of the step before, which nobody has recorded again.
         Raises RuntimeError with CUDA's words when the GPU has failed.
         """
         status = wait_for_step(
@@ -54,6 +55,7 @@ class EventWaiter:
             before.cuda_event if before is not None else 0,
             begun.cuda_event,
             forwarded.cuda_event,
+            sampled.cuda_event,
             done.cuda_event,
             self._times,
         )

@@ -42,11 +42,11 @@ class Flight:
     int32, the sampled tokens.  records, score_records: pinned [rows, LOGPROB_WORDS] int32, of the
     sampling rows and of the scored ones, request and position missing.  All are
     also there as numpy arrays.  count: sampling rows.
-    grammars: those of them that have one.  begun, forwarded, done:
-    events in the stream, before the step's first kernel, behind the forward pass,
-    behind the copy of the ids.  launched_ns: just before `begun` was given to the
-    stream, CLOCK_MONOTONIC.  spins: who waits for `done` takes a core, and knows some 50 us
-    sooner than one that has to wake up, and at steadier times.
+    grammars: those of them that have one.  begun, forwarded, sampled:
+    events in the step's stream, before its first kernel, behind the forward pass, behind the last.
+    done: in the stream of the copies to the host, behind them.  launched_ns: just before `begun`
+    was given to the stream, CLOCK_MONOTONIC.  spins: who waits for `done` takes a core, and knows
+    some 50 us sooner than one that has to wake up, and at steadier times.
     """
 
     def __init__(self, plan_words: int, max_num_seqs: int, spins: bool) -> None:
@@ -63,7 +63,8 @@ class Flight:
         self._rows = np.zeros((max_num_seqs, 3), np.int32)
         self.begun = torch.cuda.Event(enable_timing=True)
         self.forwarded = torch.cuda.Event(enable_timing=True)
-        self.done = torch.cuda.Event(enable_timing=True, blocking=not spins)
+        self.sampled = torch.cuda.Event(enable_timing=True)
+        self.done = torch.cuda.Event(blocking=not spins)
         self.step = 0
         self.count = 0
         self.launched_ns = 0
@@ -164,14 +165,16 @@ class Collector:
 
     def _run(self) -> None:
         step = 0
-        # Kept until the next has landed: the gap between the two is measured from its `done`.
+        # Kept until the next has landed: the gap between the two is measured from its `sampled`.
         before: Flight | None = None
         try:
             torch.cuda.set_device(self._device)
             while (flight := self._under_way.get()) is not None:
                 step = flight.step
-                ended = before.done if before is not None else None
-                times = self._waiter.wait(ended, flight.begun, flight.forwarded, flight.done)
+                ended = before.sampled if before is not None else None
+                times = self._waiter.wait(
+                    ended, flight.begun, flight.forwarded, flight.sampled, flight.done
+                )
                 seen_ns = time.monotonic_ns()
                 self._deliver(step, flight.result(times.forward_us), times.step_us)
                 self._recorder.landed(flight, times, seen_ns)

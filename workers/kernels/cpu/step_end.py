@@ -54,19 +54,20 @@ def _call(_context: Any, _function: Any, _first: Any, _second: Any, _third: Any)
     return types.int32(types.int64, types.int64, types.int64, types.int64), generate
 
 
-@native("int32(int64, int64, int64, int64, int64, int64, float32[::1])")
+@native("int32(int64, int64, int64, int64, int64, int64, int64, float32[::1])")
 def wait_for_step(
     synchronize: int,
     elapsed: int,
     before: int,
     begun: int,
     forwarded: int,
+    sampled: int,
     done: int,
     times: Float32Array,
 ) -> int:
     """Waits for `done` and fills times [3]; returns 0 or an error's number.
 
-    The first two are EventCalls'; before: the last event of the step before, or 0.
+    The first two are EventCalls'; before: `sampled` of the step before, or 0.
     """
     status: int = _call(synchronize, done, 0, 0)
     address = times.ctypes.data
@@ -75,7 +76,7 @@ def wait_for_step(
     if status == 0:
         status = _call(elapsed, address + 4 * FORWARD, begun, forwarded)
     if status == 0:
-        status = _call(elapsed, address + 4 * SAMPLE, forwarded, done)
+        status = _call(elapsed, address + 4 * SAMPLE, forwarded, sampled)
     return status
 
 
