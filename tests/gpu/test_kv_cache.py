@@ -56,6 +56,22 @@ def test_a_graph_sees_the_rows_that_have_come_since() -> None:
 
 
 @pytest.mark.alone
+def test_it_is_the_current_gpus() -> None:
+    """Where a device has no number, as that of a rank's kernels."""
+    for index in range(torch.cuda.device_count()):
+        with torch.cuda.device(index):
+            memory = GrowingMemory(torch.device("cuda"), rows=1)
+            tensor = memory.zeros((1000, 1 << 20), torch.uint8)
+            before = torch.cuda.mem_get_info(index)[0]
+            memory.grow(400)
+            tensor[399] += 5
+            assert tensor.device == torch.device("cuda", index)
+            assert tensor[399].eq(5).all() and not tensor[398].any()
+            taken = before - torch.cuda.mem_get_info(index)[0]
+            assert taken == pytest.approx(400 << 20, abs=64 << 20)
+
+
+@pytest.mark.alone
 def test_memory_is_taken_when_it_comes_and_no_sooner() -> None:
     def free() -> int:
         torch.cuda.synchronize()

@@ -133,11 +133,12 @@ class _Access(ctypes.Structure):
 
 
 class CudaRange:
-    """Addresses of a GPU; they, and their memory, are there until the process ends."""
+    """Addresses of a GPU, of the current one where `device` has no number; they, and their memory,
+    are there until the process ends."""
 
     def __init__(self, nbytes: int, first: int, device: torch.device) -> None:
-        torch.cuda.init()
-        place = _Location(_ON_DEVICE, device.index or 0)
+        index = torch.cuda.current_device() if device.index is None else device.index
+        place = _Location(_ON_DEVICE, index)
         self._properties = _Properties(_PINNED, 0, place)
         self._access = _Access(place, _READ_WRITE)
         granularity = ctypes.c_size_t()
@@ -156,7 +157,8 @@ class CudaRange:
         self._has = 0
         # PyTorch looks up what an address belongs to: there has to be something.
         self.extend(max(1, -(-first // self.granularity)) * self.granularity)
-        self.all = torch.as_tensor(_Bytes(self._address, size), device=device)
+        self.all = torch.as_tensor(_Bytes(self._address, size), device=torch.device("cuda", index))
+        assert self.all.data_ptr() == self._address, "a copy"
 
     def extend(self, nbytes: int) -> None:
         """See AddressRange."""
