@@ -57,7 +57,8 @@ class Group:
     `start` forks it; `changed` is called at every change of state, and `died`
     with the reason when a group has died, or was ended on request (`planned`).
     detected: when its last death was found out, by time.monotonic().
-    engine: what it runs with; its workers may have room for fewer KV blocks than were planned.
+    engine: what it runs with, or ran with last; its workers may have room for fewer KV blocks than
+        were planned.
     """
 
     def __init__(
@@ -178,13 +179,14 @@ class Group:
         with _new_descriptors(self.number, self.engine, self._comm_bytes) as fds:
             rings = {name: fds[name] for name in ("plan.memory", "result.memory")}
             events = {name: fd for name, fd in fds.items() if ".event." in name}
-            self.engine = self._planned
             for rank in range(self.engine.tp):
-                await self._fork("worker", f"{prefix}.worker{rank}", rank, fds)
+                await self._fork("worker", f"{prefix}.worker{rank}", rank, fds, self._planned)
             await self._all_ready()
-            self._take_sizes()
-            await self._fork("detokenizer", f"{prefix}.detokenizer", -1, rings | events)
-            await self._fork("scheduler", f"{prefix}.scheduler", -1, rings | events)
+            planned = self._planned.num_blocks
+            num_blocks = min(actor.detail.get(NUM_BLOCKS, planned) for actor in self.actors)
+            self.engine = msgspec.structs.replace(self._planned, num_blocks=num_blocks)
+            for role in ("detokenizer", "scheduler"):
+                await self._fork(role, f"{prefix}.{role}", -1, rings | events, self.engine)
         await self._all_ready()
 
     async def _all_ready(self) -> None:
@@ -198,14 +200,11 @@ class Group:
             for task in waiting:
                 task.cancel()
 
-    def _take_sizes(self) -> None:
-        """The group has as many KV blocks as each worker has memory for."""
-        found = [actor.detail.get(NUM_BLOCKS, self.engine.num_blocks) for actor in self.actors]
-        self.engine = msgspec.structs.replace(self.engine, num_blocks=min(found))
-
-    async def _fork(self, role: str, name: str, rank: int, fds: dict[str, int]) -> None:
+    async def _fork(
+        self, role: str, name: str, rank: int, fds: dict[str, int], engine: EngineConfig
+    ) -> None:
         spec = self._make_spec(role, name, self.incarnation, self.number, rank)
-        spec = msgspec.structs.replace(spec, engine=self.engine)
+        spec = msgspec.structs.replace(spec, engine=engine)
         self.actors.append(await self._start(spec, fds))
 
     async def _end(self) -> str:
