@@ -41,7 +41,7 @@ _GC_THRESHOLDS = (20_000, 20, 20)
 
 
 NUM_BLOCKS = "num_blocks"
-"""In a worker's detail: KV blocks that it has memory for, where it had to find out."""
+"""In a GPU worker's detail: KV blocks that it has memory for."""
 ALL_REDUCE_US = "all_reduce_us"
 """In a worker's detail: microseconds of a sum over all ranks by its bytes, as text."""
 

@@ -23,6 +23,11 @@ AWAKE_S = 0.01
 next to nothing from it."""
 
 
+def blocks_for(positions: int, block_size: int) -> int:
+    """KV blocks that hold so many positions."""
+    return -(-positions // block_size)
+
+
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Facts of a loaded model that actors without torch need.
 
@@ -124,7 +129,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def blocks_of_longest(self) -> int:
         """KV blocks of one request of max_model_len."""
-        return -(-self.max_model_len // self.block_size)
+        return blocks_for(self.max_model_len, self.block_size)
 
     @property
     def awake_s(self) -> float:

@@ -259,7 +259,8 @@ class Topology(_Message, frozen=True):
     groups: state of each group by number: "starting", "ready", "draining",
     "restarting", "stopped", "failed".
     incarnations: of each group by number, so that a new router can address it.
-    num_blocks: KV blocks of each group by number; what was planned, until it has found out.
+    num_blocks: KV blocks of each group by number: as many as it had when it was ready last, and
+        before that as many as were planned.
     """
 
     actors: list[ActorInfo]

@@ -21,23 +21,24 @@ def write_checkpoint(directory: Path) -> int:
     config = read_config(directory)
     stored = {each.name: each.shape for each in hf_tensors(config).values()}
     weights = DummyWeights(config, shapes=stored)
-    shards: list[dict[str, torch.Tensor]] = [{}]
+    shard: dict[str, torch.Tensor] = {}
     places: dict[str, str] = {}
-    size = total = 0
+    size = total = written = 0
 
     def write() -> None:
-        name = f"model-{len(shards):05}.safetensors"
-        save_file(shards[-1], directory / name, {"format": "pt"})
-        places.update(dict.fromkeys(shards[-1], name))
-        shards[-1] = {}
+        nonlocal written
+        written += 1
+        name = f"model-{written:05}.safetensors"
+        save_file(shard, directory / name, {"format": "pt"})
+        places.update(dict.fromkeys(shard, name))
+        shard.clear()
 
     for name in stored:
         tensor = weights.tensor(name, torch.bfloat16)
-        if size and size + tensor.nbytes > _SHARD_BYTES:
+        if shard and size + tensor.nbytes > _SHARD_BYTES:
             write()
-            shards.append({})
             size = 0
-        shards[-1][name] = tensor
+        shard[name] = tensor
         size += tensor.nbytes
         total += tensor.nbytes
     write()

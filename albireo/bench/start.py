@@ -17,9 +17,8 @@ from typing import Any
 
 import msgspec
 
-from albireo.node.events import Event, PhaseBegun
+from albireo.node.events import Event, NodeReady, PhaseBegun
 from albireo.node.options import NodeOptions
-from albireo.node.runtime_dir import read_facts
 
 from .machine import machine
 from .nodes import BenchError, running_node
@@ -75,9 +74,9 @@ def _write_checkpoint(directory: Path) -> int:
 def _measure(options: NodeOptions) -> dict[str, Any]:
     """One start."""
     phases = _Phases()
-    with running_node(options, phases.heard) as node:
+    with running_node(options, phases.heard):
         ready_s, by_name = phases.ended()
-        facts = read_facts(node) or {}
+    facts = phases.facts
     return facts | {
         "ready_s": ready_s,
         "phases_s": by_name,
@@ -88,9 +87,13 @@ def _measure(options: NodeOptions) -> dict[str, Any]:
 
 
 class _Phases:
-    """Seconds of the supervisor's phases, from this object's making on."""
+    """Seconds of the supervisor's phases, from this object's making on.
+
+    facts: what the node says of itself when it is ready.
+    """
 
     def __init__(self) -> None:
+        self.facts: dict[str, Any] = {}
         self._began = time.monotonic()
         self._marks = [("starting the supervisor", self._began)]
 
@@ -98,6 +101,8 @@ class _Phases:
         if isinstance(event, PhaseBegun):
             # What follows a colon is how far it is.
             self._marks.append((event.text.partition(":")[0], time.monotonic()))
+        elif isinstance(event, NodeReady):
+            self.facts = event.facts
 
     def ended(self) -> tuple[float, dict[str, float]]:
         """Seconds in all, and those of each phase."""

@@ -51,9 +51,11 @@ def start(
     if as_json:
         click.echo(json.dumps(result, indent=2))
         return
+    weights = f"a checkpoint of {result['checkpoint_gb']:g} GB"
     click.echo(
-        f"{result['shape']} on {result['device']}, {result['dtype']}; a checkpoint of "
-        f"{result['checkpoint_gb']:g} GB; room for {result['kv_tokens']} tokens"
+        f"{result['shape']} on {result['device']}, {result['dtype']}, "
+        f"{weights if result['weights'] == 'checkpoint' else 'random weights'}; room for "
+        f"{min(result['kv_tokens']):,} tokens a group"
     )
     for each in result["rounds"]:
         click.echo(f"ready after {each['ready_s']:.2f} s: {in_words(each['phases_s'])}")

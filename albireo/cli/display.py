@@ -74,7 +74,7 @@ class StartDisplay:
         groups = ", ".join(f"{degrees.count(t)}x{t}" for t in dict.fromkeys(degrees))
         self._console.print(
             f"  {facts['model']} · {groups} on {facts['device']} · {facts['dtype']} · context "
-            f"{facts['max_model_len']} · KV cache {facts['kv_tokens'][0]:,} tokens a group",
+            f"{facts['max_model_len']} · KV cache {min(facts['kv_tokens']):,} tokens a group",
             soft_wrap=True,
         )
         self._console.print(f"  {facts['core_plan']}", soft_wrap=True)

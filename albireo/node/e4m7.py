@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from albireo.ipc.config import ModelInfo
+from albireo.ipc.config import ModelInfo, blocks_for
 from albireo.workers.kernels.cuda.needs import MULTIPROCESSORS
 
 from .gpu_memory import e4m7_bytes, estimate
@@ -48,7 +48,7 @@ def _leave_room(
     )  # fmt: skip
     if e4m7_bytes(model, tp) > _MOST_SHARE * memory.free * memory.utilization:
         return False
-    blocks = -(-max_model_len // options.block_size)
+    blocks = blocks_for(max_model_len, options.block_size)
     wanted: float = blocks * model.kv_room_per_token * options.block_size
     if options.kv_cache_gib is not None:
         wanted = options.kv_cache_gib * _GIB

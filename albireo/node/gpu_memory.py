@@ -1,8 +1,9 @@
 """How much of a GPU is left for the KV cache, before any worker has run: at most, and about.
 
     free x utilization              what NVML says is free on the group's fullest GPU
-    - weights / tp                  a tied LM head is a table of its own; whole rotary tables
-    - weights in 12 bits / tp       beside the others, or instead of linear layers
+    - weights / tp                  a tied LM head is a table of its own; whole rotary tables;
+                                    linear layers in 12 bits, where they have no others
+    - copies in 12 bits / tp        of all linear layers, small ones, which have none, included
     - activations                   max_num_batched_tokens x bytes of a token in its widest layer
     - logits                        max_num_seqs x vocabulary / tp, float32: themselves, and what
                                     sampling makes of them
@@ -11,7 +12,7 @@
                                     activations of the largest step that one is of
 
 The weights are certain, and what they leave is the most that the cache can have.  The
-rest is an estimate, by which is decided whether there is room for weights in 12 bits.
+rest is an estimate, by which is decided whether there is room for copies in 12 bits.
 The worker then runs the worst step there can be, captures its graphs, and gives the
 cache what all that has really left (workers/engine/cuda/kv_cache.py).
 """
@@ -42,7 +43,7 @@ class GpuMemory:
     free: int
     utilization: float
     weights: int
-    e4m7: int
+    copies: int
     activations: int
     logits: int
     context: int
@@ -51,7 +52,7 @@ class GpuMemory:
     @property
     def kv_bytes(self) -> int:
         """For the KV cache of one rank, about; not below 0."""
-        rest = self.activations + self.logits + self.context + self.graphs
+        rest = self.copies + self.activations + self.logits + self.context + self.graphs
         return max(0, self._beside_weights - rest)
 
     @property
@@ -61,17 +62,16 @@ class GpuMemory:
 
     @property
     def _beside_weights(self) -> int:
-        return int(self.free * self.utilization) - self.weights - self.e4m7
+        return int(self.free * self.utilization) - self.weights
 
     def describe(self) -> str:
         """The sum of what is certain, for an error."""
-        e4m7 = f" - weights in 12 bits {self.e4m7 / _GIB:.2f}" if self.e4m7 else ""
         left = f"leaves {self._beside_weights / _GIB:.2f} GiB for the KV cache and steps"
         if self._beside_weights < 0:
             left = f"is {-self._beside_weights / _GIB:.2f} GiB too much, a KV cache not counted"
         return (
             f"{self.gpu}: {self.free / _GIB:.2f} GiB free x {self.utilization:g} - weights "
-            f"{self.weights / _GIB:.2f}{e4m7} {left}"
+            f"{self.weights / _GIB:.2f} {left}"
         )
 
 
@@ -98,13 +98,13 @@ def estimate(
     captured = max(mixed, max_num_seqs)
     weights = (model.loaded_bytes or model.weight_bytes) // tp + model.rope_bytes
     if e4m7_weights == "only":
-        weights -= model.e4m7_params.get(tp, 0) * _BFLOAT16_BITS // 8 // tp
+        weights += e4m7_bytes(model, tp) - model.e4m7_params.get(tp, 0) * _BFLOAT16_BITS // 8 // tp
     return GpuMemory(
         gpu=fullest.name,
         free=fullest.free,
         utilization=utilization,
         weights=weights,
-        e4m7=e4m7_bytes(model, tp) if e4m7_weights != "off" else 0,
+        copies=e4m7_bytes(model, tp) if e4m7_weights == "beside" else 0,
         activations=max_num_batched_tokens * model.activation_bytes_per_token,
         logits=_LOGITS_COPIES * max_num_seqs * shard * 4,
         context=_CONTEXT_BYTES + (_COMMUNICATOR_BYTES if tp > 1 else 0),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import psutil
 
-from albireo.ipc.config import LOOKAHEAD, EngineConfig, ModelInfo
+from albireo.ipc.config import LOOKAHEAD, EngineConfig, ModelInfo, blocks_for
 from albireo.workers.engine.cuda.mixed_sizes import rows_beside_decodes
 from albireo.workers.parallel.slabs import shared_bytes
 
@@ -120,7 +120,7 @@ def _num_blocks(
 ) -> int:  # fmt: skip
     """As many as all slots could fill, or as the budget holds: on a GPU, the largest it can be."""
     block_bytes = model.kv_room_per_token * options.block_size
-    needed = -(-max_model_len // options.block_size)
+    needed = blocks_for(max_model_len, options.block_size)
     useful = options.max_num_seqs * needed
     if device == "sim":
         return useful
@@ -146,12 +146,11 @@ def _num_blocks(
     room = num_blocks * options.block_size
     if asked_gib is None and memory is not None:
         shorter = f"lower --max-model-len to {room}, " if room else ""
-        smaller = "--e4m7-weights off, " if e4m7 == "beside" else ""
         raise OptionError(
             f"{memory.describe()}, {num_blocks} blocks of {options.block_size} tokens "
             f"({block_bytes / tp / 1024:.0f} KiB each), but one request of {max_model_len} tokens "
-            f"needs {needed}: {shorter}{smaller}raise --gpu-memory-utilization, or spread the "
-            "model over more GPUs with --groups"
+            f"needs {needed}: {shorter}raise --gpu-memory-utilization, or spread the model "
+            "over more GPUs with --groups"
         )
     shorter = f" or lower --max-model-len to {room}" if room else ""
     enough = math.ceil(needed * block_bytes / _GIB * 100) / 100
@@ -166,12 +165,11 @@ def _num_blocks(
 def _check_room(asked_gib: float, nbytes: int, memory: GpuMemory) -> None:
     """Of a KV cache that was asked for, a rank's part of nbytes: the GPU must have it beside the
     weights.  That steps fit, too, the worker finds out."""
-    weights = memory.weights + memory.e4m7
-    if nbytes > memory.free - weights:
+    if nbytes > memory.free - memory.weights:
         raise OptionError(
             f"--kv-cache-gib {asked_gib:g} takes {nbytes / _GIB:.2f} GiB of each GPU, "
             f"but {memory.gpu} has {memory.free / _GIB:.2f} GiB free, of which the weights take "
-            f"{weights / _GIB:.2f}: lower it, or leave it out and the cache gets what is "
+            f"{memory.weights / _GIB:.2f}: lower it, or leave it out and the cache gets what is "
             "left; --groups spreads a model over more GPUs"
         )
 

@@ -64,6 +64,7 @@ class ActorMessages:
         self._texts = router.texts
         self._send = send
         self._restarted = spec.incarnation > 0
+        self._block_size = spec.engine.block_size
         self._unreset: dict[int, int] = {}
         """Groups that have to forget everything before they are used, and their incarnations."""
         self._loop = asyncio.get_running_loop()
@@ -152,7 +153,7 @@ class ActorMessages:
     def _topology(self, peer: bytes, topology: Topology) -> None:
         self._router.actors = topology.actors
         self._groups.set_states(topology.groups)
-        self._router.set_sizes(topology.num_blocks)
+        self._groups.set_sizes(self._block_size * each for each in topology.num_blocks)
         if self._restarted:
             self._adopt(topology)
         self._dispatch.submit_waiting()

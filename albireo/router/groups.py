@@ -12,7 +12,7 @@ requests with a common prefix stay together until their group is clearly busier.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from albireo.ipc.messages import SchedulerStats
 
@@ -190,14 +190,12 @@ class GroupTable:
                 "fewer, or start it with a larger --max-num-queued-reqs",
                 param="n",
             )
-        ready = len(self._by_peer)
-        if ready:
-            capacity = ready * (seqs + queued)
-            how = f"{ready} groups x ({seqs} running + {queued} queued)"
-        else:
-            starting = sum(group.state not in _GONE for group in self._groups)
-            capacity = starting * queued
-            how = f"{starting} groups x {queued} queued, as no group is ready yet"
+        # One that loads its weights again is soon to run what it ran before.
+        alive = sum(group.state not in _GONE for group in self._groups)
+        capacity = alive * (seqs + queued)
+        how = f"{alive} groups x ({seqs} running + {queued} queued)"
+        if not self._by_peer:
+            how += ", and no group is ready yet"
         if own + answers <= capacity // _FEW:
             kept = min(capacity // _KEPT, len(self._groups) * queued)
             capacity, how = capacity + kept, f"{how} + {kept} of clients with few"
@@ -255,7 +253,7 @@ class GroupTable:
         for group, state in zip(self._groups, states, strict=False):
             group.announced = state
 
-    def set_sizes(self, cached_tokens: Sequence[int]) -> None:
+    def set_sizes(self, cached_tokens: Iterable[int]) -> None:
         """How many tokens each group's KV blocks hold."""
         for group, tokens in zip(self._groups, cached_tokens, strict=False):
             if group.prefixes is not None:

@@ -14,7 +14,7 @@ import asyncio
 import functools
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -130,12 +130,6 @@ class Router:
     def idle(self) -> bool:
         """Whether no request is in flight, of whatever kind."""
         return not any(session.requests for session in self.sessions)
-
-    def set_sizes(self, num_blocks: Sequence[int]) -> None:
-        """How many KV blocks each group has, in the order of the groups."""
-        limits = self._limits
-        limits.num_blocks = min(num_blocks, default=limits.num_blocks)
-        self.groups.set_sizes([limits.block_size * each for each in num_blocks])
 
     # ------------------------------------------------------------------ sessions (Handler)
     def opened(self, session: Session) -> Refusal | None:

@@ -28,10 +28,10 @@ MAX_NAME_CHARS = 256
 _SEED_MASK = 2**64 - 1
 
 
-class RequestLimits(msgspec.Struct, kw_only=True):
+class RequestLimits(msgspec.Struct, frozen=True, kw_only=True):
     """What a request has to fit: the model's vocabulary and context, a group's KV blocks.
 
-    num_blocks: of the smallest group; changes as groups find out how many they have.
+    Groups of a GPU find out later how many blocks they have; the longest context fits in any case.
     """
 
     vocab_size: int

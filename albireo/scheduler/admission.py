@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from albireo.ipc.config import blocks_for
 from albireo.ipc.plan import TAKE_START
 
-from .blocks import blocks_for
 from .draft import Draft
 from .kv_memory import Found
 from .preemption import make_way

@@ -20,17 +20,13 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
+from albireo.ipc.config import blocks_for
 from albireo.ipc.plan import Int32Array
 
 from .prefix_cache import PrefixCache
 
 Slots = npt.NDArray[np.intp]
 """Slot numbers, as numpy indexes with them without a conversion."""
-
-
-def blocks_for(positions: int, block_size: int) -> int:
-    """Blocks that hold so many positions."""
-    return -(-positions // block_size)
 
 
 class BlockStack:

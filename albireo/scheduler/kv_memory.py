@@ -18,9 +18,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from albireo.ipc.config import blocks_for
 from albireo.ipc.plan import COPY_BLOCK, COPY_IN, COPY_OUT, NOTHING, Int32Array
 
-from .blocks import BlockPool, BlockStack, BlockTables, Slots, blocks_for
+from .blocks import BlockPool, BlockStack, BlockTables, Slots
 from .draft import Draft
 from .limits import Limits
 from .prefix_cache import extend_names, next_name, root_name

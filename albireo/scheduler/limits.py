@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from albireo.ipc.config import SPARE_SLOTS, EngineConfig
-
-from .blocks import blocks_for
+from albireo.ipc.config import SPARE_SLOTS, EngineConfig, blocks_for
 
 
 @dataclass(frozen=True, kw_only=True)

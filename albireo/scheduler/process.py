@@ -81,10 +81,7 @@ class _Loop:
         self._awake_s = engine.awake_s
         self._awake_until_s = 0.0
         self._step_timeout_s = engine.step_timeout_s
-        # When the oldest step in flight could begin, monotonic.  The first one waits until the
-        # worker has started; whether that comes to an end, the supervisor sees.
-        self._step_began = math.inf
-        self._worker_works = False
+        self._step_began = 0.0  # when the oldest step in flight could begin, monotonic
         self._plan_at_s = math.inf  # When the next plan is due that waits for more requests.
         self._times = _StepTimes()
         self._queue_times = QueueTimes()
@@ -123,7 +120,7 @@ class _Loop:
                 self._queue_times.planned(plan.sections.take, time.monotonic())
             sequences = len(plan.sections.chunk) + len(plan.sections.decode)
             self._timeline.record(Stage.PLAN, plan.step, start_ns, time.monotonic_ns(), sequences)
-            if first and self._worker_works:
+            if first:
                 self._step_began = time.monotonic()
                 # Few plans wait behind this one: its result is to be dealt with at once.
                 self._awake_until_s = self._step_began + self._awake_s
@@ -132,7 +129,7 @@ class _Loop:
         """The step that runs has long to go: see Scheduler.plan_after_us."""
         self._plan_at_s = math.inf
         due = self._step_began + self._scheduler.plan_after_us() / 1e6
-        if not self._worker_works or now >= due:
+        if now >= due:
             return False
         self._plan_at_s = due
         return True
@@ -146,7 +143,6 @@ class _Loop:
             self._scheduler.apply(result.step, result.rows, result.step_us)
             rows = len(result.rows)
             self._results.release()
-            self._worker_works = True
             self._step_began = time.monotonic()
             self._awake_until_s = self._step_began + self._awake_s
             self._timeline.record(Stage.APPLY, result.step, start_ns, time.monotonic_ns(), rows)

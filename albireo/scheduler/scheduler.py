@@ -33,12 +33,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from albireo.ipc.config import blocks_for
 from albireo.ipc.messages import Refused, Submit
 from albireo.ipc.plan import MAX_PLAN_EDITS, ROW_GRAMMAR_END, ROW_NOT_FINITE, Int32Array
 from albireo.ipc.stopping import end_of_tokens
 
 from .admission import Admission
-from .blocks import BlockPool, Slots, blocks_for
+from .blocks import BlockPool, Slots
 from .chunk_budget import chunk_budget
 from .draft import Draft, Plan
 from .limits import Limits

@@ -177,12 +177,8 @@ def left_of(text: str) -> tuple[float, float]:
     [
         (0.2, "off", r"is 1?\d\.\d\d GiB too much, a KV cache not counted, 0 blocks of 16 tokens "),
         (0.25, "off", r"leaves 0\.50 GiB for the KV cache and steps, 227 blocks of 16 tokens "),
-        (
-            0.3,
-            "beside",
-            r"weights in 12 bits 6\.00 is 2\.00 GiB too much, .*: --e4m7-weights off, raise",
-        ),
-        (0.2, "only", r"weights 9\.00 - weights in 12 bits 6\.00 is 1\.00 GiB too much"),
+        (0.25, "beside", r"- weights 17\.00 leaves 0\.50 GiB for the KV cache and steps, 227"),
+        (0.2, "only", r"- weights 15\.00 is 1\.00 GiB too much"),
     ],
 )
 def test_a_model_that_does_not_fit_is_refused_with_the_arithmetic(

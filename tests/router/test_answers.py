@@ -103,15 +103,17 @@ def test_a_group_that_dies_is_one_error(start: Start) -> None:
 
 
 def test_more_answers_than_the_node_takes_are_refused(start: Start) -> None:
-    """For now where they would fit once all groups are ready, and else for good."""
+    """For now where they would fit once others have ended, and else for good; a group that starts
+    is soon to run what it is given."""
     near = start(num_groups=2, max_num_seqs=2, max_num_queued_reqs=1)
     near.group()
     client = near.client()
     wait_for_states(client, "ready", "starting")
     client.send(type="generate", id=1, prompt_ids=[5], params={"n": 4})
-    error = client.expect_error("queue_full", 1)
+    client.send(type="generate", id=2, prompt_ids=[5], params={"n": 3})
+    error = client.expect_error("queue_full", 2)
     assert error["retry"]
-    assert "asks for 4" in error["message"] and "takes 3" in error["message"]
+    assert "asks for 3" in error["message"] and "takes 6" in error["message"]
     client.send(type="generate", id=2, prompt_ids=[5], params={"n": 7})
     error = client.expect_error("invalid_request", 2)
     assert not error["retry"] and error["param"] == "n"

@@ -129,19 +129,6 @@ def test_what_no_group_could_ever_hold_is_refused(start: Start) -> None:
     assert "5 KV blocks" in client.expect_error("too_long", 7)["message"]
 
 
-def test_groups_may_have_room_for_less_than_was_planned(start: Start) -> None:
-    """What the smallest cannot hold is refused."""
-    near = start(num_groups=2, num_blocks=64)
-    client = near.client()
-    near.supervisor().topology("draining", "restarting", num_blocks=[5, 4])
-    states: list[str] = []
-    while states != ["draining", "restarting"]:
-        client.send(type="status", id=1)
-        states = [each["state"] for each in client.receive()["status"]["groups"]]
-    client.send(**params(max_tokens=70))
-    assert "a group has 4" in client.expect_error("too_long", 7)["message"]
-
-
 UNDECODABLE = {
     "invalid UTF-8": (
         msgspec.msgpack.encode({"type": "generate", "id": 7, "prompt": "????"}).replace(

@@ -102,7 +102,7 @@ def test_a_client_that_fills_the_node_leaves_room_for_others(start: Start) -> No
 
 
 def test_requests_wait_for_a_group_that_is_starting(start: Start) -> None:
-    near = start(max_num_queued_reqs=3)
+    near = start(max_num_seqs=1, max_num_queued_reqs=2)
     client = near.client()
     for number in range(4):
         generate(client, number)

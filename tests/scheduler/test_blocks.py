@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from albireo.scheduler.blocks import BlockPool, BlockTables, blocks_for
+from albireo.ipc.config import blocks_for
+from albireo.scheduler.blocks import BlockPool, BlockTables
 
 
 def tables(num_blocks: int = 8) -> BlockTables:

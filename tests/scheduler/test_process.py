@@ -309,13 +309,13 @@ def test_a_detokenizer_that_takes_no_results_is_named(harness: Harness) -> None:
 
 
 @pytest.mark.parametrize("step_timeout_s", [0.3])
-def test_a_worker_that_is_still_starting_does_not_hang(harness: Harness) -> None:
-    """Streams of a dead group come before it is ready; how long that may take is not a step's."""
-    submit = submission(1, max_tokens=9)
-    harness.send(submit)
-    time.sleep(0.8)
-    assert harness.run_until_ended(1, 9) == expected_end(submit)[1]
-    assert harness.actor.fatal_message is None
+def test_the_first_step_has_a_deadline_too(harness: Harness) -> None:
+    """Workers are ready before a scheduler is started."""
+    harness.send(submission(1, max_tokens=9))
+    harness.thread.join(WAIT_S)
+    assert not harness.thread.is_alive()
+    assert harness.actor.fatal_message is not None
+    assert re.match(r"step 1 has no result after 0\.[34]", harness.actor.fatal_message)
 
 
 @pytest.mark.parametrize("step_timeout_s", [1.0])

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
+import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -30,6 +33,7 @@ from albireo.workers.models.llama import Model
 from albireo.workers.models.load import load_rank
 from albireo.workers.parallel.communicator import SingleRank
 
+from ..plans import plan_of
 from .engine_driver import Driver, Request
 from .engine_story import CONFIG, CUDA, GEMMA, Results, cpu_driver, play, play_mixed
 from .interpreted import use_interpreter
@@ -59,21 +63,29 @@ from .parameter_story import PARAMETERS, ParameterStory, check_story  # noqa: E4
 
 
 class FakeEvent:
-    """A CUDA event on a device that is always done."""
+    """A CUDA event on a device that is always done, but for copies to the host."""
 
     def __init__(self, enable_timing: bool = False, blocking: bool = False) -> None:
         self.at = 0.0
+        self._late: deque[Callable[[], object]] = deque()
 
     reached = True
 
     def query(self) -> bool:
         return self.reached
 
-    def record(self, stream: object) -> None:
+    def record(self, stream: FakeStream) -> None:
         self.at = time.perf_counter()
+        self._late = stream.late
+
+    def happen(self) -> None:
+        assert self.at
+        with contextlib.suppress(IndexError):
+            while True:
+                self._late.popleft()()
 
     def synchronize(self) -> None:
-        assert self.at
+        self.happen()
 
     def elapsed_time(self, end: FakeEvent) -> float:
         return (end.at - self.at) * 1000
@@ -92,23 +104,26 @@ class FakeWaiter:
 
 
 class FakeStream:
-    """A CUDA stream on a device that is never late."""
+    """A CUDA stream; late: copies to the host, made when somebody waits for what is behind them."""
+
+    def __init__(self) -> None:
+        self.late: deque[Callable[[], object]] = deque()
 
     def wait_event(self, event: FakeEvent) -> None:
-        assert event.at
+        event.happen()
 
 
 class FakeCopies:
-    """StreamCopies of a device that is the host."""
+    """StreamCopies of a device that is the host; to the host they are as late as can be."""
 
     def __init__(self, stream: FakeStream) -> None:
-        pass
+        self._late = stream.late
 
     def to_device(self, device: int, host: int, nbytes: int) -> None:
         ctypes.memmove(device, host, nbytes)
 
     def to_host(self, host: int, device: int, nbytes: int) -> None:
-        ctypes.memmove(host, device, nbytes)
+        self._late.append(functools.partial(ctypes.memmove, host, device, nbytes))
 
 
 class FakeGraph:
@@ -205,6 +220,36 @@ def test_the_tokens_are_those_of_the_cpu(
     assert results.delivered == [], "what warming up samples is nobody's result"
     assert play(Driver(results.step, CUDA)) == play(cpu_driver(CUDA, config))
     results.engine.finish()
+
+
+def test_nothing_is_sampled_before_the_last_tokens_have_left(
+    results: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps launched one behind the other while nobody waits for any of them."""
+    landing, wait = threading.Event(), FakeWaiter.wait
+
+    def held_back(waiter: FakeWaiter, *events: Any) -> EventTimes:
+        assert landing.wait(60)
+        return wait(waiter, *events)
+
+    monkeypatch.setattr(FakeWaiter, "wait", held_back)
+    landing.set()
+    driver, expected = Driver(results.step, CUDA), cpu_driver()
+    request, same = (
+        Request(1, [5, 9], slot=0, blocks=[7], temperature=1.0, seed=1) for _ in range(2)
+    )
+    for each, one in ((driver, request), (expected, same)):
+        each.run(take=[one], chunk=[(one, 2)])
+    for _ in range(3):
+        expected.run(decode=[same])
+    assert len(set(same.tokens[2:])) > 1
+    landing.clear()
+    sizes = CUDA.max_num_seqs, CUDA.max_num_batched_tokens, CUDA.block_size, CUDA.max_model_len
+    for number in range(3):
+        assert results.engine.step(plan_of(*sizes, step=number + 1, decode=[0]), False) is None
+    landing.set()
+    results.engine.finish()
+    assert [token for ((_, _, token),) in results.rows] == same.tokens[2:]
 
 
 def test_steps_are_padded_to_what_is_captured(

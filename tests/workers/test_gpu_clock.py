@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import queue
 from typing import Any
 
@@ -94,7 +95,7 @@ class Flight:
     def __init__(self, step: int, begun: float, forwarded: float, done: float) -> None:
         self.step, self.count, self.launched_ns = step, 8, round(begun * MS)
         self.begun, self.forwarded = Event(begun), Event(forwarded)
-        self.sampled = self.done = Event(done)
+        self.sampled, self.done = Event(done), Event(math.nan)  # this one has no time
 
 
 def test_flights_are_recorded() -> None:

@@ -33,7 +33,7 @@ class DummyWeights:
         device: torch.device | str = "cpu",
         shapes: Mapping[str, tuple[int, ...]] | None = None,
     ) -> None:
-        self._shapes = shapes or config.tensor_shapes()
+        self._shapes = config.tensor_shapes() if shapes is None else shapes
         self._seed = seed
         generator = torch.Generator().manual_seed(seed)
         self._pool = (torch.randn(_POOL, generator=generator) * _STD).to(device)

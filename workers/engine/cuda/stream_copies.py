@@ -1,4 +1,4 @@
-"""Copies of a step's plan and tokens between pinned host memory and the GPU, in one stream.
+"""Copies of a step's plan or tokens between pinned host memory and the GPU, in one stream.
 
 They are the driver's own calls: PyTorch's copy_ and the views it takes keep the launching
 thread for several times as long (docs/late-steps.md).
