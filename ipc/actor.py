@@ -42,6 +42,8 @@ _GC_THRESHOLDS = (20_000, 20, 20)
 
 NUM_BLOCKS = "num_blocks"
 """In a GPU worker's detail: KV blocks that it has memory for."""
+SWAP_BLOCK_NS = "swap_block_ns"
+"""In a worker's detail: what the copy of a KV block to host memory takes, where there is some."""
 ALL_REDUCE_US = "all_reduce_us"
 """In a worker's detail: microseconds of a sum over all ranks by its bytes, as text."""
 

@@ -98,6 +98,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     mixed_step_tokens: of a step that computes prompts beside few decodes; 0 = as of any step.
     gpu_memory_utilization: of what is free when a worker starts, what it may take; its KV cache
         gets what the rest of it leaves.  0 = the KV cache has num_blocks.
+    swap_block_ns: what a worker measured for the copy of a KV block to host memory, or back; 0
+        where there is no swap space, and before it is known.
     """
 
     model_path: str
@@ -125,6 +127,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     itl_target_ms: float = 0.0
     mixed_step_tokens: int = 0
     gpu_memory_utilization: float = 0.0
+    swap_block_ns: int = 0
 
     @property
     def blocks_of_longest(self) -> int:

@@ -35,14 +35,10 @@ TAKE_FLAGS have COUNTS or GRAMMAR gets every one of them exactly once.
 
 A result (rank 0 -> scheduler and detokenizer), one for each plan:
 
-    header        8 words: magic, step lo, step hi, n_row, step_us, forward_us, n_logprob,
-                  swap_block_ns
+    header        8 words: magic, step lo, step hi, n_row, step_us, forward_us, n_logprob, 0
     row           n_row x 3       (request, count, token), in sampling-row order
     logprob       n_logprob x 44  (request, position, logprob, rank, 20 ids, 20 logprobs):
                                   of the token at `position`, and of the best ones there
-
-`swap_block_ns` is what rank 0 measured at its start for the copy of a KV block to host memory,
-or back; 0 where there is no swap space.
 
 `count` is the number of tokens of the row: 1, or 0 where the request has to end
 without one; `token` then says why (ROW_...).  Rows name the request, never
@@ -258,7 +254,7 @@ class ResultView:
     rows: [n_row, 3] int32.  logprobs: [n_logprob, LOGPROB_WORDS] int32.
     """
 
-    __slots__ = ("forward_us", "logprobs", "rows", "step", "step_us", "swap_block_ns")
+    __slots__ = ("forward_us", "logprobs", "rows", "step", "step_us")
 
     def __init__(self, frame: memoryview) -> None:
         words = np.frombuffer(frame, dtype=np.int32)
@@ -268,7 +264,6 @@ class ResultView:
         self.step: int = (head[1] & 0xFFFFFFFF) | (head[2] << 32)
         self.step_us: int = head[4]
         self.forward_us: int = head[5]
-        self.swap_block_ns: int = head[7]
         end = RESULT_HEADER + head[3] * ROW_WORDS
         self.rows: Int32Array = words[RESULT_HEADER:end].reshape(-1, ROW_WORDS)
         self.logprobs: Int32Array = words[end : end + head[6] * LOGPROB_WORDS].reshape(
@@ -283,14 +278,12 @@ def write_result(
     step_us: int,
     forward_us: int,
     logprobs: Int32Array = NOTHING,
-    swap_block_ns: int = 0,
 ) -> int:
     """Writes a result and returns its length in bytes; rows, logprobs: as in ResultView,
     C-contiguous, and int32, as which their bytes are read."""
     _RESULT_HEAD.pack_into(
         frame, 0,
-        RESULT_MAGIC, _low(step), step >> 32, len(rows), step_us, forward_us, len(logprobs),
-        swap_block_ns,
+        RESULT_MAGIC, _low(step), step >> 32, len(rows), step_us, forward_us, len(logprobs), 0,
     )  # fmt: skip
     end = _RESULT_HEAD.size
     for part in (rows, logprobs):

@@ -13,12 +13,12 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
 
-from albireo.ipc.actor import NUM_BLOCKS
+from albireo.ipc.actor import NUM_BLOCKS, SWAP_BLOCK_NS
 from albireo.ipc.config import ActorSpec, EngineConfig
 from albireo.ipc.ring import create_ring
 from albireo.ipc.rings import plan_ring, result_ring
@@ -57,8 +57,7 @@ class Group:
     `start` forks it; `changed` is called at every change of state, and `died`
     with the reason when a group has died, or was ended on request (`planned`).
     detected: when its last death was found out, by time.monotonic().
-    engine: what it runs with, or ran with last; its workers may have room for fewer KV blocks than
-        were planned.
+    engine: what it runs with, or ran with last: as planned, but for what its workers found out.
     """
 
     def __init__(
@@ -173,7 +172,7 @@ class Group:
     async def _bring_up(self) -> None:
         """Forks the processes with new rings, and waits until all are ready.
 
-        The workers first: on a GPU they find out how many KV blocks the others are to know of.
+        The workers first: the others are told what these find out.
         """
         prefix = f"g{self.number}"
         with _new_descriptors(self.number, self.engine, self._comm_bytes) as fds:
@@ -182,9 +181,7 @@ class Group:
             for rank in range(self.engine.tp):
                 await self._fork("worker", f"{prefix}.worker{rank}", rank, fds, self._planned)
             await self._all_ready()
-            planned = self._planned.num_blocks
-            num_blocks = min(actor.detail.get(NUM_BLOCKS, planned) for actor in self.actors)
-            self.engine = msgspec.structs.replace(self._planned, num_blocks=num_blocks)
+            self.engine = _as_found(self._planned, [actor.detail for actor in self.actors])
             for role in ("detokenizer", "scheduler"):
                 await self._fork(role, f"{prefix}.{role}", -1, rings | events, self.engine)
         await self._all_ready()
@@ -241,6 +238,15 @@ class Group:
     def _set_state(self, state: str) -> None:
         self.state = state
         self._changed()
+
+
+def _as_found(planned: EngineConfig, details: Sequence[Mapping[str, Any]]) -> EngineConfig:
+    """With what the workers have found out; details: theirs, by rank."""
+    return msgspec.structs.replace(
+        planned,
+        num_blocks=min(detail.get(NUM_BLOCKS, planned.num_blocks) for detail in details),
+        swap_block_ns=details[0].get(SWAP_BLOCK_NS, 0),
+    )
 
 
 @contextlib.contextmanager

@@ -60,6 +60,7 @@ class _Loop:
         self._actor = actor
         self._timeline = Recorder.of(fds)
         self._scheduler = Scheduler(Limits.of(engine))
+        self._scheduler.swap_block_us = engine.swap_block_ns / 1e3
         self._async_output = engine.async_output
         self._processed = 0  # the last step whose output the detokenizer has dealt with
         self._plans = RingWriter(plan_ring(spec.group, engine), fds["plan.memory"])
@@ -139,7 +140,6 @@ class _Loop:
             start_ns = time.monotonic_ns()
             result = ResultView(frame)
             self._times.add(result.step_us, result.forward_us)
-            self._scheduler.swap_block_us = result.swap_block_ns / 1e3
             self._scheduler.apply(result.step, result.rows, result.step_us)
             rows = len(result.rows)
             self._results.release()

@@ -144,11 +144,10 @@ def test_a_result_comes_back_as_it_was(
     step: int, rows: Int32Array, step_us: int, forward_us: int
 ) -> None:
     frame = frame_of(result_bytes(MAX_SEQS))
-    length = write_result(frame, step, rows, step_us, forward_us, swap_block_ns=step_us // 2)
+    length = write_result(frame, step, rows, step_us, forward_us)
     assert bytes(frame[length:]) == bytes([GARBAGE]) * (len(frame) - length)
     result = ResultView(frame[:length].toreadonly())
     assert (result.step, result.step_us, result.forward_us) == (step, step_us, forward_us)
-    assert result.swap_block_ns == step_us // 2
     assert result.rows.shape == rows.shape
     assert np.array_equal(result.rows, rows)
 

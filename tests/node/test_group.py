@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from albireo.ipc.actor import NUM_BLOCKS
+from albireo.ipc.actor import NUM_BLOCKS, SWAP_BLOCK_NS
 from albireo.ipc.config import ActorSpec, EngineConfig
 from albireo.node.children import StartError
 from albireo.node.group import Group, GroupTimes
@@ -73,6 +73,7 @@ def played_group(
         played = Played(spec, group.incarnation < failures)
         if blocks and spec.role == "worker":
             played.detail[NUM_BLOCKS] = blocks(spec.incarnation, spec.rank)
+            played.detail[SWAP_BLOCK_NS] = 100 + spec.rank
         return played
 
     def spec(role: str, name: str, incarnation: int, group: int, rank: int) -> ActorSpec:
@@ -196,3 +197,4 @@ def test_the_others_know_as_many_blocks_as_each_worker_has_room_for() -> None:
     group: Group
     asyncio.run(live())
     assert known == [100, 100, 60, 60]
+    assert group.engine.swap_block_ns == 100, "as the first rank found"

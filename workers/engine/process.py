@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, cast
 
-from ...ipc.actor import NUM_BLOCKS, Actor
+from ...ipc.actor import NUM_BLOCKS, SWAP_BLOCK_NS, Actor
 from ...ipc.config import ActorSpec
 from ...ipc.plan import FLAG_STOP, PlanView
 from ...ipc.ring import RingReader, RingTimeout
@@ -59,9 +59,8 @@ def main(
     engine = _create_engine(actor, fds, model, vocabulary, results, plans.memory)
     actor.phase("warming up")
     found = engine.warm_up()
-    results.swap_block_ns = found.swap_block_ns
-    if found.num_blocks:
-        actor.detail[NUM_BLOCKS] = found.num_blocks
+    details = {NUM_BLOCKS: found.num_blocks, SWAP_BLOCK_NS: found.swap_block_ns}
+    actor.detail |= {name: value for name, value in details.items() if value}
     actor.ready()
     _serve(actor, engine, plans, results, StepRecorder(fds))
 

@@ -20,7 +20,6 @@ class ResultWriter:
 
     def __init__(self, spec: ActorSpec, fds: Mapping[str, int]) -> None:
         self._timeout_s = spec.engine.step_timeout_s
-        self.swap_block_ns = 0  # see ipc/plan.py; set before the first result
         self._canary: Canary | None = None
         if spec.engine.tp > 1:
             self._canary = Canary(
@@ -43,15 +42,7 @@ class ResultWriter:
         if self._ring is not None:
             frame = self._ring.reserve(self._timeout_s)
             self._ring.publish(
-                write_result(
-                    frame,
-                    step,
-                    result.rows,
-                    step_us,
-                    result.forward_us,
-                    result.logprobs,
-                    self.swap_block_ns,
-                )
+                write_result(frame, step, result.rows, step_us, result.forward_us, result.logprobs)
             )
         if self._canary is not None:
             self._canary.check(step, result.rows)
