@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from albireo.ipc.actor import NUM_BLOCKS, SWAP_BLOCK_NS
 from albireo.ipc.config import ActorSpec
 from albireo.ipc.plan import FLAG_STOP, ResultView, write_plan
 from albireo.ipc.ring import RingReader, RingTimeout, RingWriter, create_ring
@@ -24,7 +25,7 @@ from albireo.workers.engine import process
 from albireo.workers.engine.process import main
 from albireo.workers.engine.results import ResultWriter
 from albireo.workers.engine.sim import SimEngine
-from albireo.workers.engine.step import StepResult
+from albireo.workers.engine.step import StepResult, WarmedUp
 from albireo.workers.parallel.canary import INTERVAL, Canary, RanksDisagree, canary_bytes
 
 from .. import specs
@@ -62,6 +63,7 @@ class Group:
             phase=self.phases.append,
             ready=self.is_ready.set,
             stopping=threading.Event(),
+            detail={},
             answer_ping=lambda step: None,
         )
         self._step = 0
@@ -148,6 +150,26 @@ def test_every_plan_gets_a_result_that_both_readers_see(make_group: Callable[...
     worker.result(5.0)
     for fd in ("result.event.scheduler", "result.event.detokenizer"):
         assert os.eventfd_read(group.fds[fd]) == 12
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (WarmedUp(), {}),
+        (WarmedUp(5000), {SWAP_BLOCK_NS: 5000}),
+        (WarmedUp(5000, 77), {SWAP_BLOCK_NS: 5000, NUM_BLOCKS: 77}),
+    ],
+)
+def test_what_it_finds_out_of_itself_is_said_when_it_is_ready(
+    make_group: Callable[..., Group],
+    monkeypatch: pytest.MonkeyPatch,
+    found: WarmedUp,
+    said: dict[str, int],
+) -> None:
+    monkeypatch.setattr(SimEngine, "warm_up", lambda engine: found)
+    group = make_group()
+    group.start()
+    assert group.actor.detail == said
 
 
 class LateReader(SimEngine):
