@@ -37,6 +37,7 @@ import uvloop
 
 from albireo.client import AsyncClient
 from albireo.ipc.actor import ALL_REDUCE_US
+from albireo.ipc.config import blocks_for
 from albireo.ipc.cpu_quota import usable_cores
 from albireo.ipc.paths import node_dir
 from albireo.node.core_plan import make_core_plan
@@ -210,7 +211,7 @@ def _lacks_room(stats: dict[str, Any], batch: int, length: int) -> str:
     """Why the KV cache cannot hold `batch` streams of so many tokens together; "" where it can."""
     blocks = stats["kv_blocks_total"]
     block_size = stats["kv_tokens_total"] // blocks
-    needed = batch * -(-length // block_size)
+    needed = batch * blocks_for(length, block_size)
     if needed <= blocks:
         return ""
     return (

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from albireo.ipc.config import ActorSpec
+from albireo.ipc.config import ActorSpec, blocks_for
 from albireo.ipc.messages import Submit
 from albireo.ipc.params import PRIORITIES, ParameterError, SamplingParams
 from albireo.ipc.plan import MAX_BAD_WORD_TOKENS
@@ -147,7 +147,7 @@ def check_prompt_ids(limits: RequestLimits, prompt_ids: list[int]) -> None:
             f"least must be left to generate: shorten the prompt by {over} tokens or more",
             param="prompt",
         )
-    blocks = _blocks(limits, count + 1)
+    blocks = blocks_for(count + 1, limits.block_size)
     if blocks > limits.num_blocks:
         raise Refusal(
             "too_long",
@@ -280,20 +280,17 @@ def _resolve_max_tokens(
             f"{limits.max_model_len - prompt_tokens} for this prompt",
             param="max_tokens",
         )
-    if _blocks(limits, total) > limits.num_blocks:
+    blocks = blocks_for(total, limits.block_size)
+    if blocks > limits.num_blocks:
         raise Refusal(
             "too_long",
             f"{prompt_tokens} prompt tokens + max_tokens {params.max_tokens} = {total} need "
-            f"{_blocks(limits, total)} KV blocks of {limits.block_size} tokens; a group has "
+            f"{blocks} KV blocks of {limits.block_size} tokens; a group has "
             f"{limits.num_blocks}: max_tokens can be at most {kv_tokens - prompt_tokens} "
             "for this prompt",
             param="max_tokens",
         )
     return params.max_tokens
-
-
-def _blocks(limits: RequestLimits, tokens: int) -> int:
-    return -(-tokens // limits.block_size)
 
 
 def _check_range(limits: RequestLimits, token_ids: list[int] | tuple[int, ...], param: str) -> None:

@@ -173,7 +173,7 @@ def sums_with_norms(communicator: CudaCommunicator, device: torch.device) -> Non
 def sums_with_two_norms(communicator: CudaCommunicator, device: torch.device) -> None:
     """As Gemma does it: the sum is normalised before it is added.  Rows are no power of two wide.
 
-    Every other one has no norm before, as a kernel of its own between.  A row's squares may be
+    Every fourth has no norm before, as a kernel of its own between.  A row's squares may be
     added in another order than by two kernels, which may round a value to its neighbour; few.
     """
     width, turns = 3840, [1, 3, 32, 70, 256, 300, 2, 512] * 2

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ....ipc.config import EngineConfig
+from ....ipc.config import EngineConfig, blocks_for
 from ....ipc.plan import (
     COPY_BLOCK,
     COPY_OUT,
@@ -81,7 +81,7 @@ def _prefill(engine: EngineConfig, lengths: list[int], decode: list[int]) -> Pla
     appends = [
         (slot, index, 0)
         for slot, length in enumerate(lengths)
-        for index in range(-(-length // block_size))
+        for index in range(blocks_for(length, block_size))
     ]
     append = np.array(appends, np.int32).reshape(-1, 3)
     # There may be fewer blocks than rows; what the cache holds does not matter here.

@@ -93,9 +93,13 @@ class GrowingMemory:
 
 
 def _bytes_of(rows: int, tensor: torch.Tensor, found: AddressRange) -> int:
-    """What the first rows of a tensor take, rounded up."""
-    nbytes = min(rows, len(tensor)) * tensor.stride(0) * tensor.itemsize
-    return -(-nbytes // found.granularity) * found.granularity
+    """What the first rows of a tensor take."""
+    return _whole(min(rows, len(tensor)) * tensor.stride(0) * tensor.itemsize, found.granularity)
+
+
+def _whole(nbytes: int, granularity: int) -> int:
+    """Rounded up."""
+    return -(-nbytes // granularity) * granularity
 
 
 class HostRange:
@@ -147,7 +151,7 @@ class CudaRange:
             ctypes.byref(self._properties), 0,
         )  # fmt: skip
         self.granularity = granularity.value
-        size = -(-nbytes // self.granularity) * self.granularity
+        size = _whole(nbytes, self.granularity)
         address = ctypes.c_uint64()
         _call(
             "cuMemAddressReserve", ctypes.byref(address), ctypes.c_size_t(size),
@@ -156,7 +160,7 @@ class CudaRange:
         self._address = address.value
         self._has = 0
         # PyTorch looks up what an address belongs to: there has to be something.
-        self.extend(max(1, -(-first // self.granularity)) * self.granularity)
+        self.extend(_whole(max(1, first), self.granularity))
         self.all = torch.as_tensor(_Bytes(self._address, size), device=torch.device("cuda", index))
         assert self.all.data_ptr() == self._address, "a copy"
 
