@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -27,7 +28,17 @@ from albireo.trace.stages import StageStats, group_stages
 from .machine import collector_at_rest, machine
 from .nodes import BenchError, running_node
 from .step import with_model
-from .streams import SAMPLING, Round, TimedStream, run_streams, steady, step_times
+from .streams import (
+    MIN_STEPS,
+    SAMPLING,
+    TRIES,
+    Round,
+    TimedStream,
+    run_streams,
+    steady,
+    step_times,
+    steps_together,
+)
 
 _WARM_UP_TOKENS = 8
 _SETTLE_S = 0.1
@@ -108,11 +119,10 @@ async def _measure(
     async with await AsyncClient.connect(node=node) as client:
         model = (await client.status())["model"]
         await run_streams(client, rng, batch, input_len, _WARM_UP_TOKENS, sampling)
-        with collector_at_rest():
-            streams = await run_streams(client, rng, batch, input_len, output_len, sampling)
-        await asyncio.sleep(_SETTLE_S)
-    stats = _stages(node, streams)
-    at_client = step_times([Round(streams)], output_len)
+        found, stats = await run_round(
+            client, rng, batch, input_len, output_len, sampling, partial(_stages, node)
+        )
+    at_client = step_times([found], output_len)
     return {
         "device": model["device"],
         "dtype": model["dtype"],
@@ -138,12 +148,36 @@ async def _measure(
     }
 
 
-def _stages(node: str, streams: list[TimedStream]) -> StageStats:
-    """Of the steps in which all streams decode."""
+async def run_round(
+    client: AsyncClient,
+    rng: random.Random,
+    batch: int,
+    input_len: int,
+    output_len: int,
+    sampling: str,
+    stages: Callable[[Sequence[TimedStream]], StageStats | None],
+) -> tuple[Round, StageStats]:
+    """Streams that decoded together, at the client and on the node, and their steps there; where
+    they did not, for the machine was busy, once more.
+
+    stages: of these streams' steps, on the client's node.  Raises BenchError when a stream fails,
+    or when they never decoded together.
+    """
+    for _ in range(TRIES):
+        with collector_at_rest():
+            found = Round(await run_streams(client, rng, batch, input_len, output_len, sampling))
+        await asyncio.sleep(_SETTLE_S)
+        stats = stages(found.streams)
+        if stats is not None and min(stats.steps, steps_together(found)) >= MIN_STEPS:
+            return found, stats
+    raise BenchError(
+        f"fewer than {MIN_STEPS} steps had all {batch} streams decoding, {TRIES} times: raise "
+        f"--output-len above {output_len}"
+    )
+
+
+def _stages(node: str, streams: Sequence[TimedStream]) -> StageStats | None:
+    """Of the steps in which all streams decode; None where there are hardly any."""
     first, last = steady(streams)
     window_ns = round(first * 1e9), round(last * 1e9)
-    sources = NodeTimelines(node_dir(node)).group(0)
-    stats = group_stages(sources, MAX_STEPS, window_ns)
-    if stats is None:
-        raise BenchError("fewer than 2 steps had all streams decoding: raise --output-len")
-    return stats
+    return group_stages(NodeTimelines(node_dir(node)).group(0), MAX_STEPS, window_ns)

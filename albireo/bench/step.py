@@ -54,10 +54,18 @@ from .disturbance import Watcher
 from .machine import collector_at_rest, machine, polling
 from .nodes import BenchError, running_node
 from .shapes import shape_directory
-from .streams import MIN_STEPS, SAMPLING, Round, run_streams, steady, step_times, steps_together
+from .streams import (
+    MIN_STEPS,
+    SAMPLING,
+    TRIES,
+    Round,
+    run_streams,
+    steady,
+    step_times,
+    steps_together,
+)
 
 _LAST_REPORT_S = 0.3
-_TRIES = 3  # at a round
 
 
 def bench_step(
@@ -243,7 +251,7 @@ async def run_round(
     device: of the client's node.  The last of a few tries, whatever it was.  Raises BenchError
     when a stream fails.
     """
-    for _ in range(_TRIES):
+    for _ in range(TRIES):
         with collector_at_rest(), Watcher() as watcher:
             streams = await run_streams(client, rng, batch, input_len, output_len, sampling)
             found = Round(streams, watcher.slow_moments())

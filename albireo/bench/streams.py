@@ -34,6 +34,8 @@ SAMPLING: dict[str, dict[str, Any]] = {
 _FIRST_ID = 300  # Past a byte-level tokenizer's end token.
 MIN_STEPS = 8
 """At which all streams decode, for a round to say something."""
+TRIES = 3
+"""At such a round: a client that has no core for a while gets streams one after another."""
 _SLOWEST = 4
 
 

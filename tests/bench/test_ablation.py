@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import random
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from click.testing import CliRunner
 
+from albireo.bench.ablation import run_round
+from albireo.bench.nodes import BenchError
+from albireo.bench.streams import Round, TimedStream, steps_together
 from albireo.cli.bench import bench
+from albireo.client import AsyncClient
+from albireo.trace.stages import StageStats
+
+from .starved import Starved
 
 
 def run(*words: str) -> dict[str, Any]:
@@ -51,10 +62,40 @@ def test_planning_ahead_is_worth_the_round_trip(node_home: Path) -> None:
 
 @pytest.mark.node
 def test_on_a_model(node_home: Path) -> None:
-    result = run("--device", "cpu", "--batch", "2", "--output-len", "200", "--setting", "all on")
+    result = run("--device", "cpu", "--batch", "2", "--output-len", "400", "--setting", "all on")
     (row,) = result["results"]
     assert result["device"] == "cpu" and row["forward_ms"] > 0
     assert row["exposed_us"]["T4"] > 0 and row["exposed_us"]["T2"] > 0
+
+
+@pytest.mark.parametrize(("starved", "seen", "batches"), [(0, 0, 1), (1, 0, 2), (0, 1, 2)])
+def test_streams_that_did_not_decode_together_are_run_again(
+    starved: int, seen: int, batches: int
+) -> None:
+    """Whether they did not at the client or, by the node's timelines, on the node."""
+    stats, asked = cast(StageStats, SimpleNamespace(steps=17)), []
+
+    def stages(streams: Sequence[TimedStream]) -> StageStats | None:
+        asked.append(streams)
+        return stats if len(asked) > seen else None
+
+    client = cast(AsyncClient, Starved(3, starved))
+    found = asyncio.run(run_round(client, random.Random(0), 3, 8, 20, "greedy", stages))
+    assert found == (Round(asked[-1]), stats)
+    assert len(asked) == batches and steps_together(found[0]) == 17
+
+
+@pytest.mark.parametrize(("starved", "steps"), [(9, 17), (0, 7)])
+def test_streams_that_never_decode_together(starved: int, steps: int) -> None:
+    client = Starved(3, starved)
+    with pytest.raises(BenchError, match="all 3 streams decoding, 3 times: raise --output-len a"):
+        asyncio.run(
+            run_round(
+                cast(AsyncClient, client), random.Random(0), 3, 8, 20, "greedy",
+                lambda streams: cast(StageStats, SimpleNamespace(steps=steps)),
+            )
+        )  # fmt: skip
+    assert client.batches == 3
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,7 @@ import asyncio
 import gc
 import json
 import random
-from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -20,11 +18,11 @@ from albireo.bench.shapes import SHAPES, write_model
 from albireo.bench.step import _add_floor, bench_step, run_round
 from albireo.bench.streams import steady, steps_together
 from albireo.cli.bench import bench
-from albireo.client import Delta, SamplingParams
-from albireo.ipc.protocol import End
 from albireo.node.options import NodeOptions
 from albireo.workers.models.load import read_config
 from albireo.workers.tokenizer.text_model import load_text_model
+
+from .starved import Starved
 
 BILLIONS = {"qwen3-0.6b": 0.596, "qwen3-8b": 8.19, "llama-3.1-8b": 8.03, "qwen2.5-32b": 32.76}
 BILLIONS |= {"qwen3-30b-a3b": 30.53, "gemma-3-4b": 3.88, "gemma-3-27b": 27.01, "phi-3-mini": 3.82}
@@ -95,37 +93,6 @@ def test_the_floor_counts_the_experts_that_are_picked(tmp_path: Path) -> None:
         row = {"batch": batch, "step_ms_median": 10.0}
         _add_floor(row, config, 1, BFLOAT16, 320, 3.0e12, {})
         assert row["weights_gb"] == pytest.approx(2 * billions, rel=0.01)
-
-
-class Starved:
-    """A client that gets all tokens of a stream at once, and then the next stream's, as one does
-    that had no core meanwhile; after so many batches they come in turn."""
-
-    welcome = SimpleNamespace(vocab_size=1000)
-
-    def __init__(self, batch: int, starved: int) -> None:
-        self.batches = 0
-        self.collects = False
-        self._batch, self._starved = batch, starved
-        self._waiting: list[tuple[Callable[[Delta], None], int]] = []
-
-    def submit(
-        self, prompt: list[int], receive: Callable[[Delta], None], params: SamplingParams
-    ) -> None:
-        self._waiting.append((receive, params.max_tokens))
-        if len(self._waiting) == self._batch:
-            streams, self._waiting = self._waiting, []
-            self.batches += 1
-            asyncio.get_running_loop().call_soon(self._serve, streams)
-
-    def _serve(self, streams: list[tuple[Callable[[Delta], None], int]]) -> None:
-        self.collects |= gc.isenabled()
-        turns = [[each] for each in streams] if self.batches <= self._starved else [streams]
-        for together in turns:
-            for count in range(together[0][1]):
-                for receive, tokens in together:
-                    end = End("length", None, 8, tokens) if count + 1 == tokens else None
-                    receive(Delta(1, count, [5], "x", end))
 
 
 class Device:
