@@ -4,7 +4,7 @@ The node makes these places, the client library only looks them up: both find
 the same socket because both ask here.  Nothing in this module creates or
 changes a file.
 
-    runtime_root()/<node>/    0700: *.sock, *.zmq, node.json, lock; gone with the node
+    runtime_root()/<node>/    0700: *.sock, *.zmq, node.json, timeline/, lock; gone with the node
     state_dir()/<node>.log    the log of a node, kept when it ends
     cache_dir()/              models and compiled kernels, safe to delete
 

@@ -194,8 +194,9 @@ class Delta(msgspec.Struct, frozen=True, array_like=True, gc=False):
     Text may lag behind the ids: an incomplete character, or a possible stop
     string, is held back until it is decided.
     choice: which of the n answers.  logprobs: one for each of token_ids, where
-    asked for.  prompt_logprobs: of the prompt's tokens from the second on, in
-    the first delta of choice 0.  prompt_tokens: of the prompt; 0 where index is not.
+    asked for.  prompt_logprobs: of the prompt's tokens from the second on,
+    ahead of choice 0's first token, in one delta or several.  prompt_tokens: of
+    the prompt; 0 where index is not.
     With n > 1 each choice has its own end.
     """
 
@@ -247,8 +248,8 @@ class Error(msgspec.Struct, frozen=True, kw_only=True, tag="error", tag_field="t
     """The end of the request `id`, which has failed.
 
     Without `id` it answers a message that cannot be told to be a request, or
-    one whose `id` is in use; "protocol", "too_large" and "unavailable" then end
-    the connection.
+    one whose `id` is in use; "protocol", "too_large", "unauthenticated" and
+    "unavailable" then end the connection.
 
     code: "invalid_request" (of `param`, when one is to blame), "too_long",
         "too_large", "protocol", "unauthenticated", "queue_full", "unavailable",

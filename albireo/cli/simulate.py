@@ -68,7 +68,7 @@ _MOST_TOKENS = 1 << 28
 @click.option(
     "--kv-tokens",
     type=click.IntRange(16, _MOST_TOKENS),
-    help="Of a group. [default: the profile's]",
+    help="Of a group. [default: the profile's for each rank]",
 )
 @click.option("--block-size", type=click.IntRange(1, _MOST_TOKENS), default=16)
 @click.option("--swap-space-tokens", type=click.IntRange(0, _MOST_TOKENS), default=0)

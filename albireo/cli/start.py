@@ -70,7 +70,11 @@ def _chunks_are_always(context: click.Context, parameter: click.Parameter, value
     help="dummy = random weights from a config.json alone; where there is no tokenizer beside it, "
     "of bytes.",
 )
-@click.option("--max-model-len", type=range_of("max_model_len"), help="Longest prompt + answer.")
+@click.option(
+    "--max-model-len",
+    type=range_of("max_model_len"),
+    help="Longest prompt + answer.  [default: the model's context]",
+)
 @click.option(
     "--max-num-seqs",
     type=range_of("max_num_seqs"),
@@ -81,7 +85,8 @@ def _chunks_are_always(context: click.Context, parameter: click.Parameter, value
 @click.option(
     "--max-num-batched-tokens",
     type=range_of("max_num_batched_tokens"),
-    help="Most tokens of one step.",
+    help="Most tokens of one step.  [default: 512 on the CPU, else 2048; or "
+    "--max-num-seqs, where that is more]",
 )
 @click.option(
     "--max-num-queued-reqs",
@@ -158,14 +163,16 @@ def _chunks_are_always(context: click.Context, parameter: click.Parameter, value
 @click.option(
     "--kv-cache-gib",
     type=range_of("kv_cache_gib"),
-    help="KV cache of each group, in GiB.",
+    help="KV cache of each group, in GiB.  [default: what a GPU has left; on the CPU at "
+    "most 4, and of free memory a quarter for all groups]",
 )
 @click.option(
     "--gpu-memory-utilization",
     type=range_of("gpu_memory_utilization"),
     default=0.9,
     show_default=True,
-    help="Share of a GPU's free memory that its worker may take.",
+    help="Share of a GPU's free memory that its worker may take; of no use to the KV cache with "
+    "--kv-cache-gib.",
 )
 @click.option(
     "--enable-prefix-caching/--no-enable-prefix-caching",
@@ -247,7 +254,7 @@ def _chunks_are_always(context: click.Context, parameter: click.Parameter, value
     type=click.Choice(E4M7_WEIGHTS),
     default="auto",
     show_default=True,
-    help="Weights of linear layers in 12 bits, on H100 and H200: beside bfloat16's, or only. "
+    help="Weights of linear layers in 12 bits, on H100 SXM and H200: beside bfloat16's, or only. "
     "auto: beside, where they take a fifth of the memory at most.",
 )
 @click.option(
@@ -259,7 +266,11 @@ def _chunks_are_always(context: click.Context, parameter: click.Parameter, value
     "more tokens. auto: e4m7 there for bfloat16 and heads of 64, 128 or 256, but not with "
     "--batch-invariant.",
 )
-@click.option("--threads", type=range_of("threads"), help="Threads of each worker.")
+@click.option(
+    "--threads",
+    type=range_of("threads"),
+    help="Threads of each worker.  [default: 1 on a GPU, else its share of the cores]",
+)
 @click.option(
     "--step-timeout",
     type=range_of("step_timeout_s", least=0.1),

@@ -36,7 +36,7 @@ class InvalidRequest(AlbireoError, ValueError):
 
 
 class TooLong(InvalidRequest):
-    """Prompt and new tokens do not fit the context, or the memory of a group."""
+    """Prompt and new tokens do not fit the context, the memory of a group, or a tenant's limit."""
 
 
 class TooLarge(AlbireoError):
@@ -52,7 +52,7 @@ class AuthenticationError(AlbireoError):
 
 
 class QueueFull(AlbireoError):
-    """The node has as many requests as it takes."""
+    """The node has as many requests, or as much text, as it takes; in all, or of this client."""
 
 
 class Unavailable(AlbireoError):

@@ -1,8 +1,8 @@
 """The gateway's connection to the router: one for all HTTP requests.
 
 The client library makes it anew when it breaks.  When the router has died, what is
-in flight goes on, with a journal; or what had no token yet is asked again, and the
-rest ends with an error (503, or an error event in a stream).
+in flight goes on, with a journal; or what had no token yet, or is no stream, is asked
+again, and streams that have begun end with an error event.
 """
 
 from __future__ import annotations

@@ -2,8 +2,10 @@
 
 A field that is not here is refused (decode.py), so nothing is accepted and
 ignored; but `user`, `safety_identifier` and `prompt_cache_key`, which OpenAI
-defines as hints without an effect on the answer.  None is a field's default
-everywhere: clients send null for what they do not set.
+defines as hints without an effect on the answer, and what clients add to the
+parts of a message and to calls that were made before (`cache_control`,
+`index`).  None is a field's default everywhere: clients send null for what they
+do not set.
 """
 
 from __future__ import annotations

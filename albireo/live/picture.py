@@ -1,7 +1,7 @@
 """What there is to see of a node at a moment, made of the samples before it.
 
 These types are what `GET /top` answers and what `albireo top --json` prints
-(docs/live.md has an example); None is what cannot be known, never 0.
+(docs/live.md lists the fields); None is what cannot be known, never 0.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What an operator may ask of the groups of a running node, and the socket for it.
 
 node.sock in the runtime directory (0600): one JSON object with what to do,
-then lines of JSON back, events as in events.py; the last one is Done or Failed.
+then lines of JSON back: Notes, and at last Done or Failed.
 """
 
 from __future__ import annotations

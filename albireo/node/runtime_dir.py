@@ -1,7 +1,8 @@
 """The node's runtime directory: made 0700, claimed with a lock, removed at the end.
 
-It holds the sockets, node.json and the lock; nothing else of the node is in
-the file system while it runs but its log.  Who holds the lock owns the
+It holds the sockets, node.json, links to the timelines and the lock; else the
+file system has only the node's log, and the socket of --uds and the journal
+where it has these.  Who holds the lock owns the
 directory: a second node of the same name is refused, and what a dead node left
 is cleared away by the next one (or at once, by its janitor).
 """
