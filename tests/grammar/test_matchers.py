@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from llguidance import LLParserLimits
 
 from albireo.ipc.plan import (
     ROW_GRAMMAR_END,
@@ -20,7 +21,6 @@ from albireo.ipc.plan import (
     TAKE_WORDS,
     PlanView,
 )
-from albireo.workers.grammar import matchers
 from albireo.workers.grammar.matchers import GrammarRows, SlotGrammars
 
 from ..plans import plan_of
@@ -172,23 +172,38 @@ def test_a_matcher_that_gives_up_fails_its_row_alone() -> None:
     assert tokens_of(rows.masks[1]) == reference("start: /b*/", "b")
 
 
-def test_the_same_grammar_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    made, compiled = grammars(threads=1), []
+def test_what_one_answer_spends_is_spent_by_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the same grammar, too: neither in the slot beside it nor of a later request."""
+    limits = LLParserLimits(max_lexer_states=600, verbose_errors=False)
+    monkeypatch.setattr("albireo.workers.grammar.vocabulary.LIMITS", limits)
+    made, text = grammars(), "start: /[ab]{1,5000}c/"
+    made.apply_plan(plan((0, text), (1, text)))
+    letter = np.array([encode("a")[0], encode("b")[0]], np.int32)
+    step(made, [0, 1]).accept(letter.copy())
+    for _ in range(1000):
+        rows = step(made, [0])
+        if rows.outcome[0]:
+            break
+        rows.accept(letter[:1].copy())
+    assert rows.outcome.tolist() == [ROW_GRAMMAR_FAILED], "the limit was never reached"
+    rows = step(made, [1])
+    assert rows.outcome.tolist() == [0] and tokens_of(rows.masks[0]) == reference(text, "b")
+    made.apply_plan(plan((2, text)))
+    assert step(made, [2]).outcome.tolist() == [0]
+
+
+def test_matchers_are_made_while_the_prompt_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the plan on that takes the slot; the first mask may be some steps away."""
+    made, begun = grammars(threads=1), threading.Event()
     fresh = type(vocabulary()).matcher
 
-    def count(self: Any, text: str) -> Any:
-        compiled.append(text)
+    def tell(self: Any, text: str) -> Any:
+        begun.set()
         return fresh(self, text)
 
-    monkeypatch.setattr(type(vocabulary()), "matcher", count)
-    monkeypatch.setattr(matchers, "_KEPT_MATCHERS", 2)
-    made.apply_plan(plan((0, "start: /a+/"), (1, "start: /a+/"), (2, "start: /b+/")))
-    rows = step(made, [0, 1, 2])
-    rows.accept(np.array([encode(each)[0] for each in "aab"], np.int32))
-    made.apply_plan(plan((3, "start: /a+/")))
-    assert tokens_of(step(made, [3]).masks[0]) == reference("start: /a+/", "")
-    assert compiled == ["start: /a+/", "start: /b+/", "start: /a+/"][: len(compiled)]
-    assert len(compiled) == 3  # the reference's is the third
+    monkeypatch.setattr(type(vocabulary()), "matcher", tell)
+    made.apply_plan(plan((0, "start: /a+/")))
+    assert begun.wait(20)
 
 
 def test_a_late_mask_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,8 @@
 Every rank keeps a matcher for each slot with a grammar, and moves it by the same tokens, so all
 ranks have the same masks without a word to each other.  A step:
 
-    apply_plan   slots taken; tokens that histories and chunks bring
+    apply_plan   slots taken, whose matchers threads begin to make; tokens that histories and
+                 chunks bring
     begin        threads compute the masks of the rows that have a grammar
     ...          the forward pass
     finish       waits for them
@@ -11,12 +12,15 @@ ranks have the same masks without a word to each other.  A step:
 
 What a preempted or resumed request has generated comes with its take again (ipc/plan.py), so its
 matcher is simply made anew.  A worker without grammars does nothing of this, and has no thread.
+
+Nor do requests of one schema share anything: llguidance's deep_copy() leaves the lexer to all its
+copies, with what it has spent of its limits, so that one answer would end the others, and ranks
+would not agree on when.
 """
 
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING
 
@@ -38,22 +42,20 @@ if TYPE_CHECKING:
 
     from .vocabulary import Vocabulary
 
-_KEPT_MATCHERS = 64
 _MASKED = 0
 
 
 class SlotGrammar:
     """Of one request in its slot.
 
-    pending: output tokens that the matcher has not seen.
+    matcher: at its beginning, once it is made.  pending: output tokens that it has not seen.
     """
 
-    __slots__ = ("matcher", "pending", "prompt_len", "text")
+    __slots__ = ("matcher", "pending", "prompt_len")
 
-    def __init__(self, text: str, prompt_len: int) -> None:
-        self.text = text
+    def __init__(self, matcher: Future[LLMatcher], prompt_len: int) -> None:
+        self.matcher = matcher
         self.prompt_len = prompt_len
-        self.matcher: LLMatcher | None = None
         self.pending: list[int] = []
 
 
@@ -98,7 +100,7 @@ class GrammarRows:
 class SlotGrammars:
     """Of so many slots; at most max_rows rows sample in a step.
 
-    vocabulary: None where grammars are not served.  threads: that compute masks.
+    vocabulary: None where grammars are not served.  threads: that make matchers and masks.
     """
 
     def __init__(
@@ -109,7 +111,6 @@ class SlotGrammars:
         self._timeout_s = timeout_s
         self._has = np.zeros(slots, np.bool_)
         self._states: dict[int, SlotGrammar] = {}
-        self._fresh: OrderedDict[str, LLMatcher] = OrderedDict()
         self._pool: ThreadPoolExecutor | None = None
 
     def apply_plan(self, plan: PlanView) -> None:
@@ -136,10 +137,8 @@ class SlotGrammars:
         step = GrammarRows(
             rows, [self._states[slot] for slot in slots[rows].tolist()], masks[: len(rows)]
         )
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="grammar")
         for first in range(min(self._threads, len(rows))):
-            step.begun.append(self._pool.submit(self._compute, step, first))
+            step.begun.append(self._executor().submit(self._compute, step, first))
         return step
 
     def finish(self, step: GrammarRows) -> None:
@@ -159,12 +158,14 @@ class SlotGrammars:
         self._has[plan.take[:, TAKE_SLOT]] = (plan.take[:, TAKE_FLAGS] & TAKE_GRAMMAR) != 0
         if not len(plan.grammar):
             return
+        assert self._vocabulary is not None
         prompt_len = dict(plan.take[:, [TAKE_SLOT, TAKE_PROMPT_LEN]].tolist())
         at = 0
         for slot, size in plan.grammar.tolist():
             words = -(-size // 4)
             text = plan.grammar_word[at : at + words].tobytes()[:size].decode()
-            self._states[slot] = SlotGrammar(text, prompt_len[slot])
+            matcher = self._executor().submit(self._vocabulary.matcher, text)
+            self._states[slot] = SlotGrammar(matcher, prompt_len[slot])
             at += words
 
     def _see(self, ranges: Int32Array, tokens: Int32Array) -> None:
@@ -183,9 +184,7 @@ class SlotGrammars:
             step.outcome[row] = self._mask(step.states[row], step.masks[row])
 
     def _mask(self, state: SlotGrammar, mask: Int32Array) -> int:
-        matcher = state.matcher
-        if matcher is None:
-            matcher = state.matcher = self._new_matcher(state.text)
+        matcher = state.matcher.result()  # begun before this, so it never waits for its own thread
         if state.pending:
             if not matcher.is_stopped():
                 matcher.consume_tokens(state.pending)
@@ -196,12 +195,7 @@ class SlotGrammars:
             matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
         return ROW_GRAMMAR_FAILED if matcher.is_error() else _MASKED
 
-    def _new_matcher(self, text: str) -> LLMatcher:
-        """A copy of one that is at its beginning: the same schema is compiled once."""
-        assert self._vocabulary is not None
-        fresh = self._fresh.get(text)
-        if fresh is None:
-            fresh = self._fresh[text] = self._vocabulary.matcher(text)
-            if len(self._fresh) > _KEPT_MATCHERS:
-                self._fresh.popitem(last=False)
-        return fresh.deep_copy()
+    def _executor(self) -> ThreadPoolExecutor:
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="grammar")
+        return self._pool
