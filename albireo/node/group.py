@@ -119,8 +119,13 @@ class Group:
         self._wanted.set()
         self._hurry.set()
 
-    def drain(self) -> None:
-        """It gets no more requests: its state says so to the router."""
+    def drain(self, come_back: bool) -> None:
+        """It gets no more requests: its state says so to the router.
+
+        come_back: as of leave(), which is to follow; where it dies before, that is how it left.
+        """
+        if not come_back:
+            self._wanted.clear()
         if self.state == "ready":
             self._set_state("draining")
 
@@ -187,15 +192,25 @@ class Group:
         await self._all_ready()
 
     async def _all_ready(self) -> None:
-        """Waits for all processes that have been forked.  Raises StartError."""
+        """Waits for all processes that have been forked.
+
+        Raises StartError, also where one dies that has been ready for long: the others may wait
+        for it.
+        """
         self._changed()
         start_s = self._times.start_s
-        waiting = [asyncio.ensure_future(actor.wait_ready(start_s)) for actor in self.actors]
+        ready = asyncio.gather(*(actor.wait_ready(start_s) for actor in self.actors))
         try:
-            await asyncio.gather(*waiting)
+            await asyncio.wait(
+                [ready, *(actor.exited for actor in self.actors)],
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            if not ready.done():
+                raise StartError(await self._why_dead())
+            await ready
         finally:
-            for task in waiting:
-                task.cancel()
+            ready.cancel()
+            await asyncio.gather(ready, return_exceptions=True)
 
     async def _fork(
         self, role: str, name: str, rank: int, fds: dict[str, int], engine: EngineConfig
@@ -219,21 +234,23 @@ class Group:
             if self._leave.is_set():
                 return "it was ended on request"
             self.detected = time.monotonic()
-            # A process often takes its peers along; its own last words are the ones to show.
-            await asyncio.sleep(0.01)
+            epitaph = await self._why_dead()
             hung = [actor for task, actor in silent.items() if task.done() and actor.alive]
             if hung and all(actor.alive for actor in self.actors):
                 await write_stacks(self.actors)
                 return "; ".join(actor.why_hung(self._times.hang_s) for actor in hung)
-            return self._epitaph()
+            return epitaph
         finally:
             for event in events:
                 event.cancel()
 
-    def _epitaph(self) -> str:
+    async def _why_dead(self) -> str:
+        """Of the processes that have died, or are about to: a process often takes its peers along,
+        and its own last words are the ones to show.  "" where none has."""
+        await asyncio.sleep(0.01)
         dead = [actor for actor in self.actors if not actor.alive]
         dead.sort(key=lambda actor: actor.last_words is None)
-        return dead[0].epitaph()
+        return dead[0].epitaph() if dead else ""
 
     def _set_state(self, state: str) -> None:
         self.state = state

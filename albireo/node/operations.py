@@ -117,7 +117,7 @@ class Operations:
         say(f"group {group.number}: requests in flight have {order.timeout_s:g} s")
         come_back = order.action == "restart"
         incarnation = group.incarnation
-        group.drain()
+        group.drain(come_back)
         await self._drain(group.number, order.timeout_s)
         if group.incarnation == incarnation or not come_back:  # else it died, and is back by itself
             group.leave(come_back)

@@ -26,9 +26,11 @@ SPEC = ActorSpec(
 
 
 class Played:
-    """A process that is ready at once, and takes its time to die."""
+    """A process that is ready at once, or when it is told, and takes its time to die."""
 
     def __init__(self, spec: ActorSpec, fails: bool = False) -> None:
+        self.loaded = asyncio.Event()
+        self.loaded.set()
         self.spec = spec
         self.name = spec.name
         self.detail: dict[str, Any] = {}
@@ -56,6 +58,7 @@ class Played:
     async def wait_ready(self, timeout_s: float) -> None:
         if self._fails:
             raise StartError("not today")
+        await self.loaded.wait()
 
     async def silence(self, timeout_s: float) -> None:
         await asyncio.shield(self.exited)
@@ -65,12 +68,17 @@ def played_group(
     failures: int = 0,
     engine: EngineConfig = ENGINE,
     blocks: Callable[[int, int], int] | None = None,
+    changed: Callable[[], None] = lambda: None,
+    loads: str = "",
 ) -> Group:
     """failures: so many first lives end before it is ready.  blocks(incarnation, rank): those that
-    a worker finds that it has memory for."""
+    a worker finds that it has memory for.  changed: called with each state.  loads: the process
+    of that name is not ready before it is told."""
 
     async def start(spec: ActorSpec, fds: dict[str, int]) -> Any:
         played = Played(spec, group.incarnation < failures)
+        if spec.name == loads:
+            played.loaded.clear()
         if blocks and spec.role == "worker":
             played.detail[NUM_BLOCKS] = blocks(spec.incarnation, spec.rank)
             played.detail[SWAP_BLOCK_NS] = 100 + spec.rank
@@ -85,7 +93,7 @@ def played_group(
         pass
 
     times = GroupTimes(12, WAIT_S, WAIT_S)
-    group = Group(0, engine, 0, times, spec, start, nothing, nothing)
+    group = Group(0, engine, 0, times, spec, start, changed, nothing)
     return group
 
 
@@ -198,3 +206,61 @@ def test_the_others_know_as_many_blocks_as_each_worker_has_room_for() -> None:
     asyncio.run(live())
     assert known == [100, 100, 60, 60]
     assert group.engine.swap_block_ns == 100, "as the first rank found"
+
+
+def test_a_process_that_dies_while_others_load_ends_the_start() -> None:
+    """It has been ready, and nobody waits for it any more; but its peers may."""
+
+    async def live() -> None:
+        engine = msgspec.structs.replace(ENGINE, tp=2)
+        group = played_group(engine=engine, loads="g0.worker1")
+        task = asyncio.create_task(group.run())
+        await until(lambda: len(group.actors) == 2)
+        actors: list[Any] = list(group.actors)
+        await asyncio.sleep(0.01)
+        actors[0].end()
+        await until(lambda: all(actor.killed for actor in actors))
+        actors[1].end()
+        await until(lambda: group.incarnation == 1)
+        assert group.reason == "g0.worker0 was killed"
+        task.cancel()
+
+    asyncio.run(live())
+
+
+def test_a_group_that_dies_while_it_is_to_stop_has_stopped() -> None:
+    """It does not start again first, and get requests that it would give away at once."""
+    states: list[str] = []
+
+    async def live() -> None:
+        group = played_group(changed=lambda: states.append(group.state))
+        task = asyncio.create_task(group.run())
+        await until(lambda: group.state == "ready")
+        gone = asyncio.Event()
+
+        async def drain(number: int, timeout_s: float) -> None:
+            await gone.wait()
+
+        operations = Operations([group], drain, lambda text: None)
+        order = Order(action="drain", group=0, timeout_s=60.0)
+        asked = asyncio.create_task(operations.carry_out(order, lambda answer: None))
+        await until(lambda: group.state == "draining")
+        actors: list[Any] = list(group.actors)
+        actors[1].end()
+        await until(lambda: all(actor.killed for actor in actors))
+        for actor in actors:
+            actor.end()
+        await until(lambda: group.incarnation == 1)
+        await asyncio.sleep(0.05)
+        gone.set()
+        await asyncio.wait_for(asked, WAIT_S)
+        assert group.state == "stopped" and not group.actors
+        started = asyncio.create_task(
+            operations.carry_out(Order(action="start", group=0, timeout_s=0.0), lambda answer: None)
+        )
+        await asyncio.wait_for(started, WAIT_S)
+        assert group.state == "ready" and group.incarnation == 1
+        task.cancel()
+
+    asyncio.run(live())
+    assert states[states.index("draining") :].count("ready") == 1
