@@ -31,12 +31,14 @@ from albireo.workers.engine.cuda.engine import CudaEngine  # noqa: E402
 from albireo.workers.engine.cuda.memory import GpuMemoryError  # noqa: E402
 from albireo.workers.engine.cuda.mixed_graphs import MixedGraphs  # noqa: E402
 from albireo.workers.engine.cuda.mixed_sizes import MixedSize  # noqa: E402
+from albireo.workers.engine.cuda.profile_plans import profile_plans  # noqa: E402
 from albireo.workers.engine.cuda.step_parts import StepParts  # noqa: E402
 from albireo.workers.engine.cuda.worker import create_engine  # noqa: E402
 from albireo.workers.kernels import create  # noqa: E402
 from albireo.workers.kernels.cuda import nvrtc  # noqa: E402
 from albireo.workers.models.config import ModelConfig  # noqa: E402
 from albireo.workers.models.load import load_model, read_config  # noqa: E402
+from albireo.workers.sampling.cuda.sampler import CudaSampler  # noqa: E402
 
 from ..workers.edit_reference import Ask  # noqa: E402
 from ..workers.engine_driver import Driver, Request  # noqa: E402
@@ -312,6 +314,25 @@ def test_a_steady_step_allocates_nothing(
     before = _allocations()
     held = torch.empty(8, device="cuda")
     assert _allocations()[1] == before[1] + 1 and held.is_cuda, "a tensor is counted"
+
+
+def test_what_the_worst_steps_take_is_kept_for_them(
+    make_engine: Callable[[EngineConfig], Results], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where modes of sampling are measured, as on several ranks: CUDA is asked for nothing."""
+
+    def tune(self: Any, time_us: Callable[[Callable[[], None]], float]) -> dict[str, Any]:
+        x = torch.zeros(1, device="cuda")
+        assert time_us(lambda: x.add_(1) and None) > 0
+        return {}
+
+    monkeypatch.setattr(CudaSampler, "tune", tune)
+    engine = msgspec.structs.replace(_BIG, max_num_batched_tokens=8192, cuda_graphs=True)
+    results = make_engine(engine)
+    before = _allocations()
+    for plan in profile_plans(engine):
+        results.step(plan, idle=False)
+    assert _allocations()[0] == before[0] and _allocations()[1] > before[1]
 
 
 def _allocations() -> tuple[int, int]:

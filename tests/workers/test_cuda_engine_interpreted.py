@@ -430,6 +430,29 @@ def test_a_layer_of_every_size_runs_before_the_first_request(
     monkeypatch.setattr(Model, "layers_of_each_kind", spy)
     results.engine.warm_up()
     assert sizes == [1, 2, 4, 8, 16, 24]
-    assert heads == [1, 2]
+    assert heads == sizes, "3 that sample, and 128 that are scored"
     assert (CUDA.max_num_batched_tokens, CUDA.max_num_seqs) == (24, 3)
     results.engine.finish()
+
+
+def test_modes_are_measured_before_the_worst_steps(
+    results: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which have PyTorch keep the memory that they need; measuring by a graph gives it back."""
+    order: list[str] = []
+    engine = results.engine
+    launch = engine._launch
+
+    def spy(*given: Any) -> None:
+        order.append("step")
+        launch(*given)
+
+    def tune(time_us: Any) -> dict[str, Any]:
+        order.append("modes")
+        return {}
+
+    monkeypatch.setattr(engine, "_launch", spy)
+    monkeypatch.setattr(engine._sampler, "tune", tune)
+    engine.warm_up()
+    assert order[:2] == ["modes", "step"] and order.count("modes") == 1
+    engine.finish()

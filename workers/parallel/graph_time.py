@@ -13,7 +13,7 @@ def graph_us(
 ) -> float:
     """Microseconds of one call of `work`: the median of some replays of a graph of `calls`.
 
-    Ranks whose work meets call it together.
+    Ranks whose work meets call it together.  PyTorch gives back the memory that it has cached.
     """
     stream = torch.cuda.Stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))

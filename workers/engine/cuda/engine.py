@@ -136,12 +136,18 @@ class CudaEngine:
 
     @torch.inference_mode()
     def warm_up(self) -> WarmedUp:
-        """The worst steps, kernels of all sizes, the times of sampling modes, the graphs; what they
+        """The times of sampling modes, the worst steps, kernels of all sizes, the graphs; what they
         leave is the KV cache's.
 
         See StepEngine.  Raises GpuMemoryError.
         """
         engine = self._engine
+        # First: a graph to measure by gives back what PyTorch has kept, and what the worst steps
+        # took is to stay.
+        with self._memory.taking("sampling modes"):
+            times = self._sampler.tune(lambda work: graph_us(work, self._stream.device))
+        for case, by_mode in times.items():
+            logging.info("us of sampling modes, %s: %s", case, by_mode)
         with self._memory.taking(f"steps of {engine.max_num_batched_tokens} tokens"):
             for plan in profile_plans(replace(engine, num_blocks=self._kv.num_blocks)):
                 flight = self._collector.take()
@@ -156,10 +162,6 @@ class CudaEngine:
         self._tables.words.zero_()
         with self._memory.taking("kernels of all sizes of steps"):
             self._load_kernels()
-        with self._memory.taking("sampling modes"):
-            times = self._sampler.tune(lambda work: graph_us(work, self._stream.device))
-        for case, by_mode in times.items():
-            logging.info("us of sampling modes, %s: %s", case, by_mode)
         if engine.cuda_graphs:
             self._capture()
         self._kv.fill()

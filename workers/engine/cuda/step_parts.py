@@ -92,14 +92,14 @@ class StepParts:
         return self._model.forward(self._tables.batch(size), self._kv)
 
     def layers_of_each_kind(self, rows: int) -> None:
-        """What layers launch in a step of so many rows, and the LM head where so many may sample.
+        """What layers launch in a step of so many rows, and the LM head where it may have as many.
 
         With no plan in the tables, all padding.
         """
         size = MixedSize(rows, 1, 0, 0)
         gather_mixed(self._tables, size)
-        may_sample = rows <= self._tables.max_num_seqs
-        self._model.layers_of_each_kind(self._tables.batch(size), self._kv, may_sample)
+        most = len(self._tables.sample_rows)  # those that sample, and those that are scored
+        self._model.layers_of_each_kind(self._tables.batch(size), self._kv, rows <= most)
 
     def keep_edits(self, plan: PlanView, needs: SlotNeeds) -> None:
         """After apply(): what the plan's takes change in logits, and tokens that are counted.

@@ -86,7 +86,7 @@ def outline(
     tl.store(masses + row, tl.full([], 0, tl.int64))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def list_best(
     logits, tile_max, slots, temperatures, top_ks, top_ps, winners, floats, ints, masses,
     listed_logits, listed_tokens, first_id, width, row_stride, tiles, rows, ranks, vocab,
@@ -224,7 +224,7 @@ def _merged_threshold(
     return threshold, known
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def decide_filtered(
     winners, messages, mass_words, slots, positions, temperatures, top_ks, top_ps, min_ps, seeds,
     out, rows, ranks, vocab, RANKS: tl.constexpr, MOST: tl.constexpr,

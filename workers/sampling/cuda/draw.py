@@ -242,7 +242,7 @@ def best_winner(
     return token, best
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def decide(
     winners,
     slots,
