@@ -265,12 +265,19 @@ class ForkServer(Watched):
         self, order: Fork | ForkUnderstudy, fds: list[int], theirs: socket.socket, name: str
     ) -> int:
         """Sends an order with its descriptors; the pid of the process that was forked."""
+        sent = encode(order)
+        if len(sent) > MAX_MESSAGE_BYTES:
+            theirs.close()
+            raise StartError(
+                f"{name} could not be forked: what it is told has {len(sent)} bytes, and "
+                f"{MAX_MESSAGE_BYTES} are the limit: give shorter options (--tenant-weights)"
+            )
         async with self._turn:
             loop = asyncio.get_running_loop()
             with theirs:
                 payload = b""
                 try:
-                    socket.send_fds(self._control, [encode(order)], fds)
+                    socket.send_fds(self._control, [sent], fds)
                     async with asyncio.timeout(_FORK_TIMEOUT_S):
                         payload = await _receive(loop, self._control)
                 except TimeoutError:

@@ -166,18 +166,22 @@ class Supervisor:
     async def _everything_ready(self) -> None:
         """Waits for the first start of all; a group that fails before fails the node."""
         while True:
-            for group in self._groups:
-                if group.state in ("failed", "restarting"):
-                    raise StartError(f"group {group.number} did not start: {group.reason}")
+            self._check_start("failed", "restarting")
             if all(group.state == "ready" for group in self._groups) and all(
                 single.ready for single in self._singles.values()
             ):
                 break
-            for task in self._tasks:
-                if task.done():
-                    task.result()
             await asyncio.sleep(0.005)
         await self._seen_by_a_client()
+
+    def _check_start(self, *wrong: str) -> None:
+        """Raises StartError where a group is in such a state, and what a keeper has failed with."""
+        for group in self._groups:
+            if group.state in wrong:
+                raise StartError(f"group {group.number} did not start: {group.reason}")
+        for task in self._tasks:
+            if task.done():
+                task.result()
 
     async def _seen_by_a_client(self) -> None:
         """Waits until the router, asked as a client asks, knows every process and group."""
@@ -189,6 +193,7 @@ class Supervisor:
                     group["state"] == "ready" for group in tree["groups"]
                 ):
                     return
+                self._check_start("failed")
                 await asyncio.sleep(0.005)
 
     async def _until_stopped(self, work: Coroutine[Any, Any, None]) -> None:

@@ -273,4 +273,5 @@ class GroupTable:
         if group.prefixes is not None:
             group.prefixes.clear()
         group.stats = None
+        group.latencies.cut_off()
         return lost

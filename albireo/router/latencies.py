@@ -62,6 +62,10 @@ class GroupLatencies:
             self._batch.record(self._of_step)
             self._of_step = 0
 
+    def cut_off(self) -> None:
+        """The group has died: of a step that has come in part nothing more comes."""
+        self._of_step = 0
+
     def end(self, times: StreamTimes, reason: str, now: float) -> None:
         """An answer has ended without an error."""
         self.finished[reason] = self.finished.get(reason, 0) + 1

@@ -42,6 +42,8 @@ from .queue_times import QueueTimes
 from .scheduler import Scheduler
 
 _STATS_INTERVAL_S = 1.0
+_CHECK_INTERVAL_S = 10.0
+"""Between two looks at every KV block, at least: one takes milliseconds where there are many."""
 
 
 def main(actor: Actor, fds: Mapping[str, int]) -> None:
@@ -86,7 +88,7 @@ class _Loop:
         self._plan_at_s = math.inf  # When the next plan is due that waits for more requests.
         self._times = _StepTimes()
         self._queue_times = QueueTimes()
-        self._stats_due = 0.0
+        self._stats_due = self._check_due = 0.0
         self._idle = False
         self._idle_since_ns = time.monotonic_ns()
 
@@ -209,7 +211,9 @@ class _Loop:
             self._timeline.record(Stage.NO_WORK, NO_STEP, self._idle_since_ns, time.monotonic_ns())
         if self._idle and not was_idle:
             self._idle_since_ns = time.monotonic_ns()
-            self._scheduler.check_idle()
+            self._scheduler.check_idle(thoroughly=now >= self._check_due)
+            if now >= self._check_due:
+                self._check_due = now + _CHECK_INTERVAL_S
         elif self._idle or now < self._stats_due:
             return
         self._stats_due = now + _STATS_INTERVAL_S

@@ -12,7 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from albireo.ipc.config import ActorSpec, TenantConfig
 from albireo.node.children import ForkServer, StartError, seqpacket_pair
+
+from ..specs import ENGINE, MODEL
 
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -71,5 +74,29 @@ def test_each_order_has_one_answer_where_processes_are_short(
         for each in (understudy, server):
             each.kill()
             await each.gone()
+
+    asyncio.run(ask())
+
+
+def test_what_is_too_long_to_be_told_is_refused_and_the_fork_server_lives() -> None:
+    """It would get a part of it, and so would the next one that is tried."""
+    weights = {f"a tenant named {number}": 2.0 for number in range(7000)}
+    spec = ActorSpec(
+        role="router", name="router", node="", incarnation=0, runtime_dir="", threads=1,
+        log_level="info", model=MODEL, engine=ENGINE, tenants=TenantConfig(weights=weights),
+    )  # fmt: skip
+
+    async def ask() -> None:
+        ours, theirs = seqpacket_pair()
+        process = subprocess.Popen(["sleep", "60"])
+        process.returncode = 0  # its end is waited for as that of any child here
+        server = ForkServer("the fork server", process.pid, ours)
+        with pytest.raises(StartError, match=r"has 2[0-9]{5} bytes, and 131072 are the limit"):
+            await asyncio.wait_for(server.fork(spec, {}), 10)
+        assert server.alive
+        server.kill()
+        await server.gone()
+        theirs.close()
+        ours.close()
 
     asyncio.run(ask())

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from albireo.ipc.histogram import Histogram
+from albireo.router.groups import GroupTable
 from albireo.router.latencies import GroupLatencies, StreamTimes
 
 
@@ -43,6 +44,18 @@ def test_the_times_of_an_answer() -> None:
         "iteration_tokens_total": (1, 3),
     }
     assert latencies.finished == {"stop": 1}
+
+
+def test_a_step_that_came_in_part_is_none_of_the_next_life() -> None:
+    table = GroupTable(1, 4, 2)
+    (group,) = table
+    table.joined(b"g0.0", 0, 0)
+    group.latencies.batch(64, more=True)
+    table.down(0, 0)
+    table.joined(b"g0.1", 0, 1)
+    group.latencies.batch(1, more=False)
+    counted = group.latencies.tree()["iteration_tokens_total"]
+    assert (sum(counted["counts"]), counted["sum"]) == (1, 1)
 
 
 def test_an_answer_of_one_token_has_no_time_per_output_token() -> None:

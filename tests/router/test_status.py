@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,27 @@ def test_stages_are_summed_up_only_after_new_steps(
         assert summed == [0, 1, 0]
 
     times: StageTimes
+    asyncio.run(run())
+
+
+def test_stages_are_there_again_after_there_was_no_room_for_a_thread(
+    runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def run() -> None:
+        write_group(runtime_dir, 5)
+        times = StageTimes(NodeTimelines(runtime_dir), 1)
+        answered: list[Any] = []
+        with monkeypatch.context() as short, pytest.raises(RuntimeError, match="new thread"):
+            short.setattr(threading.Thread, "start", start)
+            times.when_fresh(lambda: answered.append("at once"))
+        done = asyncio.get_running_loop().create_future()
+        times.when_fresh(lambda: done.set_result(times.trees))
+        (tree,) = await asyncio.wait_for(done, 10)
+        assert tree["steps"] == 4 and not answered
+
     asyncio.run(run())
 
 

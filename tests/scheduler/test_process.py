@@ -7,6 +7,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -29,6 +30,7 @@ from albireo.ipc.ring import RingReader, RingTimeout, RingWriter, create_ring
 from albireo.ipc.rings import plan_ring, result_ring
 from albireo.ipc.wakefulness import await_news
 from albireo.scheduler import process
+from albireo.scheduler.kv_memory import KVMemory
 from albireo.scheduler.process import main
 
 from .. import specs
@@ -179,6 +181,27 @@ def harness(tmp_path, step_timeout_s: float) -> Iterator[Harness]:
     made = Harness(str(tmp_path), step_timeout_s)
     yield made
     made.close()
+
+
+def test_every_block_is_looked_at_now_and_then_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One client that asks and asks again makes the group idle all the time."""
+    looks: list[float] = []
+    check = KVMemory.check
+
+    def spy(memory: KVMemory) -> None:
+        looks.append(time.monotonic())
+        check(memory)
+
+    monkeypatch.setattr(KVMemory, "check", spy)
+    harness = Harness(str(tmp_path), WAIT_S)
+    began = time.monotonic()
+    for number in range(1, 6):
+        harness.send(submission(number, prompt_len=5, max_tokens=2))
+        harness.serve_until_finished(number)
+    harness.close()
+    assert 1 <= len(looks) <= 1 + (time.monotonic() - began) // 10
 
 
 def test_requests_become_plans_and_results_end_them(harness: Harness) -> None:

@@ -375,6 +375,14 @@ def test_an_abort_frees_at_once_what_no_step_uses() -> None:
     made.scheduler.check_idle()
 
 
+@pytest.mark.parametrize("thoroughly", [False, True])
+def test_what_is_held_by_nobody_is_told_when_all_have_ended(thoroughly: bool) -> None:
+    made = group()
+    made.scheduler.pool.take(2)
+    with pytest.raises(RuntimeError, match=r"blocks"):
+        made.scheduler.check_idle(thoroughly)
+
+
 def test_an_abort_waits_for_the_steps_in_flight() -> None:
     made = group()
     made.submit(submission(1, max_tokens=9))
