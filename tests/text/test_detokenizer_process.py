@@ -34,6 +34,7 @@ from albireo.ipc.protocol import End
 from albireo.ipc.ring import RingReader, RingSpec, RingWriter, create_ring
 from albireo.ipc.rings import result_ring
 from albireo.workers.detokenizer import process as detokenizer
+from albireo.workers.detokenizer.detokenizer import Detokenizer
 
 from ..output_receiver import OutputReceiver
 from .running_process import (
@@ -140,6 +141,31 @@ def test_tokens_become_text_for_the_router(group: Group) -> None:
     assert group.outputs.joined == Joined("detokenizer", 0, 3, os.getpid())
     group.result((1, 1, 1), (2, 1, b))
     assert group.outputs.next() == Output([Piece(1, 1, [1], "", End("stop", None, 3, 2))])
+
+
+def test_results_do_not_wait_until_all_requests_of_another_group_are_here(
+    group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their text so far is made again, which takes its time."""
+    group.join()
+    group.submit(1)
+    submitted: list[int] = []
+    submit = Detokenizer.submit
+
+    def slow(self: Detokenizer, message: Submit) -> None:
+        time.sleep(0.01)
+        submitted.append(message.request)
+        submit(self, message)
+
+    monkeypatch.setattr(Detokenizer, "submit", slow)
+    many = [submission(request) for request in range(2, 152)]
+    for message in many:
+        group.tell(message)
+    (a,) = byte_tokens("a")
+    group.result((1, 1, a))
+    assert group.outputs.next() == Output([Piece(1, 0, [a], "a", None)])
+    assert len(submitted) < len(many)
+    assert receive(group.scheduler, len(many)) == many
 
 
 def test_the_group_joins_with_its_scheduler_and_keeps_requests_until_then(group: Group) -> None:

@@ -71,6 +71,9 @@ _Row = tuple[int, int, int]
 """As in ipc/plan.py: request, count, token."""
 _SCHEDULER = b"scheduler"
 _STOP_GRACE_S = 1.0
+_MESSAGES_S = 0.002
+"""For which the router's messages are taken before it is looked whether there are results: what
+another group's death brings here has its text made again, some us a token."""
 
 
 def main(actor: Actor, fds: Mapping[str, int], text: TextModel) -> None:
@@ -153,6 +156,8 @@ class _Group:
                     self.router.send(GroupStats(self._group, message))
 
     def take_router_messages(self) -> None:
+        """Those that have come, or as many as there is time for; the others are taken next."""
+        until_s = time.monotonic() + _MESSAGES_S
         for message in self.router.drain():
             match message:
                 case Submit():
@@ -165,6 +170,8 @@ class _Group:
                     self._credits = min(OUTPUT_CREDITS, self._credits + batches)
                 case Reset():
                     self._reset(message)
+            if time.monotonic() > until_s:
+                return
 
     def take_results(self) -> None:
         while (frame := self.results.poll()) is not None:
