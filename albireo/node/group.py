@@ -201,10 +201,8 @@ class Group:
         start_s = self._times.start_s
         ready = asyncio.gather(*(actor.wait_ready(start_s) for actor in self.actors))
         try:
-            await asyncio.wait(
-                [ready, *(actor.exited for actor in self.actors)],
-                return_when=asyncio.FIRST_COMPLETED,
-            )
+            events: list[asyncio.Future[Any]] = [ready, *(actor.exited for actor in self.actors)]
+            await asyncio.wait(events, return_when=asyncio.FIRST_COMPLETED)
             if not ready.done():
                 raise StartError(await self._why_dead())
             await ready

@@ -86,13 +86,12 @@ class Arrivals:
         self._take(session, message, self._prepare_chat)
 
     def resume(self, session: Session, message: Resume) -> None:
-        """Bounds do not count: it was taken when it was asked."""
+        """Raises Refusal."""
         session.check_id(message.id)
         if self._router.refusing is not None:
             raise self._router.refusing
-        request = self._resumption.claim(session, message, self._take_number)
-        tokens = sum(stream.all_tokens for stream in request.streams.values())
-        self._tenants.count_tokens(request.tenant, tokens)
+        claim = self._resumption.claim
+        request = claim(session, message, self._take_number, self._admit_again)
         self._begin(request)
         self._router.resubmit_all(request)
 
@@ -132,14 +131,33 @@ class Arrivals:
             context=self._limits.max_model_len, tenant=request.tenant, template=message.template,
         )  # fmt: skip
 
+    def _admit_again(self, request: TokenRequest, over: bool) -> None:
+        """Bounds do not count: it was taken when it was asked, and its place was kept.
+
+        over: but not where it had ended, and somebody else may have its place.  Raises Refusal.
+        """
+        tokens = sum(stream.all_tokens for stream in request.streams.values())
+        if over:
+            # Its client has long been let in: it is no less than those with few in flight.
+            self._groups.admit(self._in_flight, len(request.streams), 0)
+            self._tenants.admit(request.tenant, len(request.streams))
+            self._tenants.admit_tokens(request.tenant, tokens)
+        else:
+            self._tenants.count_tokens(request.tenant, tokens)
+
+    @property
+    def _in_flight(self) -> int:
+        """Answers, with those that wait for their client."""
+        return len(self._router.streams) + self._resumption.answers
+
     def _admit(self, session: Session, message: Generate | Chat) -> TokenRequest:
         """A request with numbers for its streams, which are not in `streams` yet."""
-        router = self._router
-        if router.refusing is not None:
-            raise router.refusing
+        if self._router.refusing is not None:
+            raise self._router.refusing
+        self._resumption.asked_again(session, message.id)
         n = message.params.n
         request = TokenRequest(session, message)
-        self._groups.admit(len(router.streams), n, self._tenants.in_flight(request.tenant))
+        self._groups.admit(self._in_flight, n, self._tenants.in_flight(request.tenant))
         self._tenants.admit(request.tenant, n)
         now = self._clock()
         for choice in range(n):

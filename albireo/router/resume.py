@@ -23,6 +23,7 @@ from .records import Accepted
 from .replay import MAX_ENDED
 from .requests import Refusal, Stream, TokenRequest
 from .session import Session
+from .tenants import Tenants
 from .validate import for_choice
 
 MAX_PARKED = 65_536
@@ -32,10 +33,13 @@ class Resumption:
     """resume_s: 0 = no request outlives its connection.  clock: seconds, of any origin."""
 
     def __init__(
-        self, resume_s: float, journal: Journal | None, clock: Callable[[], float]
+        self, resume_s: float, journal: Journal | None, tenants: Tenants, clock: Callable[[], float]
     ) -> None:
         self.resume_s = resume_s
+        self.answers = 0
+        """Of the requests that wait for their client: their places are kept for them."""
         self._journal = journal
+        self._tenants = tenants
         self._clock = clock
         self._owners: dict[bytes, Session] = {}
         self._parked: dict[tuple[bytes, int], tuple[Accepted, float]] = {}
@@ -74,10 +78,6 @@ class Resumption:
         asked = request.asked
         if not self.resume_s or not session.owner or submit is None or isinstance(asked, Resume):
             return
-        for records in (self._parked, self._ended):
-            before = records.pop((session.owner, request.client_id), None)
-            if before is not None:  # its client had seen nothing of it, or has all, and asks again
-                self._forget(before[0])
         self._keep(
             request,
             Accepted(
@@ -109,8 +109,12 @@ class Resumption:
             return False
         self._park(record)
         while len(self._parked) > MAX_PARKED:
-            self._forget(self._parked.pop(next(iter(self._parked)))[0])
+            self._take(next(iter(self._parked)))
         return True
+
+    def asked_again(self, session: Session, client_id: int) -> None:
+        """Its client had seen nothing of a request, or has all: what is kept of it is of no use."""
+        self._take((session.owner, client_id))
 
     def expire(self) -> None:
         """Gives up what has waited for too long."""
@@ -118,25 +122,27 @@ class Resumption:
         for records in (self._parked, self._ended):
             while records:
                 key = next(iter(records))
-                record, until = records[key]
-                if now < until:
+                if now < records[key][1]:
                     break
-                del records[key]
-                self._forget(record)
+                self._take(key)
 
-    def claim(self, session: Session, message: Resume, number: Callable[[], int]) -> TokenRequest:
-        """The request with streams that go on behind what the client has.  Raises Refusal.
+    def claim(
+        self,
+        session: Session,
+        message: Resume,
+        number: Callable[[], int],
+        admit: Callable[[TokenRequest, bool], None],
+    ) -> TokenRequest:
+        """The request with streams that go on behind what the client has.
 
-        number: gives numbers for streams.
+        number: gives numbers for streams.  admit(request, over): whether it had ended.  Raises
+        Refusal, and admit's; what is kept is kept then.
         """
         key = session.owner, message.id
         found = self._parked.get(key) or self._ended.get(key)
         if found is None or session.tenant not in ("", found[0].submit.tenant):
             raise _lost("the node has no record of this request")
-        self._parked.pop(key, None)
-        self._ended.pop(key, None)
         old, _ = found
-        self._forget(old)
         chosen = {have.choice: have for have in message.have}
         for have in message.have:
             _check(old, have)
@@ -153,6 +159,12 @@ class Resumption:
             stream.submit = for_choice(submit, 0, choice, now)
             stream.resume(tokens[choice], have.prompt_logprobs, now)
             request.streams[choice] = stream
+        try:
+            admit(request, key not in self._parked)
+        except Refusal:
+            request.streams.clear()  # as in arrivals.py
+            raise
+        self._take(key)
         self._keep(
             request,
             Accepted(0, old.owner, old.client_id, old.tenant, submit, tokens),
@@ -167,20 +179,39 @@ class Resumption:
 
     def _park(self, record: Accepted) -> None:
         key = record.owner, record.client_id
-        before = self._parked.pop(key, None)
-        if before is not None:
-            self._forget(before[0])
+        self._take(key)
         self._parked[key] = record, self._clock() + self.resume_s
+        answers, tokens = _places(record)
+        self.answers += answers
+        self._tenants.begin(record.submit.tenant, answers)
+        self._tenants.count_tokens(record.submit.tenant, tokens)
+
+    def _take(self, key: tuple[bytes, int]) -> None:
+        """It is kept no longer: it goes on, or is asked again, or given up."""
+        parked = self._parked.pop(key, None)
+        if parked is not None:
+            answers, tokens = _places(parked[0])
+            self.answers -= answers
+            self._tenants.end(parked[0].submit.tenant, answers, tokens)
+        for found in (parked, self._ended.pop(key, None)):
+            if found is not None:
+                self._forget(found[0])
 
     def _remember(self, record: Accepted) -> None:
         """It has ended."""
         self._ended[record.owner, record.client_id] = record, self._clock() + self.resume_s
         if len(self._ended) > MAX_ENDED:
-            self._forget(self._ended.pop(next(iter(self._ended)))[0])
+            self._take(next(iter(self._ended)))
 
     def _forget(self, record: Accepted) -> None:
         if self._journal is not None:
             self._journal.forget(record, gone=True)
+
+
+def _places(record: Accepted) -> tuple[int, int]:
+    """Answers and tokens that count as in flight meanwhile."""
+    answers = len(record.tokens)
+    return answers, answers * (len(record.submit.prompt_ids) + record.submit.max_tokens)
 
 
 def _check(record: Accepted, have: Have) -> None:

@@ -88,7 +88,7 @@ class Router:
         draw_seed = functools.partial(chance.getrandbits, 64)
         self._counts = RequestCounts()
         self._tenants = tenants = Tenants(spec.tenants)
-        self._resumption = resumption = Resumption(spec.resume_s, journal, clock)
+        self._resumption = resumption = Resumption(spec.resume_s, journal, tenants, clock)
         self.sessions = self._connections.sessions
         self.streams: dict[int, Stream] = {}
         self.groups = GroupTable(

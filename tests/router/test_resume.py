@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from albireo.ipc.config import TenantConfig
 from albireo.ipc.messages import Abort, GroupDown, Piece, Submit
 from albireo.ipc.protocol import Logprobs, TokenLogprob
 from albireo.router import resume
@@ -45,8 +46,10 @@ def counts(client: RawClient) -> dict[str, int]:
 
 
 def ask(client: RawClient, number: int = 1, **params: Any) -> None:
+    """tenant: whose request it is; the rest are sampling parameters."""
+    tenant = {"tenant": params.pop("tenant")} if "tenant" in params else {}
     params = {"max_tokens": 20, "seed": 4, **params}
-    client.send(type="generate", id=number, prompt_ids=[5, 6, 7], params=params)
+    client.send(type="generate", id=number, prompt_ids=[5, 6, 7], params=params, **tenant)
 
 
 def test_a_request_goes_on_behind_what_the_client_has(start: Start) -> None:
@@ -266,6 +269,67 @@ def test_its_group_may_die_as_well(start: Start) -> None:
     supervisor.send(GroupDown(0, 0, "it was killed"))
     third = submit(near.group(0, incarnation=1))
     assert (third.prompt_ids, third.resumed) == ([5, 6, 7, 11, 12], 2)
+
+
+BOUNDED: dict[str, Any] = {"resume_s": 10.0, "max_num_seqs": 1, "max_num_queued_reqs": 1}
+
+
+def test_what_has_ended_needs_a_place_to_be_computed_again(start: Start) -> None:
+    """Else one session could have all it ever asked computed at once, again and again."""
+    near = start(**BOUNDED)
+    group = near.group()
+    client = join(near)
+    for number in range(1, 6):
+        ask(client, number)
+        group.output(piece(submit(group).request, 0, [11], "a", "stop", prompt=3))
+        client.receive_deltas(number)
+    for number in range(1, 4):
+        client.send(type="resume", id=number, have=[[0, 0]])
+    assert client.expect_error("queue_full", 3)["retry"]
+    assert counts(client)["in_flight"] == 2
+    first = submit(group).request
+    group.output(piece(first, 0, [11], "a", "stop", prompt=3))
+    client.receive_deltas(1)
+    client.send(type="resume", id=3, have=[[0, 0]])  # still there
+    assert counts(client)["in_flight"] == 2
+
+
+def test_places_are_kept_for_those_who_are_away(start: Start) -> None:
+    near = start(**BOUNDED, tenants=TenantConfig(max_num_reqs=1))
+    group = near.group()
+    client = near.client(hello=False)
+    client.send(type="hello", protocol=1, session=SESSION)
+    client.receive()
+    ask(client, 1, tenant="ann")
+    group.output(piece(submit(group).request, 0, [11], "a"))
+    client.receive()
+    client.close()
+    client = join(near)
+    assert counts(client)["waiting_for_client"] == 1
+    ask(client, 2, tenant="ann")
+    assert "this client" in client.expect_error("queue_full", 2)["message"]
+    ask(client, 3, tenant="bob")
+    submit(group)
+    ask(client, 4, tenant="cid")
+    assert "2 answers are in flight" in client.expect_error("queue_full", 4)["message"]
+    client.send(type="resume", id=1, have=[[0, 1]])
+    assert submit(group).prompt_ids == [5, 6, 7, 11]
+    assert counts(client)["in_flight"] == 2
+
+
+def test_who_asks_again_gets_the_place_of_what_was_asked_before(start: Start) -> None:
+    near = start(**BOUNDED, tenants=TenantConfig(max_num_reqs=1))
+    group = near.group()
+    for _ in range(3):
+        client = join(near)
+        ask(client, 1, tenant="ann")
+        submit(group)
+        client.close()
+    client = join(near)
+    ask(client, 1, tenant="ann")
+    group.output(piece(submit(group).request, 0, [11], "a", "stop"))
+    client.receive_deltas(1)
+    assert counts(client)["waiting_for_client"] == 0
 
 
 def test_a_session_s_name_must_not_be_guessable(start: Start) -> None:
