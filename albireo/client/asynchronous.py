@@ -325,6 +325,8 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Closes the connection; what is in flight raises ConnectionLost, and is cancelled."""
+        if cancels := self._replies.cancel_all():
+            self._link.write(cancels)
         self._replies.close(ConnectionLost("the connection was closed by this client"))
         await self._link.close()
 

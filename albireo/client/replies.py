@@ -178,6 +178,12 @@ class Replies:
         pending.cancelled = True
         return frame(Cancel(id=request_id))
 
+    def cancel_all(self) -> bytes:
+        """The frames that ask for an early end of everything: else a node that keeps requests
+        would keep them for this client, and their places."""
+        found = [self.cancel(request_id) for request_id in list(self._requests)]
+        return b"".join(each for each in found if each is not None)
+
     # ------------------------------------------------------------------ connections
     def break_off(self, resumable: bool) -> None:
         """A connection is over, and another one is looked for: ends what cannot go on there.

@@ -199,7 +199,8 @@ class Group:
         """
         self._changed()
         start_s = self._times.start_s
-        ready = asyncio.gather(*(actor.wait_ready(start_s) for actor in self.actors))
+        waiting = [asyncio.ensure_future(actor.wait_ready(start_s)) for actor in self.actors]
+        ready = asyncio.gather(*waiting)
         try:
             events: list[asyncio.Future[Any]] = [ready, *(actor.exited for actor in self.actors)]
             await asyncio.wait(events, return_when=asyncio.FIRST_COMPLETED)
@@ -207,8 +208,9 @@ class Group:
                 raise StartError(await self._why_dead())
             await ready
         finally:
-            ready.cancel()
-            await asyncio.gather(ready, return_exceptions=True)
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, ready, return_exceptions=True)
 
     async def _fork(
         self, role: str, name: str, rank: int, fds: dict[str, int], engine: EngineConfig

@@ -138,17 +138,16 @@ class Arrivals:
         """
         tokens = sum(stream.all_tokens for stream in request.streams.values())
         if over:
-            # Its client has long been let in: it is no less than those with few in flight.
-            self._groups.admit(self._in_flight, len(request.streams), 0)
-            self._tenants.admit(request.tenant, len(request.streams))
+            self._admit_answers(request.tenant, len(request.streams))
             self._tenants.admit_tokens(request.tenant, tokens)
         else:
             self._tenants.count_tokens(request.tenant, tokens)
 
-    @property
-    def _in_flight(self) -> int:
-        """Answers, with those that wait for their client."""
-        return len(self._router.streams) + self._resumption.answers
+    def _admit_answers(self, tenant: str, answers: int) -> None:
+        """Those that wait for their client have their places.  Raises Refusal."""
+        in_flight = len(self._router.streams) + self._resumption.answers
+        self._groups.admit(in_flight, answers, self._tenants.in_flight(tenant))
+        self._tenants.admit(tenant, answers)
 
     def _admit(self, session: Session, message: Generate | Chat) -> TokenRequest:
         """A request with numbers for its streams, which are not in `streams` yet."""
@@ -157,8 +156,7 @@ class Arrivals:
         self._resumption.asked_again(session, message.id)
         n = message.params.n
         request = TokenRequest(session, message)
-        self._groups.admit(self._in_flight, n, self._tenants.in_flight(request.tenant))
-        self._tenants.admit(request.tenant, n)
+        self._admit_answers(request.tenant, n)
         now = self._clock()
         for choice in range(n):
             request.streams[choice] = Stream(request, choice, self._take_number(), now)

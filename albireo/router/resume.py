@@ -135,9 +135,23 @@ class Resumption:
     ) -> TokenRequest:
         """The request with streams that go on behind what the client has.
 
-        number: gives numbers for streams.  admit(request, over): whether it had ended.  Raises
-        Refusal, and admit's; what is kept is kept then.
+        number: gives numbers for streams.  admit(request, over): whether it had ended; raises
+        Refusal where there is no room for it then.  Raises Refusal; after "lost" nothing is kept.
         """
+        try:
+            return self._claim(session, message, number, admit)
+        except Refusal as refusal:
+            if refusal.code == "lost":
+                self._take((session.owner, message.id))
+            raise
+
+    def _claim(
+        self,
+        session: Session,
+        message: Resume,
+        number: Callable[[], int],
+        admit: Callable[[TokenRequest, bool], None],
+    ) -> TokenRequest:
         key = session.owner, message.id
         found = self._parked.get(key) or self._ended.get(key)
         if found is None or session.tenant not in ("", found[0].submit.tenant):
@@ -161,9 +175,11 @@ class Resumption:
             request.streams[choice] = stream
         try:
             admit(request, key not in self._parked)
-        except Refusal:
+        except Refusal as refusal:
             request.streams.clear()  # as in arrivals.py
-            raise
+            # Its client would take another code for that of a request of which nothing has come.
+            why = f"the answer had ended, and cannot be computed again now ({refusal.message})"
+            raise _lost(why) from None
         self._take(key)
         self._keep(
             request,

@@ -50,6 +50,29 @@ def test_a_stream_goes_on(node: Node) -> None:
         assert client.status()["requests"]["resumed"] == 1
 
 
+@pytest.mark.parametrize("blocking", [True, False])
+def test_a_client_that_is_closed_leaves_nothing_waiting(node: Node, blocking: bool) -> None:
+    """A node that keeps requests for their client need not keep these."""
+
+    async def leave() -> None:
+        client = await AsyncClient.connect(node.path)
+        await anext(aiter(client.stream(HALF, max_tokens=9)))
+        await client.close()
+
+    if blocking:
+        client = Client.connect(node.path)
+        next(stream := client.stream(HALF, max_tokens=9))
+        client.close()
+        with pytest.raises(ConnectionLost):
+            next(stream)
+    else:
+        asyncio.run(leave())
+    with Client.connect(node.path) as other:
+        eventually(lambda: other.status()["requests"]["in_flight"] == 0)
+        requests = other.status()["requests"]
+    assert (requests["waiting_for_client"], requests["cancelled"]) == (0, 1)
+
+
 @pytest.mark.parametrize("journal", [True, False])
 def test_whole_answers_do_not_notice(node: Node, journal: bool) -> None:
     node.die()

@@ -192,18 +192,28 @@ def test_what_one_answer_spends_is_spent_by_no_other(monkeypatch: pytest.MonkeyP
     assert step(made, [2]).outcome.tolist() == [0]
 
 
-def test_matchers_are_made_while_the_prompt_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the plan on that takes the slot; the first mask may be some steps away."""
-    made, begun = grammars(threads=1), threading.Event()
+def test_matchers_are_made_beside_the_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the plan on that takes the slot; nobody waits for them but their own rows, and those
+    that are wanted no longer are not made."""
+    made, go_on, compiled = grammars(threads=1), threading.Event(), []
     fresh = type(vocabulary()).matcher
 
-    def tell(self: Any, text: str) -> Any:
-        begun.set()
+    def make(self: Any, text: str) -> Any:
+        compiled.append(text)
+        assert text != "start: /b+/" or go_on.wait(20)
         return fresh(self, text)
 
-    monkeypatch.setattr(type(vocabulary()), "matcher", tell)
+    monkeypatch.setattr(type(vocabulary()), "matcher", make)
     made.apply_plan(plan((0, "start: /a+/")))
-    assert begun.wait(20)
+    step(made, [0])
+    made.apply_plan(plan((1, "start: /b+/")))
+    for _ in range(3):
+        assert step(made, [0]).outcome.tolist() == [0]
+        made.apply_plan(plan((2, "start: /c+/")))
+    made.apply_plan(plan((2, "start: /d+/")))
+    go_on.set()
+    assert step(made, [0, 1, 2]).outcome.tolist() == [0] * 3
+    assert compiled == [f"start: /{letter}+/" for letter in "abd"]
 
 
 def test_a_late_mask_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:

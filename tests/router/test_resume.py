@@ -285,12 +285,13 @@ def test_what_has_ended_needs_a_place_to_be_computed_again(start: Start) -> None
         client.receive_deltas(number)
     for number in range(1, 4):
         client.send(type="resume", id=number, have=[[0, 0]])
-    assert client.expect_error("queue_full", 3)["retry"]
+    error = client.expect_error("lost", 3)
+    assert error["retry"] and "2 answers are in flight" in error["message"]
     assert counts(client)["in_flight"] == 2
     first = submit(group).request
     group.output(piece(first, 0, [11], "a", "stop", prompt=3))
     client.receive_deltas(1)
-    client.send(type="resume", id=3, have=[[0, 0]])  # still there
+    client.send(type="resume", id=4, have=[[0, 0]])
     assert counts(client)["in_flight"] == 2
 
 
@@ -315,6 +316,21 @@ def test_places_are_kept_for_those_who_are_away(start: Start) -> None:
     client.send(type="resume", id=1, have=[[0, 1]])
     assert submit(group).prompt_ids == [5, 6, 7, 11]
     assert counts(client)["in_flight"] == 2
+
+
+def test_what_is_lost_keeps_no_place(start: Start) -> None:
+    near = start(**BOUNDED, tenants=TenantConfig(max_num_reqs=1))
+    group = near.group()
+    client = join(near)
+    ask(client, 1, tenant="ann")
+    submit(group)
+    client.close()
+    client = join(near)
+    client.send(type="resume", id=1, have=[[0, 5]])
+    client.expect_error("lost", 1)
+    assert counts(client)["waiting_for_client"] == 0
+    ask(client, 2, tenant="ann")
+    submit(group)
 
 
 def test_who_asks_again_gets_the_place_of_what_was_asked_before(start: Start) -> None:

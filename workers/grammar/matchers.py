@@ -111,7 +111,9 @@ class SlotGrammars:
         self._timeout_s = timeout_s
         self._has = np.zeros(slots, np.bool_)
         self._states: dict[int, SlotGrammar] = {}
-        self._pool: ThreadPoolExecutor | None = None
+        # Each starts its threads with what it first gets to do.
+        self._making = ThreadPoolExecutor(threads, thread_name_prefix="grammar")
+        self._masking = ThreadPoolExecutor(threads, thread_name_prefix="mask")
 
     def apply_plan(self, plan: PlanView) -> None:
         """The plan's takes, and the output tokens that it brings."""
@@ -138,7 +140,7 @@ class SlotGrammars:
             rows, [self._states[slot] for slot in slots[rows].tolist()], masks[: len(rows)]
         )
         for first in range(min(self._threads, len(rows))):
-            step.begun.append(self._executor().submit(self._compute, step, first))
+            step.begun.append(self._masking.submit(self._compute, step, first))
         return step
 
     def finish(self, step: GrammarRows) -> None:
@@ -154,7 +156,9 @@ class SlotGrammars:
 
     def _take(self, plan: PlanView) -> None:
         for slot in plan.take[:, TAKE_SLOT].tolist():
-            self._states.pop(slot, None)
+            before = self._states.pop(slot, None)
+            if before is not None:
+                before.matcher.cancel()  # it may have ended before it was wanted
         self._has[plan.take[:, TAKE_SLOT]] = (plan.take[:, TAKE_FLAGS] & TAKE_GRAMMAR) != 0
         if not len(plan.grammar):
             return
@@ -164,7 +168,7 @@ class SlotGrammars:
         for slot, size in plan.grammar.tolist():
             words = -(-size // 4)
             text = plan.grammar_word[at : at + words].tobytes()[:size].decode()
-            matcher = self._executor().submit(self._vocabulary.matcher, text)
+            matcher = self._making.submit(self._vocabulary.matcher, text)
             self._states[slot] = SlotGrammar(matcher, prompt_len[slot])
             at += words
 
@@ -184,7 +188,7 @@ class SlotGrammars:
             step.outcome[row] = self._mask(step.states[row], step.masks[row])
 
     def _mask(self, state: SlotGrammar, mask: Int32Array) -> int:
-        matcher = state.matcher.result()  # begun before this, so it never waits for its own thread
+        matcher = state.matcher.result()
         if state.pending:
             if not matcher.is_stopped():
                 matcher.consume_tokens(state.pending)
@@ -194,8 +198,3 @@ class SlotGrammars:
                 return ROW_GRAMMAR_END
             matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
         return ROW_GRAMMAR_FAILED if matcher.is_error() else _MASKED
-
-    def _executor(self) -> ThreadPoolExecutor:
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="grammar")
-        return self._pool
