@@ -12,7 +12,7 @@ records outlive this process.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -138,33 +138,43 @@ class Resumption:
         number: gives numbers for streams.  admit(request, over): whether it had ended; raises
         Refusal where there is no room for it then.  Raises Refusal; after "lost" nothing is kept.
         """
-        try:
-            return self._claim(session, message, number, admit)
-        except Refusal as refusal:
-            if refusal.code == "lost":
-                self._take((session.owner, message.id))
-            raise
-
-    def _claim(
-        self,
-        session: Session,
-        message: Resume,
-        number: Callable[[], int],
-        admit: Callable[[TokenRequest, bool], None],
-    ) -> TokenRequest:
         key = session.owner, message.id
         found = self._parked.get(key) or self._ended.get(key)
         if found is None or session.tenant not in ("", found[0].submit.tenant):
             raise _lost("the node has no record of this request")
         old, _ = found
-        chosen = {have.choice: have for have in message.have}
-        for have in message.have:
+        request = TokenRequest(session, message, old.tenant)
+        try:
+            record = self._go_on(request, old, message.have, number)
+            admit(request, key not in self._parked)
+        except Refusal as refusal:
+            request.streams.clear()  # as in arrivals.py
+            if refusal.code == "invalid_request":
+                raise
+            self._take(key)
+            if refusal.code == "lost":
+                raise
+            # Its client would take another code for that of a request of which nothing has come.
+            why = f"the answer had ended, and cannot be computed again now ({refusal.message})"
+            raise _lost(why) from None
+        self._take(key)
+        self._keep(request, record)
+        return request
+
+    def _go_on(
+        self, request: TokenRequest, old: Accepted, haves: Sequence[Have], number: Callable[[], int]
+    ) -> Accepted:
+        """Gives a request its streams, behind what the client has; returns its record.
+
+        Raises Refusal.
+        """
+        chosen = {have.choice: have for have in haves}
+        for have in haves:
             _check(old, have)
-        if not chosen or len(chosen) != len(message.have):
+        if not chosen or len(chosen) != len(haves):
             raise Refusal(
                 "invalid_request", "have names each answer once, and one at least", param="have"
             )
-        request = TokenRequest(session, message, old.tenant)
         submit = msgspec.structs.replace(old.submit, tenant=request.tenant)
         tokens = {choice: old.tokens[choice][: have.tokens] for choice, have in chosen.items()}
         now = self._clock()
@@ -173,19 +183,7 @@ class Resumption:
             stream.submit = for_choice(submit, 0, choice, now)
             stream.resume(tokens[choice], have.prompt_logprobs, now)
             request.streams[choice] = stream
-        try:
-            admit(request, key not in self._parked)
-        except Refusal as refusal:
-            request.streams.clear()  # as in arrivals.py
-            # Its client would take another code for that of a request of which nothing has come.
-            why = f"the answer had ended, and cannot be computed again now ({refusal.message})"
-            raise _lost(why) from None
-        self._take(key)
-        self._keep(
-            request,
-            Accepted(0, old.owner, old.client_id, old.tenant, submit, tokens),
-        )
-        return request
+        return Accepted(0, old.owner, old.client_id, old.tenant, submit, tokens)
 
     def _keep(self, request: TokenRequest, record: Accepted) -> None:
         request.record = record

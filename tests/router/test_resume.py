@@ -295,6 +295,24 @@ def test_what_has_ended_needs_a_place_to_be_computed_again(start: Start) -> None
     assert counts(client)["in_flight"] == 2
 
 
+def test_what_has_ended_takes_no_place_that_is_for_those_with_few(start: Start) -> None:
+    near = start(resume_s=10.0, max_num_seqs=32, max_num_queued_reqs=32)
+    group = near.group()
+    client = join(near)
+    for number in range(1, 71):
+        ask(client, number)
+        group.output(piece(submit(group).request, 0, [11], "a", "stop", prompt=3))
+        client.receive_deltas(number)
+    for number in range(1, 71):
+        client.send(type="resume", id=number, have=[[0, 0]])
+    for number in range(65, 71):
+        client.expect_error("lost", number)
+    assert counts(client)["in_flight"] == 64
+    other = near.client()
+    ask(other)
+    assert counts(other)["in_flight"] == 65
+
+
 def test_places_are_kept_for_those_who_are_away(start: Start) -> None:
     near = start(**BOUNDED, tenants=TenantConfig(max_num_reqs=1))
     group = near.group()
