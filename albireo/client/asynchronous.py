@@ -325,9 +325,10 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Closes the connection; what is in flight raises ConnectionLost, and is cancelled."""
-        if cancels := self._replies.cancel_all():
-            self._link.write(cancels)
+        cancels = self._replies.cancel_all()
         self._replies.close(ConnectionLost("the connection was closed by this client"))
+        if cancels:
+            self._link.write(cancels)
         await self._link.close()
 
     async def __aenter__(self) -> Self:

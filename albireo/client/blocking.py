@@ -307,9 +307,10 @@ class Client:
 
     def close(self) -> None:
         """Closes the connection; what is in flight raises ConnectionLost, and is cancelled."""
-        if cancels := self._replies.cancel_all():
-            self._link.write(cancels)
+        cancels = self._replies.cancel_all()
         self._replies.close(ConnectionLost("the connection was closed by this client"))
+        if cancels:
+            self._link.write(cancels)
         self._link.close()
         if threading.current_thread() is not self._reader:
             self._reader.join()
