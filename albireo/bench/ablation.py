@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -119,9 +119,8 @@ async def _measure(
     async with await AsyncClient.connect(node=node) as client:
         model = (await client.status())["model"]
         await run_streams(client, rng, batch, input_len, _WARM_UP_TOKENS, sampling)
-        found, stats = await run_round(
-            client, rng, batch, input_len, output_len, sampling, partial(_stages, node)
-        )
+        streams = partial(run_streams, client, rng, batch, input_len, output_len, sampling)
+        found, stats = await run_round(streams, partial(_stages, node))
     at_client = step_times([found], output_len)
     return {
         "device": model["device"],
@@ -149,30 +148,25 @@ async def _measure(
 
 
 async def run_round(
-    client: AsyncClient,
-    rng: random.Random,
-    batch: int,
-    input_len: int,
-    output_len: int,
-    sampling: str,
+    run: Callable[[], Awaitable[Sequence[TimedStream]]],
     stages: Callable[[Sequence[TimedStream]], StageStats | None],
 ) -> tuple[Round, StageStats]:
     """Streams that decoded together, at the client and on the node, and their steps there; where
     they did not, for the machine was busy, once more.
 
-    stages: of these streams' steps, on the client's node.  Raises BenchError when a stream fails,
-    or when they never decoded together.
+    run: gives streams that have ended.  stages: of their steps on the node.  Raises BenchError
+    when a stream fails, or when they never decoded together.
     """
     for _ in range(TRIES):
         with collector_at_rest():
-            found = Round(await run_streams(client, rng, batch, input_len, output_len, sampling))
+            found = Round(await run())
         await asyncio.sleep(_SETTLE_S)
         stats = stages(found.streams)
         if stats is not None and min(stats.steps, steps_together(found)) >= MIN_STEPS:
             return found, stats
     raise BenchError(
-        f"fewer than {MIN_STEPS} steps had all {batch} streams decoding, {TRIES} times: raise "
-        f"--output-len above {output_len}"
+        f"fewer than {MIN_STEPS} steps had all {len(found.streams)} streams decoding, {TRIES} "
+        f"times: raise --output-len above {found.streams[0].tokens}"
     )
 
 

@@ -325,9 +325,8 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Closes the connection; what is in flight raises ConnectionLost, and is cancelled."""
-        cancels = self._replies.cancel_all()
-        self._replies.close(ConnectionLost("the connection was closed by this client"))
-        if cancels:
+        closed = ConnectionLost("the connection was closed by this client")
+        if cancels := self._replies.close(closed):
             self._link.write(cancels)
         await self._link.close()
 

@@ -307,9 +307,8 @@ class Client:
 
     def close(self) -> None:
         """Closes the connection; what is in flight raises ConnectionLost, and is cancelled."""
-        cancels = self._replies.cancel_all()
-        self._replies.close(ConnectionLost("the connection was closed by this client"))
-        if cancels:
+        closed = ConnectionLost("the connection was closed by this client")
+        if cancels := self._replies.close(closed):
             self._link.write(cancels)
         self._link.close()
         if threading.current_thread() is not self._reader:

@@ -178,12 +178,6 @@ class Replies:
         pending.cancelled = True
         return frame(Cancel(id=request_id))
 
-    def cancel_all(self) -> bytes:
-        """The frames that ask for an early end of everything: else a node that keeps requests
-        would keep them for this client, and their places."""
-        found = [self.cancel(request_id) for request_id in list(self._requests)]
-        return b"".join(each for each in found if each is not None)
-
     # ------------------------------------------------------------------ connections
     def break_off(self, resumable: bool) -> None:
         """A connection is over, and another one is looked for: ends what cannot go on there.
@@ -226,10 +220,16 @@ class Replies:
             if self._requests.pop(request_id, None) is not None:
                 pending.handler(error.copy())
 
-    def close(self, error: AlbireoError) -> None:
-        """The same, and nothing can be asked any more."""
+    def close(self, error: AlbireoError) -> bytes:
+        """The same, and nothing can be asked any more.
+
+        Returns the frames that cancel them all: a node that keeps requests would keep these, and
+        their places, for this client.
+        """
         self.closed = self.closed or error
+        cancels = b"".join(frame(Cancel(id=request_id)) for request_id in list(self._requests))
         self.lose(self.closed)
+        return cancels
 
     # ------------------------------------------------------------------ what Incoming has
     def take(self, items: list[Delta], send: Callable[[bytes], None]) -> None:

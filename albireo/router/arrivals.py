@@ -90,8 +90,7 @@ class Arrivals:
         session.check_id(message.id)
         if self._router.refusing is not None:
             raise self._router.refusing
-        claim = self._resumption.claim
-        request = claim(session, message, self._take_number, self._admit_again)
+        request = self._resumption.claim(session, message, self._take_number, self._admit_again)
         self._begin(request)
         self._router.resubmit_all(request)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -15,7 +16,7 @@ from click.testing import CliRunner
 
 from albireo.bench.ablation import run_round
 from albireo.bench.nodes import BenchError
-from albireo.bench.streams import Round, TimedStream, steps_together
+from albireo.bench.streams import Round, TimedStream, run_streams, steps_together
 from albireo.cli.bench import bench
 from albireo.client import AsyncClient
 from albireo.trace.stages import StageStats
@@ -68,6 +69,11 @@ def test_on_a_model(node_home: Path) -> None:
     assert row["exposed_us"]["T4"] > 0 and row["exposed_us"]["T2"] > 0
 
 
+def streams_of(client: Starved) -> Callable[[], Awaitable[list[TimedStream]]]:
+    """Runs three of 20 tokens."""
+    return partial(run_streams, cast(AsyncClient, client), random.Random(0), 3, 8, 20, "greedy")
+
+
 @pytest.mark.parametrize(("starved", "seen", "batches"), [(0, 0, 1), (1, 0, 2), (0, 1, 2)])
 def test_streams_that_did_not_decode_together_are_run_again(
     starved: int, seen: int, batches: int
@@ -79,8 +85,7 @@ def test_streams_that_did_not_decode_together_are_run_again(
         asked.append(streams)
         return stats if len(asked) > seen else None
 
-    client = cast(AsyncClient, Starved(3, starved))
-    found = asyncio.run(run_round(client, random.Random(0), 3, 8, 20, "greedy", stages))
+    found = asyncio.run(run_round(streams_of(Starved(3, starved)), stages))
     assert found == (Round(asked[-1]), stats)
     assert len(asked) == batches and steps_together(found[0]) == 17
 
@@ -88,13 +93,11 @@ def test_streams_that_did_not_decode_together_are_run_again(
 @pytest.mark.parametrize(("starved", "steps"), [(9, 17), (0, 7)])
 def test_streams_that_never_decode_together(starved: int, steps: int) -> None:
     client = Starved(3, starved)
-    with pytest.raises(BenchError, match="all 3 streams decoding, 3 times: raise --output-len a"):
-        asyncio.run(
-            run_round(
-                cast(AsyncClient, client), random.Random(0), 3, 8, 20, "greedy",
-                lambda streams: cast(StageStats, SimpleNamespace(steps=steps)),
-            )
-        )  # fmt: skip
+    with pytest.raises(
+        BenchError, match="all 3 streams decoding, 3 times: raise --output-len above 20"
+    ):
+        stats = cast(StageStats, SimpleNamespace(steps=steps))
+        asyncio.run(run_round(streams_of(client), lambda streams: stats))
     assert client.batches == 3
 
 
