@@ -292,15 +292,19 @@ class Drain(_Message, frozen=True):
 
     group: -1 = the node, which takes no new requests from now on.  A group that
         is drained gets none because of its state.
+    number: of this drain, for the answer.
     """
 
     timeout_s: float
-    group: int = -1
+    group: int
+    number: int
 
 
 class Drained(_Message, frozen=True):
+    """number: the Drain's."""
+
     unfinished: int
-    group: int = -1
+    number: int
 
 
 ToTokenizer = EncodeText | EncodeChat | DecodeIds

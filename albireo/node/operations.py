@@ -67,12 +67,12 @@ class OperationError(Exception):
 
 
 class Operations:
-    """drain(group, timeout_s) returns when the group serves nobody, or the time is over."""
+    """drain(timeout_s, group) returns when the group serves nobody, or the time is over."""
 
     def __init__(
         self,
         groups: Sequence[Group],
-        drain: Callable[[int, float], Awaitable[None]],
+        drain: Callable[[float, int], Awaitable[None]],
         note: Say,
     ) -> None:
         self._groups = groups
@@ -118,7 +118,7 @@ class Operations:
         come_back = order.action == "restart"
         incarnation = group.incarnation
         group.drain(come_back)
-        await self._drain(group.number, order.timeout_s)
+        await self._drain(order.timeout_s, group.number)
         if group.incarnation == incarnation or not come_back:  # else it died, and is back by itself
             group.leave(come_back)
         if come_back:

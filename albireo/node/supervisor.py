@@ -25,7 +25,6 @@ from albireo.ipc.config import ActorSpec
 from albireo.ipc.keys import KeyFileError
 from albireo.ipc.link import Spoke
 from albireo.ipc.messages import (
-    Drain,
     Drained,
     GroupDown,
     Joined,
@@ -37,6 +36,7 @@ from albireo.ipc.open_files import raise_open_files
 from .access import ListenSocket, check_access
 from .blueprint import Blueprint, what_to_load
 from .children import ActorProcess, StartError, Watched
+from .drains import Drains
 from .events import Event, NodeFailed, NodeNote, NodeReady, NodeStopped, PhaseBegun
 from .fork_protocol import Loaded
 from .group import Group, GroupTimes
@@ -55,7 +55,6 @@ log = logging.getLogger(__name__)
 _PR_SET_CHILD_SUBREAPER = 36
 _STOP_GRACE_S = 2.0
 _LINK_POLL_S = 0.02
-_NODE = -1
 
 
 class Supervisor:
@@ -84,9 +83,7 @@ class Supervisor:
         self._stop_asked = 0
         self._stop_event = asyncio.Event()
         self._failure: str | None = None
-        self._drained: dict[int, asyncio.Event] = {}
-        self._draining: dict[int, float] = {}
-        """Until when groups have been given time, by time.monotonic()."""
+        self._drains = Drains(lambda drain: self._link.send(drain))
 
     # ------------------------------------------------------------------ life of a node
     async def run(self) -> int:
@@ -217,13 +214,12 @@ class Supervisor:
             return
         timeout_s = self._options.shutdown_timeout_s
         self._say(NodeNote(f"stopping: requests in flight have {timeout_s:g} s; again to stop now"))
-        self._link.send(Drain(timeout_s))
         waiting: list[asyncio.Task[Any]] = [
-            asyncio.create_task(self._when_drained(_NODE)),
+            asyncio.create_task(self._drains.finished(timeout_s)),
             asyncio.create_task(self._second_signal()),
             asyncio.create_task(router.actor.gone()),
         ]
-        await asyncio.wait(waiting, timeout=timeout_s + 1, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         for each in waiting:
             each.cancel()
 
@@ -264,7 +260,7 @@ class Supervisor:
                     self._group_died,
                 )
             )
-        self._operations = Operations(self._groups, self._drain_group, self._note)
+        self._operations = Operations(self._groups, self._drains.finished, self._note)
 
     # ------------------------------------------------------------------ keeping things alive
     async def _fork(self, spec: ActorSpec, fds: dict[str, int]) -> ActorProcess:
@@ -281,35 +277,18 @@ class Supervisor:
         if single.role == "tokenizer":
             self._link.send(TokenizerDown(incarnation))
         elif single.role == "router":
-            for group, until in self._draining.items():  # the next one has to know
-                self._link.send(Drain(max(0.0, until - time.monotonic()), group))
+            self._drains.ask_again()
         self._count_restart(single.name)
 
     def _group_died(self, group: Group, reason: str, planned: bool) -> None:
         self._link.send(GroupDown(group.number, group.incarnation, reason, planned, group.detected))
         self._note(f"group {group.number} is down: {reason}")
 
-    async def _drain_group(self, group: int, timeout_s: float) -> None:
-        """Waits until the router says that the group serves nobody, or the time is over."""
-        self._link.send(Drain(timeout_s, group))
-        self._draining[group] = time.monotonic() + timeout_s
-        try:
-            await asyncio.wait_for(self._when_drained(group), timeout_s + 1)
-        except TimeoutError:
-            pass
-        finally:
-            del self._draining[group]
-
-    async def _when_drained(self, group: int) -> None:
-        event = self._drained[group] = asyncio.Event()
-        await event.wait()
-
     async def _listen(self) -> None:
         """Messages from the router: few, and none of them urgent."""
         while True:
             for message in self._link.drain():
-                if message.group in self._drained:
-                    self._drained.pop(message.group).set()
+                self._drains.answered(message)
             await asyncio.sleep(_LINK_POLL_S)
 
     def _send_topology(self) -> None:

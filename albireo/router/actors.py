@@ -68,8 +68,9 @@ class ActorMessages:
         self._unreset: dict[int, int] = {}
         """Groups that have to forget everything before they are used, and their incarnations."""
         self._loop = asyncio.get_running_loop()
-        self._draining: dict[int, tuple[bytes, float]] = {}
-        self._drain_peer: bytes | None = None
+        self._draining: dict[int, tuple[Drain, bytes, float]] = {}
+        """Of each group the last one, who asked for it, and until when, by the loop's clock."""
+        self._node_drain: tuple[Drain, bytes] | None = None
         self._drain_timer: asyncio.TimerHandle | None = None
         self._handlers: dict[type, Callable[[bytes, Any], None]] = {
             Refused: self._refused,
@@ -232,12 +233,12 @@ class ActorMessages:
     # ------------------------------------------------------------------ draining
     def _drain(self, peer: bytes, drain: Drain) -> None:
         if drain.group >= 0:
-            self._draining[drain.group] = peer, self._loop.time() + drain.timeout_s
+            self._draining[drain.group] = drain, peer, self._loop.time() + drain.timeout_s
             return
         self._router.refusing = Refusal(
             "unavailable", "the node is shutting down; try again when it is back", retry=True
         )
-        self._drain_peer = peer
+        self._node_drain = drain, peer
         if self._drain_timer is not None:
             self._drain_timer.cancel()
         self._drain_timer = self._loop.call_later(drain.timeout_s, self._time_over)
@@ -250,14 +251,14 @@ class ActorMessages:
         is back within a tick.
         """
         now = self._loop.time()
-        for number, (peer, until) in list(self._draining.items()):
+        for number, (drain, peer, until) in list(self._draining.items()):
             left = sum(len(group.streams) for group in self._groups if group.number == number)
             if not left or now >= until:
                 del self._draining[number]
-                self._send(peer, Drained(left, number))
+                self._send(peer, Drained(left, drain.number))
 
     def _idle(self) -> None:
-        if self._drain_peer is not None and self._router.idle:
+        if self._node_drain is not None and self._router.idle:
             self._say_drained(0)
 
     def _time_over(self) -> None:
@@ -265,11 +266,12 @@ class ActorMessages:
         self._say_drained(self._router.fail_all(self._router.refusing))
 
     def _say_drained(self, unfinished: int) -> None:
-        """Answers a Drain, once."""
-        if self._drain_peer is None:
+        """Answers the node's Drain, once."""
+        if self._node_drain is None:
             return
-        if not self._send(self._drain_peer, Drained(unfinished)):
+        drain, peer = self._node_drain
+        if not self._send(peer, Drained(unfinished, drain.number)):
             _log.warning("the supervisor is not there to hear that requests are drained")
-        self._drain_peer = None
+        self._node_drain = None
         if self._drain_timer is not None:
             self._drain_timer.cancel()

@@ -118,7 +118,7 @@ def test_a_start_that_somebody_waits_for_has_no_pauses(monkeypatch: pytest.Monke
     monkeypatch.setattr("albireo.node.group._FIRST_DELAY_S", 600.0)
     monkeypatch.setattr("albireo.node.group._MAX_DELAY_S", 600.0)
 
-    async def drained(group: int, timeout_s: float) -> None:
+    async def drained(timeout_s: float, group: int) -> None:
         raise AssertionError(f"nobody asked to drain group {group}")
 
     async def start_order(group: Group) -> None:

@@ -25,7 +25,7 @@ def test_draining_refuses_the_new_and_lets_the_old_finish(start: Start) -> None:
     client = near.client()
     client.send(type="generate", id=1, prompt_ids=[5])
     request = group.expect(Submit).request
-    supervisor.send(Drain(30.0))
+    supervisor.send(Drain(30.0, -1, 5))
     draining = False
     while not draining:
         client.send(type="status", id=3)
@@ -36,7 +36,7 @@ def test_draining_refuses_the_new_and_lets_the_old_finish(start: Start) -> None:
     assert supervisor.silent()
     group.output(piece(request, 0, [1], "a", "stop"))
     assert client.receive()["items"][0][0] == 1
-    assert supervisor.expect(Drained) == Drained(0)
+    assert supervisor.expect(Drained) == Drained(0, 5)
     assert isinstance(group.next(), Credit)
 
 
@@ -50,8 +50,8 @@ def test_when_the_time_is_over_the_rest_is_ended(start: Start) -> None:
     client.send(type="tokenize", id=2, text="a")
     request = group.expect(Submit).request
     tokenizer.expect(EncodeText)
-    supervisor.send(Drain(0.05))
-    assert supervisor.expect(Drained) == Drained(2)
+    supervisor.send(Drain(0.05, -1, 5))
+    assert supervisor.expect(Drained) == Drained(2, 5)
     assert group.expect(Abort).request == request
     client.expect_error("unavailable", 1)
     client.expect_error("unavailable", 2)
@@ -61,8 +61,8 @@ def test_an_idle_router_is_drained_at_once(start: Start) -> None:
     near = start()
     supervisor = near.supervisor()
     began = time.monotonic()
-    supervisor.send(Drain(30.0))
-    assert supervisor.expect(Drained) == Drained(0)
+    supervisor.send(Drain(30.0, -1, 5))
+    assert supervisor.expect(Drained) == Drained(0, 5)
     assert time.monotonic() - began < 5
 
 
@@ -101,14 +101,14 @@ def test_a_draining_group_gets_nothing_new_and_says_when_it_is_empty(start: Star
     client.send(type="generate", id=1, prompt_ids=[5])
     request = first.expect(Submit).request
     supervisor.topology("draining", "ready")
-    supervisor.send(Drain(30.0, 0))
+    supervisor.send(Drain(30.0, 0, 7))
     wait_for_states(client, "draining", "ready")
     for number in (2, 3, 4):
         client.send(type="generate", id=number, prompt_ids=[5])
         second.expect(Submit)
     assert supervisor.silent()
     first.output(piece(request, 0, [1], "a", "stop"))
-    assert supervisor.expect(Drained) == Drained(0, 0)
+    assert supervisor.expect(Drained) == Drained(0, 7)
 
 
 def test_what_a_group_has_not_finished_in_time_goes_on_elsewhere(start: Start) -> None:
@@ -122,8 +122,8 @@ def test_what_a_group_has_not_finished_in_time_goes_on_elsewhere(start: Start) -
     first.output(piece(request, 0, [1], "a"))
     assert client.receive()["items"][0][1] == 0
     supervisor.topology("draining", "ready")
-    supervisor.send(Drain(0.05, 0))
-    assert supervisor.expect(Drained) == Drained(1, 0)
+    supervisor.send(Drain(0.05, 0, 7))
+    assert supervisor.expect(Drained) == Drained(1, 7)
     supervisor.send(GroupDown(0, 0, "it was ended on request", planned=True))
     again = second.expect(Submit)
     assert (again.prompt_ids, again.resumed) == ([5, 1], 1)
@@ -144,11 +144,11 @@ def test_a_group_that_has_died_is_drained_however_soon_it_is_back(
     for each in heard:
         if each == "drain":
             supervisor.topology("draining")
-            supervisor.send(Drain(60.0, 0))
+            supervisor.send(Drain(60.0, 0, 7))
         else:
             supervisor.send(GroupDown(0, 0, "its worker was killed"))
     supervisor.topology("restarting")
     wait_for_states(client, "restarting")
     second = near.group(0, incarnation=1)
     assert second.expect(Submit).prompt_ids == [5]
-    assert supervisor.expect(Drained) == Drained(0, 0)
+    assert supervisor.expect(Drained) == Drained(0, 7)
