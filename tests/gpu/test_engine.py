@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import importlib.util
 import os
-import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,26 +21,21 @@ if importlib.util.find_spec("triton") is None or not torch.cuda.is_available():
 import triton  # noqa: E402
 
 from albireo.bench.shapes import write_model  # noqa: E402
-from albireo.ipc.config import ActorSpec, EngineConfig  # noqa: E402
+from albireo.ipc.config import EngineConfig  # noqa: E402
 from albireo.ipc.plan import PlanView  # noqa: E402
 from albireo.ipc.ring import RingReader, RingWriter, create_ring  # noqa: E402
 from albireo.ipc.rings import plan_ring  # noqa: E402
-from albireo.workers.engine.cuda.engine import CudaEngine  # noqa: E402
-from albireo.workers.engine.cuda.memory import GpuMemoryError  # noqa: E402
 from albireo.workers.engine.cuda.mixed_graphs import MixedGraphs  # noqa: E402
 from albireo.workers.engine.cuda.mixed_sizes import MixedSize  # noqa: E402
-from albireo.workers.engine.cuda.profile_plans import profile_plans  # noqa: E402
 from albireo.workers.engine.cuda.step_parts import StepParts  # noqa: E402
-from albireo.workers.engine.cuda.worker import create_engine  # noqa: E402
 from albireo.workers.kernels import create  # noqa: E402
 from albireo.workers.kernels.cuda import nvrtc  # noqa: E402
 from albireo.workers.models.config import ModelConfig  # noqa: E402
 from albireo.workers.models.load import load_model, read_config  # noqa: E402
-from albireo.workers.sampling.cuda.sampler import CudaSampler  # noqa: E402
 
-from ..workers.edit_reference import Ask  # noqa: E402
 from ..workers.engine_driver import Driver, Request  # noqa: E402
 from ..workers.engine_story import (  # noqa: E402
+    BIG,
     CONFIG,
     CUDA,
     GEMMA,
@@ -50,6 +43,7 @@ from ..workers.engine_story import (  # noqa: E402
     cpu_driver,
     play,
     play_mixed,
+    random_chunks,
 )
 from ..workers.grammar_story import (  # noqa: E402
     VOCABULARY,
@@ -59,13 +53,9 @@ from ..workers.grammar_story import (  # noqa: E402
 )
 from ..workers.paged_run import PagedRun, dummy_logits  # noqa: E402
 from ..workers.parameter_story import PARAMETERS, ParameterStory, check_story  # noqa: E402
-from ..workers.test_worker_process import MODEL  # noqa: E402
 from ..workers.tiny_models import TINY, expected_logits, prompts, save  # noqa: E402
 
 _TOLERANCE = 5e-4
-_BIG = msgspec.structs.replace(
-    CUDA, num_blocks=400, max_num_seqs=40, max_num_batched_tokens=64, cuda_graphs=True
-)
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -109,35 +99,6 @@ def test_logits_by_a_cache_of_12_bits(tp: int, tmp_path: Path) -> None:
     )
     error = (narrow - wide).norm() / wide.norm()
     assert error < 0.02
-
-
-@pytest.fixture
-def make_engine() -> Any:
-    """make_engine(EngineConfig, config) -> Results around a warm CudaEngine of a dummy model."""
-    made: list[CudaEngine] = []
-
-    def make(
-        engine: EngineConfig, config: ModelConfig = CONFIG, plan_memory: memoryview | None = None
-    ) -> Results:
-        def create_one(deliver: Any, fail: Any) -> CudaEngine:
-            spec = ActorSpec(
-                role="worker", name="g0.worker0", node="test", incarnation=0, runtime_dir="",
-                threads=1, log_level="info", model=MODEL, engine=engine, group=0, rank=0,
-            )  # fmt: skip
-            actor: Any = SimpleNamespace(spec=spec, phase=print, fatal=fail)
-            made.append(create_engine(actor, {}, config, VOCABULARY, deliver, plan_memory))
-            return made[-1]
-
-        results = Results(create_one)
-        results.engine.warm_up()
-        return results
-
-    yield make
-    for engine in made:
-        engine.finish()
-    made.clear()
-    gc.collect()
-    torch.cuda.empty_cache()
 
 
 @pytest.mark.parametrize("config", [CONFIG, GEMMA], ids=["qwen3", "gemma3"])
@@ -184,49 +145,21 @@ def _many(driver: Driver, count: int, tokens: int) -> list[list[int]]:
 
 def test_graphs_change_no_token(make_engine: Callable[[EngineConfig], Results]) -> None:
     """Batches of every size up to 40, padded to captured sizes, against launches one by one."""
-    eager = msgspec.structs.replace(_BIG, cuda_graphs=False)
-    captured = _many(Driver(make_engine(_BIG).step, _BIG), 40, 12)
+    eager = msgspec.structs.replace(BIG, cuda_graphs=False)
+    captured = _many(Driver(make_engine(BIG).step, BIG), 40, 12)
     assert _many(Driver(make_engine(eager).step, eager), 40, 12) == captured
-    assert _many(cpu_driver(_BIG), 40, 12) == captured
+    assert _many(cpu_driver(BIG), 40, 12) == captured
 
 
 def test_graphs_change_no_token_of_a_cache_of_12_bits(
     make_engine: Callable[..., Results],
 ) -> None:
     fields = {"dtype": "bfloat16", "kv_cache_dtype": "e4m7", "batch_invariant": True}
-    graphs = msgspec.structs.replace(_BIG, **fields)
+    graphs = msgspec.structs.replace(BIG, **fields)
     eager = msgspec.structs.replace(graphs, cuda_graphs=False)
     config = replace(CONFIG, head_dim=64)
     captured = _many(Driver(make_engine(graphs, config).step, graphs), 40, 12)
     assert _many(Driver(make_engine(eager, config).step, eager), 40, 12) == captured
-
-
-def _random_chunks(driver: Driver) -> list[list[int]]:
-    """Prompts in chunks of any length beside decodes, many at once and few; then decodes alone."""
-    chance = random.Random(7)
-    requests = [
-        Request(
-            i + 1, [(5 * i + 3 * j) % 60 for j in range(chance.randint(1, 50))], slot=i,
-            blocks=[4 * i + n for n in range(4)], temperature=0.9 * (i % 4 == 0), seed=i,
-        )
-        for i in range(40)
-    ]  # fmt: skip
-    waiting, running = list(requests), []
-    while waiting or any(request.cached < len(request.tokens) - 1 for request in running):
-        taken = [waiting.pop() for _ in range(min(len(waiting), chance.choice((0, 1, 1, 9))))]
-        running += taken
-        chunk, decode = [], []
-        for request in running:
-            left = len(request.tokens) - request.cached
-            if left > 1 or not request.cached:
-                length = min(left, chance.randint(1, 50), 160 - sum(n for _, n in chunk))
-                chunk += [(request, length)] if length else []
-            elif len(request.tokens) < 62 and chance.random() < 0.8:
-                decode.append(request)
-        driver.run(take=taken, chunk=chunk, decode=decode)
-    for _ in range(3):
-        driver.run(decode=[request for request in requests if len(request.tokens) < 62])
-    return [request.tokens for request in requests]
 
 
 def test_graphs_of_mixed_steps_change_no_token(
@@ -243,8 +176,8 @@ def test_graphs_of_mixed_steps_change_no_token(
     def launched(parts: StepParts, size: MixedSize) -> torch.Tensor:
         raise AssertionError(f"a mixed step of {size} was launched kernel by kernel")
 
-    large = msgspec.structs.replace(_BIG, max_num_batched_tokens=200)
-    for engine, story in ((CUDA, play_mixed), (CUDA, play), (large, _random_chunks)):
+    large = msgspec.structs.replace(BIG, max_num_batched_tokens=200)
+    for engine, story in ((CUDA, play_mixed), (CUDA, play), (large, random_chunks)):
         graphs = msgspec.structs.replace(engine, cuda_graphs=True)
         eager = msgspec.structs.replace(engine, cuda_graphs=False)
         expected = story(Driver(make_engine(eager).step, engine))
@@ -261,7 +194,7 @@ def test_no_step_has_a_kernel_to_compile(
     make_engine: Callable[..., Results], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = msgspec.structs.replace(
-        _BIG, max_num_batched_tokens=200, dtype="bfloat16", kv_cache_dtype="e4m7"
+        BIG, max_num_batched_tokens=200, dtype="bfloat16", kv_cache_dtype="e4m7"
     )
     results = make_engine(engine, replace(CONFIG, head_dim=64))
     late: list[str] = []
@@ -271,85 +204,15 @@ def test_no_step_has_a_kernel_to_compile(
     monkeypatch.setattr(
         nvrtc, "compiled", lambda source, defines, anew=False: late.append(str(defines))
     )
-    _random_chunks(Driver(results.step, engine))
+    random_chunks(Driver(results.step, engine))
     assert not late
-
-
-@pytest.mark.parametrize("graphs", [False, True])
-def test_a_steady_step_allocates_nothing(
-    graphs: bool, make_engine: Callable[[EngineConfig], Results]
-) -> None:
-    """CUDA is asked for no memory by mixed steps of sizes that have been, nor by decodes.
-
-    In graphs decodes do not ask the allocator either, whatever their rows want of the logits.
-    """
-    engine = msgspec.structs.replace(_BIG, max_num_batched_tokens=200, cuda_graphs=graphs)
-    step = make_engine(engine).step
-    first = _random_chunks(Driver(step, engine))
-    device_calls, _ = _allocations()
-    assert _random_chunks(Driver(step, engine)) == first
-    assert _allocations()[0] == device_calls
-
-    driver = Driver(step, engine)
-    requests = [
-        Request(
-            i + 1, [i, i + 1], slot=i, blocks=[2 * i, 2 * i + 1], seed=i,
-            temperature=0.8 * (i % 3 == 1), top_p=0.9 if i % 6 == 1 else 1.0,
-            ask=Ask(presence=0.5, biases={3: 1.0}) if i % 5 == 2 else Ask(),
-            logprobs=3 if i % 7 == 3 else None,
-        )
-        for i in range(40)
-    ]  # fmt: skip
-    for some in (requests[:20], requests[20:]):
-        driver.run(take=some, chunk=[(request, 2) for request in some])
-    # A row alone that asks for nothing, some that ask for all there is, and all of them.
-    for decode in (requests[:1], requests[1:10], requests):
-        driver.run(decode=decode)
-        before = _allocations()
-        for _ in range(5):
-            driver.run(decode=decode)
-        assert _allocations()[0] == before[0]
-        if graphs:
-            assert _allocations() == before
-    before = _allocations()
-    held = torch.empty(8, device="cuda")
-    assert _allocations()[1] == before[1] + 1 and held.is_cuda, "a tensor is counted"
-
-
-def test_what_the_worst_steps_take_is_kept_for_them(
-    make_engine: Callable[[EngineConfig], Results], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also where modes of sampling are measured, as on several ranks: CUDA is asked for nothing."""
-
-    def tune(self: Any, time_us: Callable[[Callable[[], None]], float]) -> dict[str, Any]:
-        x = torch.zeros(1, device="cuda")
-
-        def work() -> None:
-            x.add_(1)
-
-        assert time_us(work) > 0
-        return {}
-
-    monkeypatch.setattr(CudaSampler, "tune", tune)
-    engine = msgspec.structs.replace(_BIG, max_num_batched_tokens=8192, cuda_graphs=True)
-    results = make_engine(engine)
-    before = _allocations()
-    for plan in profile_plans(engine):
-        results.step(plan, idle=False)
-    assert _allocations()[0] == before[0] and _allocations()[1] > before[1]
-
-
-def _allocations() -> tuple[int, int]:
-    """So far: calls of CUDA for memory, and tensors that the allocator has made of it."""
-    stats = torch.cuda.memory_stats()
-    return stats["num_device_alloc"], stats["allocation.all.allocated"]
 
 
 def test_a_mixed_step_that_no_graph_holds_is_launched(
     make_engine: Callable[[EngineConfig], Results],
 ) -> None:
     """More short prompts than there are places for, and then few."""
-    engine = msgspec.structs.replace(_BIG, cuda_graphs=True)
+    engine = msgspec.structs.replace(BIG, cuda_graphs=True)
 
     def story(driver: Driver) -> list[list[int]]:
         requests = [Request(i + 1, [i, i + 1], slot=i, blocks=[i]) for i in range(30)]
@@ -449,15 +312,3 @@ def _three_plans() -> list[PlanView]:
         request.tokens.append(0)
         driver.run(decode=[request])
     return plans
-
-
-@pytest.mark.alone
-def test_memory_that_does_not_suffice_is_refused_with_the_sum(
-    make_engine: Callable[[EngineConfig], Results],
-) -> None:
-    """Not even the first layer's keys fit: nothing of the cache is there afterwards."""
-    free = torch.cuda.mem_get_info()[0]
-    block_bytes = CONFIG.num_kv_heads * CONFIG.head_dim * 16 * 4
-    too_many = msgspec.structs.replace(CUDA, num_blocks=free // block_bytes + 1000)
-    with pytest.raises(GpuMemoryError, match=r"a KV cache of \d+ blocks: of .* GiB, .* were free"):
-        make_engine(too_many)

@@ -5,6 +5,7 @@ Used in the interpreter and, by tests/gpu, on a real GPU.
 
 from __future__ import annotations
 
+import random
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -41,6 +42,9 @@ CUDA = msgspec.structs.replace(
     ENGINE, device="cuda", block_size=16, num_blocks=32, max_num_seqs=3, max_num_batched_tokens=24,
     cuda_graphs=False,
 )  # fmt: skip
+BIG = msgspec.structs.replace(
+    CUDA, num_blocks=400, max_num_seqs=40, max_num_batched_tokens=64, cuda_graphs=True
+)
 CPU_KERNELS = CpuKernels(torch.float32, False)
 
 
@@ -118,3 +122,31 @@ def play(driver: Driver) -> list[list[int]]:
     driver.run(take=[again], chunk=[(again, 3)], decode=[two])
     driver.run(decode=[again, three])
     return [request.tokens for request in (one, two, three, again)]
+
+
+def random_chunks(driver: Driver) -> list[list[int]]:
+    """Prompts in chunks of any length beside decodes, many at once and few; then decodes alone."""
+    chance = random.Random(7)
+    requests = [
+        Request(
+            i + 1, [(5 * i + 3 * j) % 60 for j in range(chance.randint(1, 50))], slot=i,
+            blocks=[4 * i + n for n in range(4)], temperature=0.9 * (i % 4 == 0), seed=i,
+        )
+        for i in range(40)
+    ]  # fmt: skip
+    waiting, running = list(requests), []
+    while waiting or any(request.cached < len(request.tokens) - 1 for request in running):
+        taken = [waiting.pop() for _ in range(min(len(waiting), chance.choice((0, 1, 1, 9))))]
+        running += taken
+        chunk, decode = [], []
+        for request in running:
+            left = len(request.tokens) - request.cached
+            if left > 1 or not request.cached:
+                length = min(left, chance.randint(1, 50), 160 - sum(n for _, n in chunk))
+                chunk += [(request, length)] if length else []
+            elif len(request.tokens) < 62 and chance.random() < 0.8:
+                decode.append(request)
+        driver.run(take=taken, chunk=chunk, decode=decode)
+    for _ in range(3):
+        driver.run(decode=[request for request in requests if len(request.tokens) < 62])
+    return [request.tokens for request in requests]
