@@ -49,6 +49,9 @@ structured: venv
 GPUS = $(shell nvidia-smi -L 2>/dev/null | wc -l)
 GPU_PYTHON = OMP_NUM_THREADS=8 $(if $(wildcard $(STAMP)),$(BIN)/python,$(PYTHON))
 gpu-test:
+	@$(GPU_PYTHON) -c "import sys, triton, torch; sys.exit(not torch.cuda.is_available())" 2>/dev/null || \
+		{ echo "make gpu-test: no GPU, CUDA build of PyTorch or Triton for $(lastword $(GPU_PYTHON));" \
+		"without .venv, PYTHON=... says which Python has them" >&2; exit 1; }
 	$(GPU_PYTHON) -m pytest -m "gpu and not alone" tests/gpu -n $$((2 * $(GPUS))) --dist worksteal --durations=10
 	$(GPU_PYTHON) -m pytest -m "gpu and alone" tests/gpu --durations=5
 

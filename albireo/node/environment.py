@@ -18,9 +18,6 @@ def child_environment(device: str) -> dict[str, str]:
     environment = dict(os.environ)
     environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     environment.setdefault("TRITON_CACHE_DIR", str(cache_dir() / "triton"))
-    # NVLink multicast needs a fabric that not every machine has in order: on only if asked for.
-    environment.setdefault("NCCL_NVLS_ENABLE", "0")
-    environment.setdefault("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")
     environment.update(
         OMP_DYNAMIC="FALSE",
         OPENBLAS_NUM_THREADS="1",

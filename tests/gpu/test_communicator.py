@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import queue
 import traceback
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from albireo.workers.kernels.cuda.norm import rms_norm
 from albireo.workers.parallel.cuda import (
     FUSIONS,
     METHODS,
+    NCCL,
     ONE_SHOT,
     TOGETHER,
     CudaCommunicator,
@@ -281,22 +283,34 @@ def sums_untuned(communicator: CudaCommunicator, device: torch.device) -> None:
         assert torch.equal(x.cpu(), summed(length, x.dtype, length)), length
 
 
+def all_goes_through_nccl(communicator: CudaCommunicator, device: torch.device) -> None:
+    assert not communicator.has_peer_memory
+    sums, norms = communicator.tune(1024)
+    assert {tuple(by) for by in sums.values()} == {(NCCL,)} and not norms
+    x = torch.zeros(2, 1024, dtype=torch.bfloat16, device=device)
+    assert communicator.sum_norm(x, x, torch.ones(1024, device=device), 1e-6) is None
+
+
 ROUNDS = [
     sums_untuned, sums_of_all_methods, sums_in_graphs, sums_with_norms, sums_with_two_norms, tunes,
     samples_in_every_mode, chooses_a_mode, one_is_late,
 ]  # fmt: skip
+APART_ROUNDS = [all_goes_through_nccl, sums_in_graphs, samples_in_every_mode, chooses_a_mode]
+"""Of GPUs that do not map each other's memory."""
 Outcome = tuple[int, str, str | None]
 """(rank, round, what failed)"""
 
 
-def _run_rank(path: str, rank: int, results: Any) -> None:
+def _run_rank(path: str, rank: int, peers: bool, results: Any) -> None:
     """All rounds in one process, up to the first that fails: the ranks would be out of step."""
     name = "the meeting"
+    if not peers:
+        os.environ["NCCL_P2P_DISABLE"] = "1"
     try:
         device = torch.device("cuda", rank)
         torch.cuda.set_device(device)
         communicator = CudaCommunicator(path, rank, SIZE, device, 60.0)
-        for work in ROUNDS:
+        for work in ROUNDS if peers else APART_ROUNDS:
             name = work.__name__
             work(communicator, device)
             torch.cuda.synchronize(device)
@@ -307,21 +321,20 @@ def _run_rank(path: str, rank: int, results: Any) -> None:
         results.put((rank, name, traceback.format_exc()))
 
 
-@pytest.fixture(scope="module")
-def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[Outcome]:
+def _outcomes(path: str, peers: bool) -> list[Outcome]:
     """Of both ranks, up to the first failure."""
-    path = str(tmp_path_factory.mktemp("ranks") / "store")
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
     ranks = [
-        context.Process(target=_run_rank, args=(path, rank, results), daemon=True)
+        context.Process(target=_run_rank, args=(path, rank, peers, results), daemon=True)
         for rank in range(SIZE)
     ]
     for process in ranks:
         process.start()
     found: list[Outcome] = []
     try:
-        while len(found) < SIZE * len(ROUNDS) and all(failure is None for *_, failure in found):
+        rounds = len(ROUNDS if peers else APART_ROUNDS)
+        while len(found) < SIZE * rounds and all(failure is None for *_, failure in found):
             found.append(results.get(timeout=DEADLINE_S))
     except queue.Empty:
         found.append((-1, "any round", f"no rank has reported for {DEADLINE_S:g} s"))
@@ -332,8 +345,29 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[Outcome]:
     return found
 
 
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[Outcome]:
+    return _outcomes(str(tmp_path_factory.mktemp("ranks") / "store"), True)
+
+
+@pytest.fixture(scope="module")
+def outcomes_apart(tmp_path_factory: pytest.TempPathFactory) -> list[Outcome]:
+    return _outcomes(str(tmp_path_factory.mktemp("apart") / "store"), False)
+
+
 @pytest.mark.parametrize("work", ROUNDS)
 def test_two_gpus(work: Callable[..., None], outcomes: list[Outcome]) -> None:
+    _check(work, outcomes)
+
+
+@pytest.mark.parametrize("work", APART_ROUNDS)
+def test_two_gpus_that_do_not_map_each_other(
+    work: Callable[..., None], outcomes_apart: list[Outcome]
+) -> None:
+    _check(work, outcomes_apart)
+
+
+def _check(work: Callable[..., None], outcomes: list[Outcome]) -> None:
     passed = [rank for rank, name, failure in outcomes if name == work.__name__ and failure is None]
     failures = [f"rank {rank}, {name}: {why}" for rank, name, why in outcomes if why is not None]
     assert sorted(passed) == list(range(SIZE)), failures

@@ -105,8 +105,13 @@ def test_a_node_registers_its_plan_ring(
 
 @pytest.mark.alone
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
-def test_two_ranks_on_two_gpus(start_node: Callable[..., str], tmp_path: Path) -> None:
-    """And one: greedy as transformers, and as its logits are when they are edited."""
+def test_two_ranks_on_two_gpus(
+    start_node: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And one: greedy as transformers, and as its logits are when they are edited.
+
+    Also where the GPUs may not map each other's memory.
+    """
     reference = save("qwen3", tmp_path)
     _add_tokenizer(tmp_path)
     requests = [([(5 * i + j) % 96 for j in range(3 + 7 * i)], 0.0) for i in range(12)]
@@ -125,9 +130,14 @@ def test_two_ranks_on_two_gpus(start_node: Callable[..., str], tmp_path: Path) -
         ("one", {}),
         ("two", {"groups": (2,)}),
         ("eager", {"groups": (2,), "cuda_graphs": False}),
+        ("apart", {"groups": (2,)}),
     ):
+        if name == "apart":
+            monkeypatch.setenv("NCCL_P2P_DISABLE", "1")
         node = start_node(name=name, **(fields | changes))
         plain, edited = _answers(node, requests, 20), _answers(node, requests, 20, **params)
+        log = log_path(node).read_text()
+        assert ("all they do together goes through NCCL" in log) == (name == "apart")
         stop_node(node, now=True)
         for answers, scores in ((plain, logits_alone), (edited, ask.edited)):
             assert {len(answer) for answer in answers} == {20}

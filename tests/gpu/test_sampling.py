@@ -84,6 +84,21 @@ def test_ranks_agree_with_the_cpu(mode: str, ranks: int, full: bool, filtered: b
     check_equal(logits, params, "cuda", ranks=ranks, full=full, filtered=filtered, mode=mode)
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("full", "filtered"), [(False, False), (True, True)])
+def test_ranks_without_peer_memory_agree_with_the_cpu(
+    mode: str, full: bool, filtered: bool
+) -> None:
+    random = np.random.default_rng(14)
+    params = random_params(random, 21, vary=filtered)
+    if not full:
+        params.temperature[:] = 0
+    logits = real_looking(random, 21, VOCAB)
+    check_equal(
+        logits, params, "cuda", ranks=2, full=full, filtered=filtered, mode=mode, peers=False
+    )
+
+
 def test_many_draws_of_one_row_are_those_of_the_cpu() -> None:
     """Only float32 preselection could differ, in near ties: none in 20,000 draws."""
     random = np.random.default_rng(3)

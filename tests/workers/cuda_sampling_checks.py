@@ -61,10 +61,14 @@ def random_params(random: np.random.Generator, count: int, vary: bool = True) ->
 
 
 class InTurn:
-    """The collectives of `size` ranks that are threads of this process."""
+    """The collectives of `size` ranks that are threads of this process.
 
-    def __init__(self, size: int, device: str) -> None:
+    peers: whether they can write to each other's memory.
+    """
+
+    def __init__(self, size: int, device: str, peers: bool = True) -> None:
         self._size = size
+        self.peers = peers
         self.device = device
         self._barrier = threading.Barrier(size)
         self._turn = threading.Lock()
@@ -106,6 +110,7 @@ class _Rank(Unfused):
         self._group = group
         self.rank = rank
         self.size = size
+        self.has_peer_memory = group.peers
 
     def all_reduce(self, x: torch.Tensor) -> None:
         raise AssertionError("the sampler sums nothing")
@@ -114,6 +119,7 @@ class _Rank(Unfused):
         out.copy_(torch.stack(self._group.exchange(self.rank, mine)))
 
     def peer_memory(self, nbytes: int) -> Any:
+        assert self.has_peer_memory
         return _PeerMemory(self._group, self.rank, nbytes, self._group.device)
 
 
@@ -144,10 +150,11 @@ def sample(
     filtered: bool = True,
     mode: str = VOCAB,
     left: list[int] | None = None,
+    peers: bool = True,
 ) -> np.ndarray:
     """Tokens of logits [R, V] (on the device to test) by `ranks` ranks, which must agree.
 
-    left: gets each rank's number of rows that candidates have not decided.
+    left: gets each rank's number of rows that candidates have not decided.  peers: see InTurn.
     """
     device = str(logits.device)
     count, vocab = logits.shape
@@ -169,7 +176,7 @@ def sample(
         if left is not None:
             left.append(sampler.undecided)
 
-    InTurn(ranks, device).run(work)
+    InTurn(ranks, device, peers).run(work)
     for rank in range(1, ranks):
         assert np.array_equal(tokens[rank], tokens[0])
     return tokens[0]
@@ -185,13 +192,14 @@ def check_equal(
     filtered: bool = True,
     mode: str = VOCAB,
     left: list[int] | None = None,
+    peers: bool = True,
 ) -> None:
     """The GPU sampler gives the CPU sampler's tokens; slots are used in another order than rows."""
     count = len(logits)
     on_device = torch.from_numpy(np.ascontiguousarray(logits, np.float32)).to(device, dtype)
     slots = np.arange(count)[::-1].copy()
     positions = np.arange(count) * 977 + 3
-    tokens = sample(on_device, params, slots, positions, ranks, full, filtered, mode, left)
+    tokens = sample(on_device, params, slots, positions, ranks, full, filtered, mode, left, peers)
     expected = draw(on_device.float().cpu().numpy(), rows_of(slots, positions), params)
     wrong = np.flatnonzero(tokens != expected)
     assert not len(wrong), [

@@ -80,6 +80,49 @@ def test_our_kernel_sums_what_is_a_little_larger_in_pieces_where_it_is_the_faste
     assert summed.sizes == [SLAB_BYTES, SLAB_BYTES - 16]
 
 
+def test_where_gpus_do_not_map_each_other_all_goes_through_nccl(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made, _ = communicator(tuned=True)
+    made._symmetric = None
+    assert not made.has_peer_memory
+    asked: list[tuple[str, int]] = []
+    monkeypatch.setattr(dist, "all_reduce", lambda x: asked.append(("sum", x.nbytes)))
+    monkeypatch.setattr(
+        dist, "all_gather_into_tensor", lambda out, x: asked.append(("gather", x.nbytes))
+    )
+    x = torch.ones(4, 8, dtype=torch.bfloat16)
+    made.all_reduce(x)
+    assert made.sum_norm(x, x, torch.ones(8), 1e-6) is None and made.fusion_for(4, 64) == APART
+    made.all_gather(torch.zeros(3, dtype=torch.int32), torch.zeros(2, 3, dtype=torch.int32))
+    assert asked == [("sum", 64), ("gather", 12)]
+
+
+@pytest.mark.parametrize(
+    ("reachable", "variable", "others", "expected"),
+    [(True, None, 1, True), (False, None, 1, False), (True, "1", 1, False), (True, None, 0, False)],
+)
+def test_peers_are_used_where_all_ranks_can(
+    reachable: bool, variable: str | None, others: int, expected: bool,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    """others: what the least able of the other ranks has found."""
+    monkeypatch.delenv("NCCL_P2P_DISABLE", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("NCCL_P2P_DISABLE", variable)
+    asked: list[Any] = []
+
+    def can(device: torch.device, peer: int) -> bool:
+        asked.append(peer)
+        return reachable
+
+    monkeypatch.setattr(torch.cuda, "can_device_access_peer", can)
+    monkeypatch.setattr(dist, "all_reduce", lambda x, op: x.clamp_(max=others))
+    assert cuda._all_map(torch.device("cpu", 0), 3) == expected
+    assert asked == ([] if variable else [1, 2] if reachable else [1])
+    assert ("slower" in caplog.text) != expected
+
+
 def test_sums_that_are_not_tuned_all_go_one_way() -> None:
     made, summed = communicator(tuned=False)
     for rows in (0, 1, 512, 2500):
@@ -95,11 +138,21 @@ def test_sums_that_are_not_tuned_all_go_one_way() -> None:
 def test_a_batch_invariant_group_is_not_tuned(
     batch_invariant: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = Mock()
+    made = Mock(has_peer_memory=False, size=2)
     monkeypatch.setattr(cuda, "CudaCommunicator", Mock(return_value=made))
     engine = Mock(tp=2, dtype="bfloat16", step_timeout_s=1.0, batch_invariant=batch_invariant)
     found = cuda.create_communicator(Mock(engine=engine), {}, torch.device("cpu"), 64)
     assert found is made and made.tune.called != batch_invariant
+
+
+def test_more_than_two_ranks_are_not_batch_invariant_by_nccl(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = Mock(has_peer_memory=False, size=4)
+    monkeypatch.setattr(cuda, "CudaCommunicator", Mock(return_value=made))
+    engine = Mock(tp=4, dtype="bfloat16", step_timeout_s=1.0, batch_invariant=True)
+    with pytest.raises(GroupNotFormed, match="not to be had on 4 ranks"):
+        cuda.create_communicator(Mock(engine=engine), {}, torch.device("cpu"), 64)
 
 
 def test_ranks_that_come_late_share_one_deadline(tmp_path: Path) -> None:

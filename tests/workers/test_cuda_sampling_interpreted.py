@@ -146,8 +146,23 @@ def test_ranks_agree_with_the_cpu(mode: str, ranks: int, full: bool, filtered: b
     check_equal(logits, params, "cpu", ranks=ranks, full=full, filtered=filtered, mode=mode)
 
 
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("mode", MODES)
+def test_ranks_without_peer_memory_agree_with_the_cpu(mode: str, full: bool) -> None:
+    random = np.random.default_rng(13)
+    logits = np.concatenate([random.normal(0, 3, (4, 300)), adversarial_rows(random, 300)[4:8]])
+    params = random_params(random, len(logits))
+    if not full:
+        params.temperature[:] = 0
+    for dtype in (torch.float32, torch.bfloat16):
+        check_equal(
+            logits, params, "cpu", dtype, ranks=2, full=full, filtered=full, mode=mode, peers=False
+        )
+
+
+@pytest.mark.parametrize("peers", [True, False])
 def test_candidates_decide_rows_and_the_others_are_sampled_whole(
-    monkeypatch: pytest.MonkeyPatch,
+    peers: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Many small tiles, so that shards have something to choose from."""
     for module in (row_kernels, shards):
@@ -167,7 +182,8 @@ def test_candidates_decide_rows_and_the_others_are_sampled_whole(
         Filters(top_p=0.999), Filters(top_k=200, top_p=0.5), Filters(top_k=4), Filters(top_k=3),
     ]  # fmt: skip
     left: list[int] = []
-    check_equal(logits, params_of(*by[::-1], seeds=list(range(10))), "cpu", ranks=2, left=left)
+    params = params_of(*by[::-1], seeds=list(range(10)))
+    check_equal(logits, params, "cpu", ranks=2, left=left, peers=peers)
     # The nucleus and the 200 best are more than 16 a shard; ties may be.
     assert left in ([2, 2], [3, 3])
 

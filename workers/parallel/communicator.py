@@ -75,12 +75,20 @@ class HostCommunicator(Communicator, Protocol):
 class DeviceCommunicator(Communicator, Protocol):
     """With what the GPU sampler needs: into buffers of the caller, in the current stream."""
 
+    @property
+    def has_peer_memory(self) -> bool:
+        """Whether ranks can write to each other's memory; the same on all of them."""
+        ...
+
     def all_gather(self, mine: torch.Tensor, out: torch.Tensor) -> None:
         """out [size, *mine.shape] = every rank's `mine`, in the order of the ranks."""
         ...
 
     def peer_memory(self, nbytes: int) -> PeerMemory:
-        """nbytes of every rank for all to write to; a collective, at start-up."""
+        """nbytes of every rank for all to write to; a collective, at start-up.
+
+        Only where there is has_peer_memory.
+        """
         ...
 
 
@@ -104,6 +112,7 @@ class SingleRank(Unfused):
 
     rank = 0
     size = 1
+    has_peer_memory = False
 
     def all_reduce(self, x: torch.Tensor) -> None:
         pass

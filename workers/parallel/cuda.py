@@ -5,11 +5,12 @@ GPU after that.  Three ways to sum, of which `tune` measures the best by size:
 
     one_shot   our kernel (one_shot.py): copies, meets and sums in one launch, or some pieces
     two_shot   PyTorch's, over symmetric memory: every rank sums a part for all
-    nccl       for what is much larger than the symmetric memory
+    nccl       for what is much larger than the symmetric memory, or where there is none
 
 The first adds in float32 in the order of the ranks; the others add bfloat16,
-which is the same for two ranks.  All give every rank the same bits.  NVLink
-multicast is never asked for.
+which is the same for two ranks.  All give every rank the same bits.  There is
+symmetric memory where the driver lets each GPU map every other one's, over NVLink or PCIe;
+NCCL_P2P_DISABLE=1 says that it is not to be used.  NVLink multicast stays off (multicast.py).
 
 A sum that is added to the residual stream and normalised can be all of that in
 one kernel (sum_norm.py); that, too, is where it is measured to be faster.
@@ -24,6 +25,7 @@ name the missing ranks.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -34,32 +36,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.distributed._symmetric_memory as symmetric_memory
-import triton
-from torch._C._distributed_c10d import _SymmetricMemory
 
-from ..kernels.cuda.ahead import part_of
-from ..kernels.cuda.norm import norm_warps, rms_norm
-from ..kernels.cuda.overlap import overlapped
+from ..kernels.cuda.norm import rms_norm
 from .graph_time import graph_us
-from .one_shot import PROGRAMS, block_of, one_shot
+from .multicast import stay_off
 from .peers import CudaPeerMemory
 from .sum_bytes import PIECES_BYTES, SLAB_BYTES
-from .sum_norm import NORM_PROGRAMS, NOTHING, sum_norm
+from .symmetric import ALIGNMENT, SymmetricMemory, map_on_all
 
 if TYPE_CHECKING:
     from ...ipc.config import ActorSpec
+
+_log = logging.getLogger(__name__)
 
 ONE_SHOT, TWO_SHOT, NCCL = METHODS = ("one_shot", "two_shot", "nccl")
 
 APART, TOGETHER = FUSIONS = ("apart", "together")
 """How a sum is normalised: by two kernels, or by one (sum_norm.py)."""
-
-_INBOX_BYTES = 4 << 20
-"""What a rank may send for one sum_norm: 512 rows of 4,096 in bfloat16."""
-
-_AHEAD_BYTES = 8 << 20
-"""Of the next weights, fetched beside a sum_norm (ahead.py): as much as comes in its time."""
 
 _FORMING_S = 300.0
 """How long a rank waits for others that still load their weights."""
@@ -67,8 +60,9 @@ _FORMING_S = 300.0
 _LAST_LOOK_S = 0.01
 """For each rank, when that time is over."""
 
-_ALIGNMENT = 16
 _FIRST_SIZE_BITS = 13
+_NO_PEERS = "NCCL_P2P_DISABLE"
+"""A variable that users of machines know on which GPUs can map each other and had better not."""
 _ARRIVED = "albireo/rank{}"
 
 
@@ -87,9 +81,20 @@ def create_communicator(
     communicator = CudaCommunicator(
         path, spec.rank, spec.engine.tp, device, max(spec.engine.step_timeout_s, _FORMING_S)
     )
-    if not spec.engine.batch_invariant:
+    if spec.engine.batch_invariant:
+        _check_invariant(communicator)
+    else:
         communicator.tune(width, getattr(torch, spec.engine.dtype))
     return communicator
+
+
+def _check_invariant(communicator: CudaCommunicator) -> None:
+    if not communicator.has_peer_memory and communicator.size > 2:
+        raise GroupNotFormed(
+            f"--batch-invariant is not to be had on {communicator.size} ranks whose GPUs do not "
+            "map each other's memory: NCCL adds in an order that depends on the size of the sum. "
+            "Use two ranks, or GPUs with NVLink or peer access over PCIe"
+        )
 
 
 class CudaCommunicator:
@@ -109,7 +114,9 @@ class CudaCommunicator:
         self.rank = rank
         self.size = size
         self._device = device
+        stay_off()
         store = _meet(store_path, rank, size, timeout_s)
+        self._symmetric: SymmetricMemory | None = None
         try:
             dist.init_process_group(
                 "nccl",
@@ -123,7 +130,8 @@ class CudaCommunicator:
             assert group is not None
             self._group: Any = group
             self._group_name: Any = group.group_name
-            self._symmetric = _Symmetric(rank, size, device, group)
+            if _all_map(device, size):
+                self._symmetric = SymmetricMemory(rank, size, device, group)
         except RuntimeError as error:
             raise GroupNotFormed(
                 f"rank {rank} of {size} ({device}) could not connect to the other ranks' GPUs: "
@@ -133,6 +141,11 @@ class CudaCommunicator:
         self._method_by_bits: tuple[str, ...] = ()
         self._fusion_by_bits: tuple[str, ...] = ()
         self._rows_of: tuple[int, torch.dtype] | None = None
+
+    @property
+    def has_peer_memory(self) -> bool:
+        """See DeviceCommunicator."""
+        return self._symmetric is not None
 
     def all_reduce(self, x: torch.Tensor) -> None:
         """Sums x over all ranks, in place; x is contiguous, bfloat16 or float32."""
@@ -146,20 +159,23 @@ class CudaCommunicator:
 
     def all_gather(self, mine: torch.Tensor, out: torch.Tensor) -> None:
         """out [size, *mine.shape] = every rank's `mine`, in the order of the ranks; contiguous."""
-        if mine.element_size() == 4 and mine.numel() * 4 <= SLAB_BYTES:
+        small = mine.element_size() == 4 and mine.numel() * 4 <= SLAB_BYTES
+        if small and self._symmetric is not None:
             self._symmetric.launch(mine.view(torch.int32), out.view(torch.int32), reduce=False)
         else:
             dist.all_gather_into_tensor(out.view(-1), mine.view(-1))
 
     def peer_memory(self, nbytes: int) -> CudaPeerMemory:
-        """nbytes on every rank, zero; all ranks ask for the same, before they capture graphs."""
-        flags_at = -(-nbytes // _ALIGNMENT) * _ALIGNMENT
+        """See DeviceCommunicator.  They are zero; before graphs are captured."""
+        flags_at = -(-nbytes // ALIGNMENT) * ALIGNMENT
         total = flags_at + 4 * self.size
-        memory, addresses = _map(total, self.rank, self._device, self._group)
+        memory, addresses = map_on_all(total, self.rank, self._device, self._group)
         return CudaPeerMemory(memory, addresses, self.rank, flags_at)
 
     def method_for(self, nbytes: int) -> str:
         """How all_reduce sums nbytes; see the module."""
+        if self._symmetric is None:
+            return NCCL
         if not self._method_by_bits:
             return ONE_SHOT
         if nbytes > SLAB_BYTES:
@@ -179,13 +195,21 @@ class CudaCommunicator:
     ) -> torch.Tensor | None:
         """See Communicator."""
         rows, width = x.shape
-        if self.fusion_for(rows, x.nbytes) == APART or (width, x.dtype) != self._rows_of:
+        symmetric = self._symmetric
+        if (
+            symmetric is None
+            or self.fusion_for(rows, x.nbytes) == APART
+            or (width, x.dtype) != self._rows_of
+        ):
             return None
-        return self._symmetric.sum_norm(x, residual, weight, eps, inner, ahead)
+        return symmetric.sum_norm(x, residual, weight, eps, inner, ahead)
 
     def fusion_for(self, rows: int, nbytes: int) -> str:
         """How sum_norm does rows of nbytes in all."""
-        if not rows or not self._fusion_by_bits or not self._symmetric.fits(rows, nbytes):
+        symmetric = self._symmetric
+        if symmetric is None or not rows or not self._fusion_by_bits:
+            return APART
+        if not symmetric.fits(rows, nbytes):
             return APART
         bits = min((rows - 1).bit_length(), len(self._fusion_by_bits) - 1)
         return self._fusion_by_bits[bits]
@@ -197,20 +221,22 @@ class CudaCommunicator:
 
         All ranks call it together; takes about a second.  Returns microseconds by bytes
         and method of all_reduce, and by rows and fusion of sum_norm; they are rank 0's
-        own on rank 0.
+        own on rank 0.  Without symmetric memory there is nothing to choose: NCCL's alone.
         """
+        symmetric = self._symmetric
+        methods = (NCCL,) if symmetric is None else METHODS
         sums: dict[int, dict[str, float]] = {}
         for bits in range(_FIRST_SIZE_BITS, SLAB_BYTES.bit_length()):
             x = torch.zeros((1 << bits) // 2, dtype=torch.bfloat16, device=self._device)
             sums[1 << bits] = {
-                method: graph_us(partial(self._sum, x, method), self._device) for method in METHODS
+                method: graph_us(partial(self._sum, x, method), self._device) for method in methods
             }
         self._method_by_bits = self._agree(sums, METHODS)
         norms: dict[int, dict[str, float]] = {}
         self._rows_of = width, dtype
         rows = 1
-        while self._symmetric.fits(rows, rows * width * dtype.itemsize):
-            norms[rows] = self._measure_norms(rows, width, dtype)
+        while symmetric is not None and symmetric.fits(rows, rows * width * dtype.itemsize):
+            norms[rows] = self._measure_norms(symmetric, rows, width, dtype)
             rows *= 2
         self._fusion_by_bits = self._agree(norms, FUSIONS)
         self.sums_us = fastest_sums(sums, norms, width * dtype.itemsize)
@@ -226,7 +252,9 @@ class CudaCommunicator:
         dist.broadcast(table, 0)
         return tuple(names[index] for index in table.tolist())
 
-    def _measure_norms(self, rows: int, width: int, dtype: torch.dtype) -> dict[str, float]:
+    def _measure_norms(
+        self, symmetric: SymmetricMemory, rows: int, width: int, dtype: torch.dtype
+    ) -> dict[str, float]:
         x, residual = (torch.zeros(rows, width, dtype=dtype, device=self._device) for _ in "xr")
         weight = torch.ones(width, device=self._device)
 
@@ -235,7 +263,7 @@ class CudaCommunicator:
             rms_norm(x, residual, weight, 1e-6)
 
         def together() -> None:
-            self._symmetric.sum_norm(x, residual, weight, 1e-6, None, None)
+            symmetric.sum_norm(x, residual, weight, 1e-6, None, None)
 
         ways: dict[str, Callable[[], None]] = {APART: apart, TOGETHER: together}
         return {way: graph_us(run, self._device) for way, run in ways.items()}
@@ -246,17 +274,19 @@ class CudaCommunicator:
             dist.destroy_process_group()
 
     def _sum(self, x: torch.Tensor, method: str) -> None:
+        if method == NCCL:
+            dist.all_reduce(x)
+            return
+        assert self._symmetric is not None
         if method == ONE_SHOT:
             whole = x.nbytes <= SLAB_BYTES
             for piece in (x,) if whole else x.view(-1).split(SLAB_BYTES // x.element_size()):
                 self._symmetric.launch(piece, piece, reduce=True)
-        elif method == TWO_SHOT:
+        else:
             shared = self._symmetric.part(x.numel(), x.dtype)
             shared.copy_(x.view(-1))
             torch.ops.symm_mem.two_shot_all_reduce_(shared, "sum", self._group_name)
             x.view(-1).copy_(shared)
-        else:
-            dist.all_reduce(x)
 
 
 def fastest_sums(
@@ -280,89 +310,25 @@ def fastest_sums(
     return {nbytes: round(us, 2) for nbytes, us in found.items()}
 
 
-class _Symmetric:
-    """Memory that all ranks have mapped: a part for two_shot, then what our kernels need.
+def _all_map(device: torch.device, size: int) -> bool:
+    """Whether every GPU of the group can map every other one's memory: all ranks have the answer.
 
-    part | slab | slab | flags | inbox | inbox     see one_shot.py and sum_norm.py
+    A process sees the group's GPUs, numbered by rank.
     """
-
-    def __init__(self, rank: int, size: int, device: torch.device, group: Any) -> None:
-        self._rank = rank
-        self._size = size
-        flag_bytes = -(-PROGRAMS * size * 4 // _ALIGNMENT) * _ALIGNMENT
-        inboxes_at = 3 * SLAB_BYTES + flag_bytes
-        total = inboxes_at + 2 * size * _INBOX_BYTES
-        self._memory, start = _map(total, rank, device, group)
-        self._slabs = start + SLAB_BYTES
-        self._flags = start + 3 * SLAB_BYTES
-        self._inboxes = start + inboxes_at
-        self._memory[inboxes_at:].view(torch.int32).fill_(NOTHING)
-        _barrier(device)
-        self._epochs = torch.zeros(PROGRAMS, dtype=torch.int32, device=device)
-        self._norm_epochs = torch.zeros(NORM_PROGRAMS, dtype=torch.int32, device=device)
-
-    def part(self, length: int, dtype: torch.dtype) -> torch.Tensor:
-        """Symmetric memory of `length` values, at most SLAB_BYTES."""
-        return self._memory[: length * dtype.itemsize].view(dtype)
-
-    def launch(self, x: torch.Tensor, out: torch.Tensor, reduce: bool) -> None:
-        """See one_shot."""
-        length = x.numel()
-        one_shot[(PROGRAMS,)](
-            x, out, self._slabs, self._flags, self._epochs, length, SLAB_BYTES, self._rank,
-            SIZE=self._size, BLOCK=block_of(length), REDUCE=reduce,
-            num_warps=8, **overlapped(x.device),
-        )  # fmt: skip
-
-    def fits(self, rows: int, nbytes: int) -> bool:
-        """Whether sum_norm can do it: each row is where 16 bytes can be loaded at once."""
-        return nbytes <= _INBOX_BYTES and nbytes // rows % _ALIGNMENT == 0
-
-    def sum_norm(
-        self,
-        x: torch.Tensor,
-        residual: torch.Tensor,
-        weight: torch.Tensor,
-        eps: float,
-        inner: torch.Tensor | None,
-        ahead: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """See sum_norm.py; x fits()."""
-        rows, width = x.shape
-        padded = triton.next_power_of_2(width)
-        out = torch.empty_like(x)
-        warps = norm_warps(padded)
-        fetch = part_of(ahead, _AHEAD_BYTES, 32 * warps)
-        programs = min(rows, NORM_PROGRAMS)
-        sum_norm[(programs + fetch.programs,)](
-            x, residual, weight if inner is None else inner, weight, out,
-            self._inboxes, self._norm_epochs, rows, programs, _INBOX_BYTES // 4, self._rank, eps,
-            x if ahead is None else ahead, fetch.rows, fetch.row_bytes, fetch.part_bytes,
-            SIZE=self._size, WIDTH=width, PADDED=padded, INNER=inner is not None,
-            THREADS=32 * warps, num_warps=warps, **overlapped(x.device),
-        )  # fmt: skip
-        return out
-
-
-def _map(
-    nbytes: int, rank: int, device: torch.device, group: Any
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(this rank's uint8 [nbytes], zero; int64 [size], the addresses of all ranks')."""
-    # What symmetric_memory.empty() calls, which imports SymPy on the way: 0.3 to 2.6 s.
-    memory = _SymmetricMemory.empty_strided_p2p((nbytes,), (1,), torch.uint8, device)
-    memory.zero_()
-    handle = symmetric_memory.rendezvous(memory, group)
-    # An allocation may lie inside a larger block, at the same place on every rank.
-    inside = memory.data_ptr() - handle.buffer_ptrs[rank]
-    start = torch.tensor(handle.buffer_ptrs, dtype=torch.int64, device=device) + inside
-    _barrier(device)
-    return memory, start
-
-
-def _barrier(device: torch.device) -> None:
-    """Nobody's memory may be touched before it is as it begins."""
-    dist.barrier(device_ids=[device.index])
-    torch.cuda.synchronize(device)
+    others = (peer for peer in range(size) if peer != device.index)
+    mine = os.environ.get(_NO_PEERS) != "1" and all(
+        torch.cuda.can_device_access_peer(device, peer) for peer in others
+    )
+    all_ones = torch.tensor([int(mine)], dtype=torch.int32, device=device)
+    dist.all_reduce(all_ones, op=dist.ReduceOp.MIN)
+    found = bool(all_ones.item())
+    if not found:
+        _log.warning(
+            "the GPUs of this group do not map each other's memory (%s, or no path for it): all "
+            "they do together goes through NCCL, which is slower",
+            _NO_PEERS,
+        )
+    return found
 
 
 def _meet(store_path: str, rank: int, size: int, timeout_s: float) -> Any:

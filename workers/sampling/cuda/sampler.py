@@ -9,6 +9,9 @@ have the three ways of sampling/sampler.py to the same tokens:
     vocab      every rank reduces its shard, and candidates are exchanged (shards.py);
                rows they do not decide go the way of `sequence` in the same graph
 
+Where ranks cannot write to each other's memory, whole rows have one way: all ranks get, and
+sample, all of them (gathered.py).
+
 `auto` takes the fastest for a kind and a number of rows by a table that rank 0 measures
 (tune), and that all ranks have: so all capture, and replay, the same.  The tokens are
 those of the CPU sampler for the same logits (see arithmetic.py), whatever the way.
@@ -22,6 +25,7 @@ from types import SimpleNamespace
 import torch
 
 from ...parallel.communicator import DeviceCommunicator, SingleRank
+from .gathered import GatheredRows
 from .moving import WholeRows
 from .row_kernels import RowKernels, Rows, SlotParameters
 from .shards import ShardSampler
@@ -73,7 +77,8 @@ class CudaSampler:
             self._alone = RowKernels(max_rows, width, 1, first_id, device)
             self._alone.add_filters(max_rows, device)
         else:
-            self._whole = WholeRows(max_rows, width, self._communicator, device)
+            whole = WholeRows if self._communicator.has_peer_memory else GatheredRows
+            self._whole = whole(max_rows, width, self._communicator, device)
             if mode in (VOCAB, AUTO):
                 self._shards = ShardSampler(max_rows, width, first_id, self._communicator, device)
 
