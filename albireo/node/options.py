@@ -23,6 +23,8 @@ class OptionError(ValueError):
 
 
 _MOST_COUNT = (1 << 31) - 1
+_MOST_STEP_TOKENS = 1 << 17
+"""A launch has 65,535 tiles of prompts' rows at most, of four tokens where 16 heads share keys."""
 _AtLeast1 = Annotated[int, msgspec.Meta(ge=1, le=_MOST_COUNT)]
 _AtLeast0 = Annotated[int, msgspec.Meta(ge=0, le=_MOST_COUNT)]
 _Seed = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
@@ -76,7 +78,7 @@ class NodeOptions(msgspec.Struct, frozen=True, kw_only=True):
     load_format: Annotated[str, _one_of(LOAD_FORMATS)] = "auto"
     max_model_len: Annotated[int, msgspec.Meta(ge=2, le=_MOST_COUNT)] | None = None
     max_num_seqs: Annotated[int, msgspec.Meta(ge=1, le=MOST_SEQS)] = 256
-    max_num_batched_tokens: Annotated[int, msgspec.Meta(ge=1, le=1 << 20)] | None = None
+    max_num_batched_tokens: Annotated[int, msgspec.Meta(ge=1, le=_MOST_STEP_TOKENS)] | None = None
     max_num_queued_reqs: _AtLeast0 = 1024
     max_num_reqs_per_tenant: _AtLeast0 = 0
     tenant_weights: dict[str, _Weight] = {}
@@ -93,7 +95,7 @@ class NodeOptions(msgspec.Struct, frozen=True, kw_only=True):
     enable_prefix_caching: bool = True
     swap_space_gib: _Amount = 0.0
     itl_target_ms: _Amount = 0.0
-    mixed_step_tokens: Annotated[int, msgspec.Meta(ge=0, le=1 << 20)] | None = None
+    mixed_step_tokens: Annotated[int, msgspec.Meta(ge=0, le=_MOST_STEP_TOKENS)] | None = None
     cuda_graphs: bool = True
     async_scheduling: bool = True
     async_output: bool = True

@@ -56,7 +56,7 @@ def test_groups_are_counted_before_they_are_listed() -> None:
     ("field", "value"),
     [
         ("max_model_len", 1),
-        ("max_num_batched_tokens", (1 << 20) + 1),
+        ("max_num_batched_tokens", (1 << 17) + 1),
         ("max_num_queued_reqs", 1 << 64),
         ("max_num_reqs_per_tenant", 1 << 31),
         ("max_failovers", 1 << 31),

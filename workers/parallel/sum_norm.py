@@ -29,8 +29,8 @@ from ..kernels.cuda.norm import finish_row
 from ..kernels.cuda.overlap import come_up, wait
 
 NORM_PROGRAMS = 256
-"""At most, besides those that fetch.  Each waits for its like on the other ranks: where not all run
-at once, as with rows of 8,192, GPUs start them in the order of their numbers, the same everywhere."""
+"""At most, besides those that fetch.  Each waits for its like on the other ranks: where not all of
+them run at once (rows of 8,192), GPUs start them in the order of their numbers, on every rank."""
 
 NOTHING = -0x7FFF8000
 """As int32: 0x80008000, two bfloat16 of -0.0, and a float32 of less than 1e-40."""
