@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import random
 
 import pytest
 import torch
@@ -47,6 +48,12 @@ def test_row_wise(dtype: torch.dtype) -> None:
         checks.check_activations(kernels(dtype), dtype, 33, width)
     for hidden in (576, 4096):
         checks.check_embed(kernels(dtype), dtype, hidden)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("seed", range(3))
+def test_drawn_shapes(dtype: torch.dtype, seed: int) -> None:
+    checks.check_drawn_shapes(kernels(dtype, bool(seed % 2)), dtype, random.Random(seed), 8192)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

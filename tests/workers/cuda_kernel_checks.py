@@ -133,14 +133,29 @@ def check_embed(k: Kernels, dtype: torch.dtype, hidden: int) -> None:
     assert torch.equal(got.cpu(), expected)
 
 
+def check_drawn_shapes(k: Kernels, dtype: torch.dtype, chance: random.Random, most: int) -> None:
+    """All that takes rows as they are, of up to `most` numbers."""
+    hidden, n = (8 * chance.randint(2, most // 8) for _ in range(2))
+    check_norm(k, dtype, chance.randint(1, 150), hidden)
+    check_activations(k, dtype, chance.randint(1, 150), chance.randint(3, most))
+    check_embed(k, dtype, hidden)
+    rows = (1, chance.randint(2, 64), chance.randint(65, 300))
+    check_linear(k, dtype, n, hidden, chance.choice((None, torch.float32)), rows)
+
+
 def check_linear(
-    k: Kernels, dtype: torch.dtype, n: int, width: int, out: torch.dtype | None = None
+    k: Kernels,
+    dtype: torch.dtype,
+    n: int,
+    width: int,
+    out: torch.dtype | None = None,
+    many: Sequence[int] = (1, 5, 70),
 ) -> None:
     """Also that a row alone gives the same bits, where the kernels say so."""
     torch.manual_seed(n)
     weight, bias = torch.randn(n, width).to(dtype), torch.randn(n).to(dtype)
     for with_bias in (False, True):
-        for rows in (1, 5, 70):
+        for rows in many:
             x = torch.randn(rows, width).to(dtype)
             packed = k.pack_linear(weight, bias if with_bias else None, out)
             got = k.linear(x.to(k.device), packed)

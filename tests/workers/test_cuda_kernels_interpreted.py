@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import random
 
 import pytest
 import torch
@@ -52,6 +53,12 @@ def test_activations(dtype: torch.dtype, width: int) -> None:
 @pytest.mark.parametrize("hidden", [24, 2100])
 def test_embed(dtype: torch.dtype, hidden: int) -> None:
     checks.check_embed(kernels(dtype), dtype, hidden)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("seed", range(6))
+def test_drawn_shapes(dtype: torch.dtype, seed: int) -> None:
+    checks.check_drawn_shapes(kernels(dtype, bool(seed % 2)), dtype, random.Random(seed), 400)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
