@@ -83,7 +83,7 @@ def test_what_is_wrong_is_said(node_home: Path, words: tuple[str, ...], reason: 
     [
         ("--seed", "999999999999999999999999", "-9223372036854775808<=x<=9223372036854775807"),
         ("--max-num-queued-reqs", str(1 << 64), "0<=x<=2147483647"),
-        ("--max-num-batched-tokens", "9999999", "1<=x<=1048576"),
+        ("--max-num-batched-tokens", "9999999", "1<=x<=131072"),
         ("--journal-max-mib", "9999999", "16<=x<=1048576"),
         ("--swap-space", "1e300", "0<=x<=1000000000.0"),
         ("--kv-cache-gib", "0", "0<x<=1000000000.0"),
