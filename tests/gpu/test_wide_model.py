@@ -24,6 +24,7 @@ from albireo.workers.kernels import create  # noqa: E402
 from albireo.workers.models.load import load_model, read_config  # noqa: E402
 
 from ..workers.paged_run import PagedRun  # noqa: E402
+from ..workers.tiny_models import draw_weights  # noqa: E402
 
 _VOCAB = 32_768
 _MANY = [[(17 * i + 31 * j) % _VOCAB for j in range(10)] for i in range(256)]
@@ -45,12 +46,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, PreTr
         model = AutoModelForCausalLM.from_config(
             config, dtype=torch.bfloat16, attn_implementation="eager"
         ).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "norm" in name:
-                parameter.uniform_(0.5, 1.5)
-            else:
-                parameter.normal_(std=0.02)
+    draw_weights(model, 0.02)
     directory = tmp_path_factory.mktemp("wide")
     model.save_pretrained(directory)
     yield directory, model

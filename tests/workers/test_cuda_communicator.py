@@ -47,9 +47,6 @@ class Summed:
         x.mul_(2)
         self.sizes.append(x.nbytes)
 
-    def fits(self, rows: int, nbytes: int) -> bool:
-        return True
-
 
 def communicator(tuned: bool) -> tuple[CudaCommunicator, Summed]:
     """tuned: with tables in which every way is somewhere the fastest."""
@@ -80,11 +77,12 @@ def test_our_kernel_sums_what_is_a_little_larger_in_pieces_where_it_is_the_faste
     assert summed.sizes == [SLAB_BYTES, SLAB_BYTES - 16]
 
 
+@pytest.mark.parametrize("methods", [(), (NCCL,) * 11], ids=["untuned", "tuned"])
 def test_where_gpus_do_not_map_each_other_all_goes_through_nccl(
-    monkeypatch: pytest.MonkeyPatch,
+    methods: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made, _ = communicator(tuned=True)
-    made._symmetric = None
+    made, _ = communicator(tuned=False)
+    made._symmetric, made._method_by_bits = None, methods
     assert not made.has_peer_memory
     asked: list[tuple[str, int]] = []
     monkeypatch.setattr(dist, "all_reduce", lambda x: asked.append(("sum", x.nbytes)))

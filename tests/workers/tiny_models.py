@@ -87,6 +87,16 @@ _GEMMA = {
 _ALL_SLIDING = {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 0}
 
 
+def draw_weights(model: PreTrainedModel, std: float) -> None:
+    """Norms between 0.5 and 1.5, all others of a normal distribution."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.uniform_(0.5, 1.5)
+            else:
+                parameter.normal_(std=std)
+
+
 @dataclass(frozen=True, slots=True)
 class Tiny:
     """One model: its transformers config, and the TP degree it is also run with."""
@@ -101,12 +111,7 @@ class Tiny:
         config = self.config_class(**{**_COMMON, **self.settings})
         model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
         model.float().eval()
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if "norm" in name:
-                    parameter.uniform_(0.5, 1.5)
-                else:
-                    parameter.normal_(std=0.2)
+        draw_weights(model, 0.2)
         return model
 
 

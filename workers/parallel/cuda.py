@@ -42,7 +42,7 @@ from .graph_time import graph_us
 from .multicast import stay_off
 from .peers import CudaPeerMemory
 from .sum_bytes import PIECES_BYTES, SLAB_BYTES
-from .symmetric import ALIGNMENT, SymmetricMemory, map_on_all
+from .symmetric import ALIGNMENT, SymmetricMemory, fits, map_on_all
 
 if TYPE_CHECKING:
     from ...ipc.config import ActorSpec
@@ -174,10 +174,8 @@ class CudaCommunicator:
 
     def method_for(self, nbytes: int) -> str:
         """How all_reduce sums nbytes; see the module."""
-        if self._symmetric is None:
-            return NCCL
         if not self._method_by_bits:
-            return ONE_SHOT
+            return NCCL if self._symmetric is None else ONE_SHOT
         if nbytes > SLAB_BYTES:
             in_pieces = nbytes <= PIECES_BYTES and self._method_by_bits[-1] == ONE_SHOT
             return ONE_SHOT if in_pieces else NCCL
@@ -195,21 +193,14 @@ class CudaCommunicator:
     ) -> torch.Tensor | None:
         """See Communicator."""
         rows, width = x.shape
-        symmetric = self._symmetric
-        if (
-            symmetric is None
-            or self.fusion_for(rows, x.nbytes) == APART
-            or (width, x.dtype) != self._rows_of
-        ):
+        if self.fusion_for(rows, x.nbytes) == APART or (width, x.dtype) != self._rows_of:
             return None
-        return symmetric.sum_norm(x, residual, weight, eps, inner, ahead)
+        assert self._symmetric is not None
+        return self._symmetric.sum_norm(x, residual, weight, eps, inner, ahead)
 
     def fusion_for(self, rows: int, nbytes: int) -> str:
         """How sum_norm does rows of nbytes in all."""
-        symmetric = self._symmetric
-        if symmetric is None or not rows or not self._fusion_by_bits:
-            return APART
-        if not symmetric.fits(rows, nbytes):
+        if not rows or not self._fusion_by_bits or not fits(rows, nbytes):
             return APART
         bits = min((rows - 1).bit_length(), len(self._fusion_by_bits) - 1)
         return self._fusion_by_bits[bits]
@@ -235,7 +226,7 @@ class CudaCommunicator:
         norms: dict[int, dict[str, float]] = {}
         self._rows_of = width, dtype
         rows = 1
-        while symmetric is not None and symmetric.fits(rows, rows * width * dtype.itemsize):
+        while symmetric is not None and fits(rows, rows * width * dtype.itemsize):
             norms[rows] = self._measure_norms(symmetric, rows, width, dtype)
             rows *= 2
         self._fusion_by_bits = self._agree(norms, FUSIONS)

@@ -31,6 +31,11 @@ _AHEAD_BYTES = 8 << 20
 """Of the next weights, fetched beside a sum_norm (ahead.py): as much as comes in its time."""
 
 
+def fits(rows: int, nbytes: int) -> bool:
+    """Whether sum_norm can do it: each row is where 16 bytes can be loaded at once."""
+    return nbytes <= _INBOX_BYTES and nbytes // rows % ALIGNMENT == 0
+
+
 class SymmetricMemory:
     """What a rank's collectives by kernels of ours need; all ranks make theirs together."""
 
@@ -61,10 +66,6 @@ class SymmetricMemory:
             SIZE=self._size, BLOCK=block_of(length), REDUCE=reduce,
             num_warps=8, **overlapped(x.device),
         )  # fmt: skip
-
-    def fits(self, rows: int, nbytes: int) -> bool:
-        """Whether sum_norm can do it: each row is where 16 bytes can be loaded at once."""
-        return nbytes <= _INBOX_BYTES and nbytes // rows % ALIGNMENT == 0
 
     def sum_norm(
         self,

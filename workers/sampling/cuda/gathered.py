@@ -8,6 +8,7 @@ with all others, whether there are any or not.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 class GatheredRows:
     """In place of moving.WholeRows, of which see the parameters and `undecided`.
 
-    Rows are taken in parts of max_rows / size, so it needs as much memory.
+    Rows are taken in parts of max_rows / size, so that it needs little more memory.
     """
 
     def __init__(
@@ -37,35 +38,36 @@ class GatheredRows:
         self._mine = torch.zeros(self._most * width, device=device)
         self._everyones = torch.zeros(communicator.size * self._most * width, device=device)
         self._numbers = torch.arange(max_rows, dtype=torch.int32, device=device)
-        self._none = torch.full((self._most,), -1, dtype=torch.int32, device=device)
         self._tokens = torch.zeros(self._most, dtype=torch.int32, device=device)
         self.undecided = torch.zeros(1, dtype=torch.int64, device=device)
 
     def sample_all(self, rows: Rows, out: torch.Tensor, full: bool, filtered: bool) -> None:
         """Every rank samples every row."""
-        for start in range(0, rows.length, self._most):
-            which = self._numbers[start : min(start + self._most, rows.length)]
-            gathered = self._gather(rows, start, which)
-            self._kernels.sample(gathered, out[start : start + len(which)], full, filtered)
+        for part in self._parts(rows):
+            gathered = self._gather(rows, part, self._numbers[part])
+            self._kernels.sample(gathered, out[part], full, filtered)
 
     sample_shares = sample_all
 
     def sample_undecided(self, rows: Rows, out: torch.Tensor) -> None:
         """The rows that are UNDECIDED in out."""
-        for start in range(0, rows.length, self._most):
-            numbers = self._numbers[start : min(start + self._most, rows.length)]
-            part, tokens = out[start : start + len(numbers)], self._tokens[: len(numbers)]
-            undecided = part == UNDECIDED.value
-            which = torch.where(undecided, numbers, self._none[: len(numbers)])
-            self._kernels.sample(self._gather(rows, start, which), tokens, True, True)
-            torch.where(undecided, tokens, part, out=part)
+        for part in self._parts(rows):
+            undecided = out[part] == UNDECIDED.value
+            which = self._numbers[part].masked_fill(~undecided, -1)
+            tokens = self._tokens[: len(which)]
+            self._kernels.sample(self._gather(rows, part, which), tokens, True, True)
+            torch.where(undecided, tokens, out[part], out=out[part])
             self.undecided += undecided.sum()
 
-    def _gather(self, rows: Rows, start: int, which: torch.Tensor) -> Rows:
-        """As many rows as `which` has, from `start` on, whole.  which: see Rows."""
+    def _parts(self, rows: Rows) -> Iterator[slice]:
+        for start in range(0, rows.length, self._most):
+            yield slice(start, min(start + self._most, rows.length))
+
+    def _gather(self, rows: Rows, part: slice, which: torch.Tensor) -> Rows:
+        """Those rows, whole.  which: see Rows."""
         count, dtype = len(which), rows.logits.dtype
         mine = self._mine.view(dtype)[: count * self._width].view(count, self._width)
-        mine.copy_(rows.logits[start : start + count])
+        mine.copy_(rows.logits[part])
         everyones = self._everyones.view(dtype)[: self._communicator.size * mine.numel()]
         everyones = everyones.view(-1, count, self._width)
         self._communicator.all_gather(mine, everyones)
