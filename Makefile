@@ -44,7 +44,7 @@ structured: venv
 
 # On a machine with a GPU: in .venv where there is one, else in the Python that has
 # PyTorch with CUDA, once `pip install --no-deps -e .` has put the package there.
-# Two processes share each GPU, for most of the time is compilation; then come the tests that have
+# Four processes share each GPU, for most of the time is compilation; then come the tests that have
 # it, or two of them, for themselves.
 GPUS = $(shell nvidia-smi -L 2>/dev/null | wc -l)
 GPU_PYTHON = OMP_NUM_THREADS=8 $(if $(wildcard $(STAMP)),$(BIN)/python,$(PYTHON))
@@ -52,7 +52,7 @@ gpu-test:
 	@$(GPU_PYTHON) -c "import sys, triton, torch; sys.exit(not torch.cuda.is_available())" 2>/dev/null || \
 		{ echo "make gpu-test: no GPU, CUDA build of PyTorch or Triton for $(lastword $(GPU_PYTHON));" \
 		"without .venv, PYTHON=... says which Python has them" >&2; exit 1; }
-	$(GPU_PYTHON) -m pytest -m "gpu and not alone" tests/gpu -n $$((2 * $(GPUS))) --dist worksteal --durations=10
+	$(GPU_PYTHON) -m pytest -m "gpu and not alone" tests/gpu -n $$((4 * $(GPUS))) --dist worksteal --durations=10
 	$(GPU_PYTHON) -m pytest -m "gpu and alone" tests/gpu --durations=5
 
 # Kills, stops and starves every process of a node under load: for 10 minutes in all cells of the

@@ -1,4 +1,4 @@
-"""Where tests run side by side, each process sees one GPU, of which two processes use each.
+"""Where tests run side by side, each process sees one GPU, which four of them share.
 
 And an engine to test.  Nothing is imported before the GPU is chosen that might ask CUDA for it.
 """
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from ..workers.engine_story import Results
 
-_PROCESSES = 2
+_PROCESSES = 4
 """Of a GPU, as the Makefile starts them."""
 
 
