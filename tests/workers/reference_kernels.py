@@ -7,6 +7,7 @@ textbook formula, in float32 where the interface says so.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -21,6 +22,12 @@ class ReferenceKernels:
 
     device = torch.device("cpu")
     batch_invariant = False
+
+    def loading(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def fetch(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight
 
     def pack_linear(
         self,

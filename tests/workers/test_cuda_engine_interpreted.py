@@ -271,7 +271,7 @@ def test_the_smallest_graph_that_holds_a_step_is_taken(monkeypatch: pytest.Monke
     monkeypatch.setattr(mixed_graphs, "borrowed", lambda logits: logits)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     sizes = captured_mixed_sizes(512, 100)
-    graphs = MixedGraphs(sizes, lambda size: torch.zeros(size.logits), None)
+    graphs = MixedGraphs(sizes, lambda size, is_brief=False: torch.zeros(size.logits), None)
     for step, expected in (
         ((1, 0, 1, 1), (64, 8, 16, 16)),
         ((64, 8, 16, 16), (64, 8, 16, 16)),

@@ -9,6 +9,7 @@ float32), row-major and contiguous; T is the number of rows.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -54,6 +55,17 @@ class Kernels(Protocol):
 
         Without it: torch.get_num_threads() at the first call of the process;
         a forked child starts anew.
+        """
+        ...
+
+    def loading(self) -> AbstractContextManager[None]:
+        """Around calls of fetch(): a GPU's take buffers for them, and threads that fill those."""
+        ...
+
+    def fetch(self, weight: torch.Tensor) -> torch.Tensor:
+        """`weight` on `device`: itself where it is there already, else a copy, row-major.
+
+        It may be a view of a mapped file, which is read when this returns.
         """
         ...
 

@@ -27,7 +27,7 @@ class MixtureOfExperts:
         self._kernels = rank.kernels
         self._chosen = chosen
         self._normalise = normalise
-        router = weights["gate.weight"].to(rank.kernels.device)
+        router = rank.kernels.fetch(weights["gate.weight"])
         self._router = rank.kernels.pack_linear(router, None, torch.float32)
 
         def gate_up() -> Iterator[torch.Tensor]:

@@ -65,7 +65,7 @@ class Rank:
         The shape divides (ModelConfig.tp_degrees).
         """
         length = weight.shape[dim] // self.size
-        return weight.narrow(dim, self.index * length, length).to(self.kernels.device)
+        return self.kernels.fetch(weight.narrow(dim, self.index * length, length))
 
     def keep(self, weight: torch.Tensor) -> torch.Tensor:
         """A copy on the kernels' device: `weight` may be a view of a mapped file."""

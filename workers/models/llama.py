@@ -152,14 +152,19 @@ class Model:
     def communicator(self, communicator: Communicator) -> None:
         self._place.communicator = communicator
 
-    def forward(self, batch: StepBatch, kv: list[KVLayer]) -> torch.Tensor:
+    def forward(
+        self, batch: StepBatch, kv: list[KVLayer], is_brief: bool = False
+    ) -> torch.Tensor:
         """Logits of batch.sample_rows over this rank's ids, [R, vocab_size / tp] float32.
 
         kv: the cache of each layer; this step's keys and values are written to it.
+        is_brief: only to have launched what this launches, by a layer of each kind and the last.
         """
         x = self._embed(batch.tokens)
         residual = torch.zeros_like(x)
         *layers, last = zip(self._layers, kv, strict=True)
+        if is_brief:
+            layers = [layers[i] for i in self._first_of_each_kind() if i < len(layers)]
         for layer, cache in layers:
             x, residual = layer(x, residual, batch, cache)
         layer, cache = last
@@ -175,13 +180,21 @@ class Model:
     def layers_of_each_kind(self, batch: StepBatch, kv: list[KVLayer], head: bool) -> None:
         """Only to have launched what all layers launch for so many rows, and the LM head if all of
         them sample; see forward()."""
-        first = {self.config.is_sparse(i): i for i in reversed(range(len(self._layers)))}
         x = self._embed(batch.tokens)
         residual = torch.zeros_like(x)
-        for i in sorted(first.values()):
+        for i in self._first_of_each_kind():
             x, residual = self._layers[i](x, residual, batch, kv[i])
         if head:
             self._head(self._norm.add(x, residual, self._output_norm))
+
+    def _first_of_each_kind(self) -> list[int]:
+        """Layers that launch other kernels than those before them: dense, of experts, windowed."""
+        config = self.config
+        kinds = {
+            (config.is_sparse(i), config.window(i) > 0): i
+            for i in reversed(range(len(self._layers)))
+        }
+        return sorted(kinds.values())
 
     @property
     def _output_norm(self) -> RMSNorm | None:

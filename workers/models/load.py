@@ -1,9 +1,9 @@
 """The entrances to models: `read_config`, and `load_model` or `load_rank` for weights.
 
 Called by the fork server, which has one thread and keeps it: nothing here
-starts any.  On a GPU each worker calls `load_rank` for itself.  PyTorch is
-imported with the weights only, because the `sim` device needs a model's config
-and no more.
+starts any.  For a GPU each worker calls `load_rank` for itself, and there kernels
+may (`Kernels.loading`).  PyTorch is imported with the weights only, because the
+`sim` device needs a model's config and no more.
 """
 
 from __future__ import annotations
@@ -104,16 +104,17 @@ def _load(
         rope: rope_table(rope, config.head_dim, config.context_len).to(kernels.device)
         for rope in {config.rope_of(layer) for layer in range(config.num_layers)}
     }
-    models = [Model(config, weights, ropes, Rank(index, tp, kernels)) for index in ranks]
-    weights.forget()
-    said = time.monotonic()
-    for layer in range(config.num_layers):
-        if time.monotonic() - said >= _PROGRESS_INTERVAL_S:
-            said = time.monotonic()
-            progress(f"loading the weights: layer {layer} of {config.num_layers}")
-        for model in models:
-            model.add_layer(weights.at(f"model.layers.{layer}"))
+    with kernels.loading():
+        models = [Model(config, weights, ropes, Rank(index, tp, kernels)) for index in ranks]
         weights.forget()
+        said = time.monotonic()
+        for layer in range(config.num_layers):
+            if time.monotonic() - said >= _PROGRESS_INTERVAL_S:
+                said = time.monotonic()
+                progress(f"loading the weights: layer {layer} of {config.num_layers}")
+            for model in models:
+                model.add_layer(weights.at(f"model.layers.{layer}"))
+            weights.forget()
     return models
 
 

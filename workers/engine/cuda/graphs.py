@@ -18,9 +18,9 @@ what lasts from step to step (tables, KV cache, tokens) lies outside.  Sizes are
 captured from the largest down, so the smaller ones fit into the memory that the
 largest took.
 
-Everything is run once at its size before it is captured, in the same stream:
-Triton compiles, cuBLAS makes its workspace and the allocator grows then, not
-while a stream is being captured.
+Everything is run once at its size before it is captured, in the same stream, but of
+layers that launch the same one: Triton compiles, cuBLAS makes its workspace and the
+allocator grows then, not while a stream is being captured.
 """
 
 from __future__ import annotations
@@ -36,9 +36,12 @@ from .kinds import SamplingKind, StepNeeds
 
 
 class DecodeStep(Protocol):
-    """What is captured: the parts of a step of `rows` decodes.  logits: what forward returned."""
+    """What is captured: the parts of a step of `rows` decodes.  logits: what forward returned.
 
-    def forward(self, rows: int) -> torch.Tensor: ...
+    is_brief: forward only launches all kinds of kernels that it has.
+    """
+
+    def forward(self, rows: int, is_brief: bool = False) -> torch.Tensor: ...
 
     def keep(self, logits: torch.Tensor, rows: int) -> None: ...
 
@@ -113,7 +116,7 @@ class DecodeGraphs:
 
 
 def _capture_size(size: int, step: DecodeStep, pool: Any) -> _Graphs:
-    logits = step.forward(size)
+    logits = step.forward(size, is_brief=True)
     behind: list[Callable[[torch.Tensor], None]] = [
         lambda logits: step.keep(logits, size),
         lambda logits: step.edit(logits, size),

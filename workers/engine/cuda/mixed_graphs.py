@@ -8,9 +8,9 @@ logits lie in it until the next replay.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -18,18 +18,22 @@ from .capture import borrowed, captured
 from .mixed_sizes import MixedSize
 
 
+class Forward(Protocol):
+    """StepParts.forward_mixed."""
+
+    def __call__(self, size: MixedSize, is_brief: bool = False) -> torch.Tensor: ...
+
+
 class MixedGraphs:
     """Made before the worker is ready, of sizes in ascending order; see DecodeGraphs."""
 
-    def __init__(
-        self, sizes: Sequence[MixedSize], forward: Callable[[MixedSize], torch.Tensor], pool: Any
-    ) -> None:
-        """forward: StepParts.forward_mixed, captured for each size in the current stream."""
+    def __init__(self, sizes: Sequence[MixedSize], forward: Forward, pool: Any) -> None:
+        """Captures `forward` of each size in the current stream, run once in brief before."""
         self._sizes = sizes
         self._rows = [size.rows for size in sizes]
         self._graphs: dict[MixedSize, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
         for size in reversed(sizes):
-            forward(size)
+            forward(size, is_brief=True)
             torch.cuda.synchronize()
             graph, logits = captured(partial(forward, size), pool)
             self._graphs[size] = graph, borrowed(logits)

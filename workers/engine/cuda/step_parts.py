@@ -50,11 +50,15 @@ class StepParts:
         self._logprobs = logprobs
         self._masks = masks
 
-    def forward(self, rows: int) -> torch.Tensor:
-        """The plan's effect, and the logits of a step of `rows` decodes and nothing else."""
+    def forward(self, rows: int, is_brief: bool = False) -> torch.Tensor:
+        """The plan's effect, and the logits of a step of `rows` decodes and nothing else.
+
+        is_brief: see Model.forward.
+        """
         apply(self._tables)
         gather_decodes(self._tables, rows)
-        return self._model.forward(self._tables.batch(MixedSize(rows, 0, rows, rows)), self._kv)
+        batch = self._tables.batch(MixedSize(rows, 0, rows, rows))
+        return self._model.forward(batch, self._kv, is_brief)
 
     def keep(self, logits: torch.Tensor, rows: int) -> None:
         """What finish() needs of the logits before they are edited."""
@@ -82,14 +86,14 @@ class StepParts:
         """The plan's effect on the slots, but for keep_edits()."""
         apply(self._tables)
 
-    def forward_mixed(self, size: MixedSize) -> torch.Tensor:
+    def forward_mixed(self, size: MixedSize, is_brief: bool = False) -> torch.Tensor:
         """The effect of a plan that feeds something, and its logits [size.logits, width].
 
-        size: of the plan, or what it is padded to.
+        size: of the plan, or what it is padded to.  is_brief: see Model.forward.
         """
         apply(self._tables)
         gather_mixed(self._tables, size)
-        return self._model.forward(self._tables.batch(size), self._kv)
+        return self._model.forward(self._tables.batch(size), self._kv, is_brief)
 
     def layers_of_each_kind(self, rows: int) -> None:
         """What layers launch in a step of so many rows, and the LM head where it may have as many.

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -76,6 +77,12 @@ class CpuKernels:
             attention_bf16 if is_bf16 else attention_f32,
         ):
             _ = function.address
+
+    def loading(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def fetch(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight
 
     def pack_linear(
         self,

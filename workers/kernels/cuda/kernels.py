@@ -11,7 +11,8 @@ even the constructor touches the GPU: it runs in the fork server.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -34,6 +35,7 @@ from .linear import (
 )
 from .norm import rms_norm
 from .rope import rope_and_cache
+from .staging import Staging, more_threads
 
 _DTYPES = (torch.bfloat16, torch.float32)
 
@@ -63,6 +65,7 @@ class CudaKernels:
         self._e4m7 = "off" if batch_invariant else e4m7
         self._e4m7_cache = e4m7_cache
         self._wide: KVLayer | None = None
+        self._staging: Staging | None = None
         self._attention = Attention(batch_invariant)
 
     def set_threads(self, threads: int) -> None:
@@ -70,6 +73,23 @@ class CudaKernels:
 
     def warm_up(self) -> None:
         """Nothing to do before the fork: kernels compile at a worker's first steps."""
+
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        if self.device.type != "cuda":
+            yield
+            return
+        with more_threads():
+            self._staging = Staging(self.device)
+            try:
+                yield
+            finally:
+                self._staging = None
+
+    def fetch(self, weight: torch.Tensor) -> torch.Tensor:
+        if self._staging is None or weight.is_cuda:
+            return weight.to(self.device)
+        return self._staging.fetch(weight)
 
     def pack_linear(
         self,

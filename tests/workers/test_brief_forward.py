@@ -1,0 +1,90 @@
+"""A brief forward pass launches every kind of kernel that the whole one does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from albireo.workers.engine.batch import StepBatch
+from albireo.workers.kernels.interface import KVLayer
+from albireo.workers.models.llama import Model
+from albireo.workers.models.load import load_model, read_config
+
+from .paged_run import PagedRun
+from .reference_kernels import ReferenceKernels
+from .tiny_models import TINY, prompts, save
+
+_LAUNCHING = {
+    "linear", "gated_linear", "embed", "rms_norm", "add_rms_norm", "rope_and_cache", "attention",
+    "silu_mul", "gelu_mul", "experts",
+}  # fmt: skip
+
+
+def sketch(argument: Any) -> Any:
+    """What of an argument a kernel may be chosen by, or compiled for."""
+    if isinstance(argument, torch.Tensor):
+        return argument.dtype, argument.shape
+    if isinstance(argument, list | tuple):
+        return tuple(map(sketch, argument))
+    return type(argument) if isinstance(argument, KVLayer | StepBatch) else argument
+
+
+class Listening(ReferenceKernels):
+    """calls: what has been launched, each kind once."""
+
+    def __init__(self) -> None:
+        self.calls: set[Any] = set()
+
+    def __getattribute__(self, name: str) -> Any:
+        method = super().__getattribute__(name)
+        if name not in _LAUNCHING:
+            return method
+
+        def launch(*arguments: Any, **named: Any) -> Any:
+            self.calls.add((name, sketch(arguments), sketch(tuple(sorted(named.items())))))
+            return method(*arguments, **named)
+
+        return launch
+
+
+@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("sampled", [1.0, 0.2])
+def test_every_kind_is_launched(
+    name: str, sampled: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(name, tmp_path)
+    kernels = Listening()
+    models = load_model(
+        tmp_path, read_config(tmp_path), torch.float32, "auto", 1, kernels, lambda _: None
+    )
+    forward: Callable[..., torch.Tensor] = Model.forward
+    steps = []
+
+    def both(model: Model, batch: StepBatch, kv: list[KVLayer]) -> torch.Tensor:
+        kernels.calls.clear()
+        brief = forward(model, batch, kv, is_brief=True)
+        launched = kernels.calls.copy()
+        kernels.calls.clear()
+        logits = forward(model, batch, kv)
+        assert (brief.shape, brief.dtype) == (logits.shape, logits.dtype)
+        assert launched == kernels.calls
+        steps.append(launched)
+        return logits
+
+    monkeypatch.setattr(Model, "forward", both)
+    PagedRun(models, kernels, torch.float32, prompts(), sampled=sampled).logits()
+    assert len(steps) > 5 and all(len(launched) > 5 for launched in steps)
+
+
+def test_it_runs_a_layer_of_each_kind(tmp_path: Path) -> None:
+    """Windowed layers and one that is not, of seven."""
+    save("gemma3-period", tmp_path)
+    config = read_config(tmp_path)
+    model = load_model(
+        tmp_path, config, torch.float32, "auto", 1, ReferenceKernels(), lambda _: None
+    )[0]
+    assert model._first_of_each_kind() == [0, 5] and config.num_layers == 7
