@@ -337,7 +337,7 @@ def test_percentiles_are_within_one_percent(values: list[float], percent: int) -
 
 
 def test_the_profile_of_the_h100_is_what_was_measured() -> None:
-    """docs/performance.md: decodes at a context of 320, prompts, and a mixed step."""
+    """docs/performance-history.md: decodes at a context of 320, prompts, and a mixed step."""
     profile = load_profile("h100-qwen3-8b")
     times = StepTimes(profile, range(10_001))
     for batch, step_ms in ((1, 5.51), (64, 7.57), (128, 8.87), (256, 12.28)):

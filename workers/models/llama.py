@@ -152,9 +152,7 @@ class Model:
     def communicator(self, communicator: Communicator) -> None:
         self._place.communicator = communicator
 
-    def forward(
-        self, batch: StepBatch, kv: list[KVLayer], is_brief: bool = False
-    ) -> torch.Tensor:
+    def forward(self, batch: StepBatch, kv: list[KVLayer], is_brief: bool = False) -> torch.Tensor:
         """Logits of batch.sample_rows over this rank's ids, [R, vocab_size / tp] float32.
 
         kv: the cache of each layer; this step's keys and values are written to it.
