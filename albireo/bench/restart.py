@@ -2,8 +2,9 @@
 
 Streams decode on a node of one group.  One of its workers gets SIGKILL.  From that
 moment: until the group's processes are ready again, which is what loading the model
-takes, and until each stream has its next token, for which prompts and tokens so far
-are computed again.  A node of its own for each round: who dies often starts later.
+takes (the workers' phases say what of it), and until each stream has its next token,
+for which prompts and tokens so far are computed again.  A node of its own for each
+round: who dies often starts later.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import uvloop
 
 from albireo.client import AsyncClient
 from albireo.node.options import NodeOptions
+from albireo.node.runtime_dir import read_facts
 
 from .machine import machine
 from .nodes import BenchError, running_node
@@ -57,6 +59,7 @@ def bench_restart(
         "input_len": input_len,
         "ready_s": [each["ready_s"] for each in found],
         "pause_s": [each["pause_s"] for each in found],
+        "workers_phases_s": [each["workers_phases_s"] for each in found],
     }
 
 
@@ -83,6 +86,7 @@ async def _measure(node: str, streams: int, input_len: int) -> dict[str, Any]:
                 raise BenchError(f"the group was not ready again within {_GIVE_UP_S:g} s")
             await asyncio.sleep(_POLL_S)
         ready = time.perf_counter()
+        phases_s = (read_facts(node) or {}).get("phases_s", {})
         await task
     pauses = [
         min((at for at, _ in each.arrivals if at > ready), default=ready) - killed
@@ -92,6 +96,7 @@ async def _measure(node: str, streams: int, input_len: int) -> dict[str, Any]:
         "model": tree["model"],
         "ready_s": round(ready - killed, 3),
         "pause_s": round(statistics.median(pauses), 3),
+        "workers_phases_s": {name: s for name, s in phases_s.items() if ".worker" in name},
     }
 
 

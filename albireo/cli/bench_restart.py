@@ -31,6 +31,7 @@ def restart(
 ) -> None:  # fmt: skip
     """A worker is killed: seconds until its group is ready, and until its streams go on."""
     from albireo.bench.restart import bench_restart
+    from albireo.node.events import in_words
 
     with bench_errors():
         options = NodeOptions(
@@ -41,5 +42,9 @@ def restart(
         click.echo(json.dumps(result, indent=2))
         return
     click.echo(f"{result['model']} on {result['device']}, {result['dtype']}, {streams} streams")
-    for ready_s, pause_s in zip(result["ready_s"], result["pause_s"], strict=True):
+    found = zip(result["ready_s"], result["pause_s"], result["workers_phases_s"], strict=True)
+    for ready_s, pause_s, workers in found:
         click.echo(f"ready again after {ready_s:.2f} s, streams go on after {pause_s:.2f} s")
+        for name, phases_s in workers.items():
+            if words := in_words(phases_s):
+                click.echo(f"  {name}: {words}")

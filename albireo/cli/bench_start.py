@@ -60,4 +60,5 @@ def start(
     for each in result["rounds"]:
         click.echo(f"ready after {each['ready_s']:.2f} s: {in_words(each['phases_s'])}")
         for name, phases_s in each["workers_phases_s"].items():
-            click.echo(f"  {name}: {in_words(phases_s)}")
+            if words := in_words(phases_s):
+                click.echo(f"  {name}: {words}")

@@ -10,6 +10,7 @@ kill, remove the runtime directory.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import logging
 import os
@@ -80,6 +81,7 @@ class Supervisor:
         self._http: HttpSockets
         self._listener: ListenSocket | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        self._is_up = False
         self._stop_asked = 0
         self._stop_event = asyncio.Event()
         self._failure: str | None = None
@@ -156,6 +158,7 @@ class Supervisor:
         seconds = time.monotonic() - self._began
         facts = self._facts("ready")
         self._runtime.write_facts(facts)
+        self._is_up = True
         self._say(NodeReady(seconds, facts))
         # The keepers never return: a node whose groups have all failed lives on and says so.
         await asyncio.gather(*self._tasks)
@@ -256,7 +259,7 @@ class Supervisor:
                     times,
                     self._blueprint.actor,
                     self._fork,
-                    self._send_topology,
+                    self._group_changed,
                     self._group_died,
                 )
             )
@@ -279,6 +282,13 @@ class Supervisor:
         elif single.role == "router":
             self._drains.ask_again()
         self._count_restart(single.name)
+
+    def _group_changed(self) -> None:
+        """It has another state or other processes, which may have found out other things."""
+        if self._is_up:
+            with contextlib.suppress(OSError):  # no room for a file: that shall end no group
+                self._runtime.write_facts(self._facts("ready"))
+        self._send_topology()
 
     def _group_died(self, group: Group, reason: str, planned: bool) -> None:
         self._link.send(GroupDown(group.number, group.incarnation, reason, planned, group.detected))

@@ -20,6 +20,9 @@ def test_through_a_real_node(node_home: Path) -> None:
     assert (result["model"], result["device"], result["streams"]) == ("tiny", "cpu", 3)
     (ready_s,), (pause_s,) = result["ready_s"], result["pause_s"]
     assert 0 < ready_s <= pause_s
+    (workers,) = result["workers_phases_s"]
+    assert list(workers) == ["g0.worker0"]
+    assert 0 < sum(workers["g0.worker0"].values()) < ready_s
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from albireo.node.options import NodeOptions
 from albireo.node.owned import OwnedNode
 from albireo.node.runtime_dir import RuntimeDir, is_running, read_facts
 
-from .processes import wait_for
+from .processes import alive, pids, wait_for, whole
 
 ALBIREO = str(Path(sys.executable).with_name("albireo"))
 SIM = ("node", "start", "--device", "sim")
@@ -153,3 +154,30 @@ def test_what_a_start_took_its_time_for_is_kept(
         display.show(NodeReady(9.0, facts))
     shown = capfd.readouterr().err
     assert "g0.worker0: the weights 2.0 s, CUDA graphs 3.0 s\n" in shown
+
+
+@pytest.mark.node
+def test_node_json_says_what_a_group_that_came_back_has_found(
+    start_node: Callable[..., str], tiny_model_dir: Path
+) -> None:
+    """Written anew when it is ready again; a file that cannot be written ends no group."""
+    name = start_node(
+        name="anew", model=str(tiny_model_dir), load_format="dummy", device="sim", groups=(1, 1)
+    )
+    first = read_facts(name)
+    file = node_dir(name) / "node.json"
+    file.unlink()
+    scratch = node_dir(name) / ".node.json"
+    scratch.mkdir()
+    for victim in ("g0.worker0", "g1.scheduler"):
+        os.kill(pid := pids(name)[victim], signal.SIGKILL)
+        wait_for("the node is whole again", lambda pid=pid: not alive(pid) and whole(name), 10)
+        if victim == "g0.worker0":
+            assert read_facts(name) is None
+            scratch.rmdir()
+    anew = read_facts(name)
+    assert first is not None and anew is not None
+    assert anew.keys() == first.keys() and anew["details"].keys() == first["details"].keys()
+    assert [anew[key] for key in ("pid", "state", "kv_tokens")] == [
+        first[key] for key in ("pid", "state", "kv_tokens")
+    ]
