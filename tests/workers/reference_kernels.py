@@ -23,7 +23,7 @@ class ReferenceKernels:
     device = torch.device("cpu")
     batch_invariant = False
 
-    def loading(self) -> AbstractContextManager[None]:
+    def loading(self, threads: int) -> AbstractContextManager[None]:
         return nullcontext()
 
     def fetch(self, weight: torch.Tensor) -> torch.Tensor:

@@ -13,6 +13,7 @@ from albireo.workers.engine.batch import StepBatch
 from albireo.workers.kernels.interface import KVLayer
 from albireo.workers.models.llama import Model
 from albireo.workers.models.load import load_model, read_config
+from albireo.workers.parallel.communicator import Communicator
 
 from .paged_run import PagedRun
 from .reference_kernels import ReferenceKernels
@@ -39,6 +40,9 @@ class Listening(ReferenceKernels):
     def __init__(self) -> None:
         self.calls: set[Any] = set()
 
+    def reads(self, packed: Any, rows: int) -> torch.Tensor | None:
+        return packed[0]  # type: ignore[no-any-return]
+
     def __getattribute__(self, name: str) -> Any:
         method = super().__getattribute__(name)
         if name not in _LAUNCHING:
@@ -49,6 +53,23 @@ class Listening(ReferenceKernels):
             return method(*arguments, **named)
 
         return launch
+
+
+class Sums:
+    """calls: the sums that a rank makes, by what their kernels depend on; if alone, with nobody."""
+
+    def __init__(self, real: Communicator, is_alone: bool) -> None:
+        self.rank, self.size = real.rank, real.size
+        self.calls: list[Any] = []
+        self._real = None if is_alone else real
+
+    def all_reduce(self, x: torch.Tensor) -> None:
+        self.calls.append(("all_reduce", sketch(x)))
+        if self._real:
+            self._real.all_reduce(x)
+
+    def sum_norm(self, *arguments: Any) -> None:
+        self.calls.append(("sum_norm", sketch(arguments)))
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -78,6 +99,34 @@ def test_every_kind_is_launched(
     monkeypatch.setattr(Model, "forward", both)
     PagedRun(models, kernels, torch.float32, prompts(), sampled=sampled).logits()
     assert len(steps) > 5 and all(len(launched) > 5 for launched in steps)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3-period", "qwen3-moe-mixed"])
+def test_ranks_sum_the_same(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them in the same order, and of each kind that the whole pass has."""
+    save(name, tmp_path)
+    kernels, tp = Listening(), TINY[name].tp
+    models = load_model(
+        tmp_path, read_config(tmp_path), torch.float32, "auto", tp, kernels, lambda _: None
+    )
+    forward: Callable[..., torch.Tensor] = Model.forward
+    steps: list[list[Any]] = [[] for _ in range(tp)]
+
+    def both(model: Model, batch: StepBatch, kv: list[KVLayer]) -> torch.Tensor:
+        real = model.communicator
+        brief, whole = Sums(real, is_alone=True), Sums(real, is_alone=False)
+        model.communicator = brief
+        forward(model, batch, kv, is_brief=True)
+        model.communicator = whole
+        logits = forward(model, batch, kv)
+        model.communicator = real
+        assert set(brief.calls) == set(whole.calls) and len(brief.calls) <= len(whole.calls)
+        steps[model.rank].append(brief.calls)
+        return logits
+
+    monkeypatch.setattr(Model, "forward", both)
+    PagedRun(models, kernels, torch.float32, prompts(), sampled=0.2).logits()
+    assert len(steps[0]) > 5 and all(each == steps[0] for each in steps)
 
 
 def test_it_runs_a_layer_of_each_kind(tmp_path: Path) -> None:

@@ -58,14 +58,14 @@ class Kernels(Protocol):
         """
         ...
 
-    def loading(self) -> AbstractContextManager[None]:
-        """Around calls of fetch(): a GPU's take buffers for them, and threads that fill those."""
+    def loading(self, threads: int) -> AbstractContextManager[None]:
+        """Around calls of fetch(): a GPU's take buffers, and so many threads to fill them."""
         ...
 
     def fetch(self, weight: torch.Tensor) -> torch.Tensor:
-        """`weight` on `device`: itself where it is there already, else a copy, row-major.
+        """`weight` on `device`: itself where it is there already, else a copy.
 
-        It may be a view of a mapped file, which is read when this returns.
+        It may be a view of a mapped file, which has been read then where a copy is made.
         """
         ...
 

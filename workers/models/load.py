@@ -62,7 +62,7 @@ def load_model(
     need their communicators set before they run.  Raises ModelError when files
     are missing, damaged or do not fit `config`, or `tp` does not divide it.
     """
-    return _load(Path(path), config, dtype, load_format, tp, range(tp), kernels, progress)
+    return _load(Path(path), config, dtype, load_format, tp, range(tp), kernels, progress, 1)
 
 
 def load_rank(
@@ -74,10 +74,14 @@ def load_rank(
     rank: int,
     kernels: Kernels,
     progress: Callable[[str], object],
+    threads: int = 1,
 ) -> Model:
-    """As load_model, but one rank's Model alone: on a GPU each rank loads its own share."""
+    """As load_model, but one rank's Model alone: on a GPU each rank loads its own share.
+
+    threads: to copy with meanwhile.
+    """
     ranks = range(rank, rank + 1)
-    (model,) = _load(Path(path), config, dtype, load_format, tp, ranks, kernels, progress)
+    (model,) = _load(Path(path), config, dtype, load_format, tp, ranks, kernels, progress, threads)
     return model
 
 
@@ -90,6 +94,7 @@ def _load(
     ranks: Sequence[int],
     kernels: Kernels,
     progress: Callable[[str], object],
+    threads: int,
 ) -> list[Model]:
     from ..layers.rank import Rank
     from ..layers.rope import rope_table
@@ -104,7 +109,7 @@ def _load(
         rope: rope_table(rope, config.head_dim, config.context_len).to(kernels.device)
         for rope in {config.rope_of(layer) for layer in range(config.num_layers)}
     }
-    with kernels.loading():
+    with kernels.loading(threads):
         models = [Model(config, weights, ropes, Rank(index, tp, kernels)) for index in ranks]
         weights.forget()
         said = time.monotonic()

@@ -78,7 +78,7 @@ class CpuKernels:
         ):
             _ = function.address
 
-    def loading(self) -> AbstractContextManager[None]:
+    def loading(self, threads: int) -> AbstractContextManager[None]:
         return nullcontext()
 
     def fetch(self, weight: torch.Tensor) -> torch.Tensor:

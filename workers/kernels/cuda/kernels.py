@@ -3,7 +3,7 @@
     add_rms_norm  linear  rope_and_cache    attention  linear
     add_rms_norm  gated_linear (one or two) linear
 
-Nothing here waits for the GPU or reads from it, and temporaries come from
+Nothing here but loading waits for the GPU or reads from it, and temporaries come from
 PyTorch's allocator, so that all of it can be captured in a CUDA graph.  Not
 even the constructor touches the GPU: it runs in the fork server.
 """
@@ -75,11 +75,11 @@ class CudaKernels:
         """Nothing to do before the fork: kernels compile at a worker's first steps."""
 
     @contextmanager
-    def loading(self) -> Iterator[None]:
+    def loading(self, threads: int) -> Iterator[None]:
         if self.device.type != "cuda":
             yield
             return
-        with more_threads():
+        with more_threads(threads):
             self._staging = Staging(self.device)
             try:
                 yield

@@ -1,14 +1,12 @@
 """Weights on their way to the GPU: from mapped files through pinned memory, by several threads.
 
 A copy straight from a mapped file goes through the driver's own staging, by one thread, at a
-fraction of what the bus does, and where the file is on a disk that thread also waits for
-every page.  Here PyTorch's threads copy a piece into one buffer, each a part of it, while the
-GPU fetches the piece before from the other.
+fraction of what the bus does.  Here PyTorch's threads copy a piece into one buffer, each a
+part of it, while the GPU fetches the piece before from the other.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -17,7 +15,6 @@ import torch
 _BUFFER_BYTES = 16 << 20
 _BUFFERS = 2
 _SMALL_BYTES = 1 << 20
-_MOST_THREADS = 8
 
 
 class Staging:
@@ -58,10 +55,10 @@ class Staging:
 
 
 @contextmanager
-def more_threads() -> Iterator[None]:
-    """PyTorch's, for copies in host memory: half of this process's cores, up to 8."""
+def more_threads(threads: int) -> Iterator[None]:
+    """So many of PyTorch's, for copies in host memory, if there are not as many anyway."""
     before = torch.get_num_threads()
-    torch.set_num_threads(max(before, min(_MOST_THREADS, len(os.sched_getaffinity(0)) // 2)))
+    torch.set_num_threads(max(before, threads))
     try:
         yield
     finally:
