@@ -196,6 +196,7 @@ class ActorSpec(msgspec.Struct, frozen=True, kw_only=True):
     name: unique in the node, e.g. "router", "g0.scheduler", "g1.worker2".
     group, rank: -1 where they have no meaning.
     engine: of the actor's group; for router and tokenizer, of group 0.
+    loading_threads: of a GPU's worker while it loads its weights; `threads` otherwise.
     gpus: of the actor's group, by rank, as CUDA_VISIBLE_DEVICES names them.
     group_gpus: for the router, those of each group.
     seed: for the router, what the seeds of requests without one are drawn from; None = chance.
@@ -217,6 +218,7 @@ class ActorSpec(msgspec.Struct, frozen=True, kw_only=True):
     group: int = -1
     rank: int = -1
     num_groups: int = 1
+    loading_threads: int = 1
     max_num_queued_reqs: int = 0
     tenants: TenantConfig = TenantConfig()
     max_failovers: int = 0

@@ -80,6 +80,7 @@ class Blueprint:
             group=group,
             rank=rank,
             num_groups=len(self.engines),
+            loading_threads=self.cores.loading_threads if role == "worker" else 1,
             max_num_queued_reqs=self._options.max_num_queued_reqs,
             tenants=TenantConfig(
                 max_num_reqs=self._options.max_num_reqs_per_tenant,

@@ -11,6 +11,8 @@ import msgspec
 
 from albireo.ipc.cpu_quota import usable_cores
 
+_MOST_LOADING_THREADS = 8
+
 
 class CorePlan(msgspec.Struct, frozen=True, kw_only=True):
     """cores: of this machine that the node may use; worker_threads: of each worker.
@@ -24,6 +26,12 @@ class CorePlan(msgspec.Struct, frozen=True, kw_only=True):
     workers: int
     worker_threads: int
     spin_us: int
+
+    @property
+    def loading_threads(self) -> int:
+        """With which a GPU's worker copies its weights: its share of half the cores, for groups
+        that are up serve meanwhile."""
+        return min(max(1, self.cores // (2 * self.workers)), _MOST_LOADING_THREADS)
 
     def describe(self) -> str:
         """One line for the start-up display."""

@@ -91,6 +91,17 @@ def test_core_plan(
     assert f"{cores} cores" in plan.describe()
 
 
+@pytest.mark.parametrize(
+    ("groups", "cores", "threads"),
+    [((1,), 16, 8), ((1,) * 4, 16, 2), ((2,), 16, 4), ((1,), 4, 2), ((4, 2, 2), 128, 8),
+     ((4, 2, 2), 64, 4), ((1, 1), 1, 1)],
+)  # fmt: skip
+def test_weights_are_copied_with_a_share_of_half_the_cores(
+    groups: tuple[int, ...], cores: int, threads: int
+) -> None:
+    assert make_core_plan(groups, "cuda", None, cores).loading_threads == threads
+
+
 def size(**fields: object) -> object:
     options = msgspec.structs.replace(NodeOptions(kv_cache_gib=0.5), **fields)
     cores = make_core_plan(options.groups, "cpu", None, 2)

@@ -15,7 +15,6 @@ import torch
 
 from ....ipc.actor import ALL_REDUCE_US, Actor
 from ....ipc.config import ActorSpec
-from ....ipc.cpu_quota import usable_cores
 from ....ipc.plan import MAX_PLAN_SCORES
 from ...kernels import create
 from ...models.load import load_rank
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
     from ...parallel.communicator import DeviceCommunicator
 
 _SWITCH_INTERVAL_S = 0.0005
-_MOST_LOADING_THREADS = 8
 
 
 def create_engine(
@@ -62,7 +60,7 @@ def create_engine(
     with memory.taking("the weights"):
         model = load_rank(
             engine.model_path, config, dtype, engine.load_format, engine.tp, spec.rank,
-            kernels, actor.phase, loading_threads(spec),
+            kernels, actor.phase, spec.loading_threads,
         )  # fmt: skip
         torch.cuda.empty_cache()
     with memory.taking("collectives"):
@@ -81,12 +79,6 @@ def create_engine(
         model, kernels, engine, sampler, logprobs, deliver, actor.fatal, memory,
         FlightRecorder(fds), vocabulary, plan_memory,
     )  # fmt: skip
-
-
-def loading_threads(spec: ActorSpec) -> int:
-    """With which a worker copies its weights: its share of half the cores, for the others serve."""
-    share = usable_cores() // (2 * spec.num_groups * spec.engine.tp)
-    return min(max(1, share), _MOST_LOADING_THREADS)
 
 
 def _take_device(spec: ActorSpec) -> torch.device:
