@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import msgspec
 
@@ -35,6 +36,11 @@ def running_node(
         yield node.name
     finally:
         node.stop()
+
+
+def workers_phases(facts: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Of each worker, what its start took its time for, in seconds; facts: as in node.json."""
+    return {name: taken for name, taken in facts.get("phases_s", {}).items() if ".worker" in name}
 
 
 @contextlib.contextmanager

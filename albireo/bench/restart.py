@@ -24,7 +24,7 @@ from albireo.node.options import NodeOptions
 from albireo.node.runtime_dir import read_facts
 
 from .machine import machine
-from .nodes import BenchError, running_node
+from .nodes import BenchError, running_node, workers_phases
 from .step import with_model
 from .streams import TimedStream, run_streams
 
@@ -86,7 +86,7 @@ async def _measure(node: str, streams: int, input_len: int) -> dict[str, Any]:
                 raise BenchError(f"the group was not ready again within {_GIVE_UP_S:g} s")
             await asyncio.sleep(_POLL_S)
         ready = time.perf_counter()
-        phases_s = (read_facts(node) or {}).get("phases_s", {})
+        facts = read_facts(node) or {}
         await task
     pauses = [
         min((at for at, _ in each.arrivals if at > ready), default=ready) - killed
@@ -96,7 +96,7 @@ async def _measure(node: str, streams: int, input_len: int) -> dict[str, Any]:
         "model": tree["model"],
         "ready_s": round(ready - killed, 3),
         "pause_s": round(statistics.median(pauses), 3),
-        "workers_phases_s": {name: s for name, s in phases_s.items() if ".worker" in name},
+        "workers_phases_s": workers_phases(facts),
     }
 
 

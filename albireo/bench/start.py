@@ -21,7 +21,7 @@ from albireo.node.events import Event, NodeReady, PhaseBegun
 from albireo.node.options import NodeOptions
 
 from .machine import machine
-from .nodes import BenchError, running_node
+from .nodes import BenchError, running_node, workers_phases
 from .shapes import write_model
 
 
@@ -80,9 +80,7 @@ def _measure(options: NodeOptions) -> dict[str, Any]:
     return facts | {
         "ready_s": ready_s,
         "phases_s": by_name,
-        "workers_phases_s": {
-            name: taken for name, taken in facts["phases_s"].items() if ".worker" in name
-        },
+        "workers_phases_s": workers_phases(facts),
     }
 
 

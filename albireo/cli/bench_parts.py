@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,6 +118,15 @@ def dataset_of(given: dict[str, Any], **more: Any) -> DatasetOptions:
         text_output_len=given[f"{name}_output_len"] if name in ("sharegpt", "custom") else None,
         **more,
     )
+
+
+def show_phases(workers: Mapping[str, Mapping[str, float]]) -> None:
+    """A line for each worker whose start took some time, with what it took it for, in seconds."""
+    from albireo.node.events import in_words
+
+    for name, phases_s in workers.items():
+        if words := in_words(phases_s):
+            click.echo(f"  {name}: {words}")
 
 
 def show_table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:

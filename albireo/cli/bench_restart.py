@@ -9,7 +9,7 @@ import click
 from albireo.bench.shapes import SHAPES
 from albireo.node.options import DEVICES, DTYPES, NodeOptions, parse_groups
 
-from .bench_parts import bench_errors, model_of
+from .bench_parts import bench_errors, model_of, show_phases
 from .ranges import range_of
 
 
@@ -31,7 +31,6 @@ def restart(
 ) -> None:  # fmt: skip
     """A worker is killed: seconds until its group is ready, and until its streams go on."""
     from albireo.bench.restart import bench_restart
-    from albireo.node.events import in_words
 
     with bench_errors():
         options = NodeOptions(
@@ -45,6 +44,4 @@ def restart(
     found = zip(result["ready_s"], result["pause_s"], result["workers_phases_s"], strict=True)
     for ready_s, pause_s, workers in found:
         click.echo(f"ready again after {ready_s:.2f} s, streams go on after {pause_s:.2f} s")
-        for name, phases_s in workers.items():
-            if words := in_words(phases_s):
-                click.echo(f"  {name}: {words}")
+        show_phases(workers)

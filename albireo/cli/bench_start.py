@@ -10,7 +10,7 @@ import click
 from albireo.bench.shapes import SHAPES
 from albireo.node.options import DEVICES, DTYPES, NodeOptions, parse_groups
 
-from .bench_parts import bench_errors, format_options
+from .bench_parts import bench_errors, format_options, show_phases
 
 _WEIGHTS = ("checkpoint", "dummy")
 
@@ -59,6 +59,4 @@ def start(
     )
     for each in result["rounds"]:
         click.echo(f"ready after {each['ready_s']:.2f} s: {in_words(each['phases_s'])}")
-        for name, phases_s in each["workers_phases_s"].items():
-            if words := in_words(phases_s):
-                click.echo(f"  {name}: {words}")
+        show_phases(each["workers_phases_s"])

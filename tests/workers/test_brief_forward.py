@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from albireo.workers.engine.batch import StepBatch
-from albireo.workers.kernels.interface import KVLayer
+from albireo.workers.kernels.interface import Kernels, KVLayer
 from albireo.workers.models.llama import Model
-from albireo.workers.models.load import load_model, read_config
 from albireo.workers.parallel.communicator import Communicator
 
 from .paged_run import PagedRun
 from .reference_kernels import ReferenceKernels
+from .test_models import load
 from .tiny_models import TINY, prompts, save
 
 _LAUNCHING = {
@@ -32,6 +32,12 @@ def sketch(argument: Any) -> Any:
     if isinstance(argument, list | tuple):
         return tuple(map(sketch, argument))
     return type(argument) if isinstance(argument, KVLayer | StepBatch) else argument
+
+
+def loaded(name: str, directory: Path, kernels: Kernels, tp: int = 1) -> list[Model]:
+    """The ranks of the tiny model of that name, which is saved in the directory."""
+    save(name, directory)
+    return load(directory, kernels, tp)
 
 
 class Listening(ReferenceKernels):
@@ -77,11 +83,8 @@ class Sums:
 def test_every_kind_is_launched(
     name: str, sampled: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save(name, tmp_path)
     kernels = Listening()
-    models = load_model(
-        tmp_path, read_config(tmp_path), torch.float32, "auto", 1, kernels, lambda _: None
-    )
+    models = loaded(name, tmp_path, kernels)
     forward: Callable[..., torch.Tensor] = Model.forward
     steps = []
 
@@ -104,11 +107,8 @@ def test_every_kind_is_launched(
 @pytest.mark.parametrize("name", ["llama", "gemma3-period", "qwen3-moe-mixed"])
 def test_ranks_sum_the_same(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of them in the same order, and of each kind that the whole pass has."""
-    save(name, tmp_path)
     kernels, tp = Listening(), TINY[name].tp
-    models = load_model(
-        tmp_path, read_config(tmp_path), torch.float32, "auto", tp, kernels, lambda _: None
-    )
+    models = loaded(name, tmp_path, kernels, tp)
     forward: Callable[..., torch.Tensor] = Model.forward
     steps: list[list[Any]] = [[] for _ in range(tp)]
 
@@ -131,9 +131,5 @@ def test_ranks_sum_the_same(name: str, tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_it_runs_a_layer_of_each_kind(tmp_path: Path) -> None:
     """Windowed layers and one that is not, of seven."""
-    save("gemma3-period", tmp_path)
-    config = read_config(tmp_path)
-    model = load_model(
-        tmp_path, config, torch.float32, "auto", 1, ReferenceKernels(), lambda _: None
-    )[0]
-    assert model._first_of_each_kind() == [0, 5] and config.num_layers == 7
+    (model,) = loaded("gemma3-period", tmp_path, ReferenceKernels())
+    assert model._first_of_each_kind() == [0, 5] and model.config.num_layers == 7
