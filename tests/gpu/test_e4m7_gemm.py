@@ -17,7 +17,7 @@ from albireo.workers.kernels import create  # noqa: E402
 from albireo.workers.kernels.cuda import e4m7_gemm as e4m7_gemm_module  # noqa: E402
 from albireo.workers.kernels.cuda import linear as linear_module  # noqa: E402
 from albireo.workers.kernels.cuda import nvrtc  # noqa: E402
-from albireo.workers.kernels.cuda.e4m7 import pack, unpack  # noqa: E402
+from albireo.workers.kernels.cuda.e4m7 import pack  # noqa: E402
 from albireo.workers.kernels.cuda.e4m7_gemm import (  # noqa: E402
     e4m7_gemm,
     e4m7_tiling,
@@ -27,6 +27,7 @@ from albireo.workers.kernels.cuda.e4m7_gemm import (  # noqa: E402
 from albireo.workers.kernels.cuda.hopper import HopperTiling  # noqa: E402
 from albireo.workers.kernels.cuda.linear import NarrowLinear, PackedLinear  # noqa: E402
 
+from ..workers import e4m7_reference  # noqa: E402
 from .gemm_reference import (  # noqa: E402
     DEVICE,
     check_in_a_graph,
@@ -160,7 +161,21 @@ def test_weights_are_used_as_they_are_kept() -> None:
     assert packed is not None
     x = torch.eye(128, device=DEVICE, dtype=torch.bfloat16)
     got = e4m7_gemm(x, packed, None, HopperTiling(128, 1, 1), None, torch.float32)
-    assert torch.equal(got.t(), unpack(packed))
+    assert torch.equal(got.t(), e4m7_reference.unpack(packed))
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize(("n", "k"), [(16, 64), (16 * 67, 64 * 13), (4096, 12288), (24576, 4096)])
+def test_packing(n: int, k: int, gated: bool) -> None:
+    """Every byte, also of rows of zeros and of what is much smaller than the rest of its row."""
+    weight = random(n, k)
+    weight *= 2.0 ** torch.randint(-90, 13, (n, 1), device=DEVICE)
+    weight[:, ::3] *= 2.0 ** torch.randint(-24, 0, weight[:, ::3].shape, device=DEVICE)
+    weight[n // 2] = 0
+    packed, wanted = pack(weight, gated), e4m7_reference.pack(weight, gated)
+    assert packed is not None and wanted is not None
+    assert torch.equal(packed.scales, wanted.scales)
+    assert torch.equal(packed.blocks, wanted.blocks)
 
 
 def test_beside_and_only() -> None:

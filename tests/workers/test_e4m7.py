@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import itertools
+import shutil
+from collections.abc import Iterator
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
+from albireo.workers.kernels.cuda import e4m7
+from albireo.workers.kernels.cuda.e4m7 import BLOCK_BYTES, fits, pack
+from albireo.workers.kernels.cuda.e4m7_gemm import e4m7_tiling, ever_faster, faster
+from albireo.workers.kernels.cuda.hopper import PROGRAMS, HopperTiling
 
-from albireo.workers.kernels.cuda.e4m7 import BLOCK_BYTES, fits, pack, unpack  # noqa: E402
-from albireo.workers.kernels.cuda.e4m7_gemm import (  # noqa: E402
-    e4m7_tiling,
-    ever_faster,
-    faster,
-)
-from albireo.workers.kernels.cuda.hopper import PROGRAMS, HopperTiling  # noqa: E402
+from . import e4m7_reference
+from .e4m7_reference import unpack
+from .kernel_on_cpu import KernelOnCpu
+
+
+@pytest.fixture(scope="module")
+def on_cpu(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Packing by e4m7_pack.cu, as on a GPU."""
+    if shutil.which("g++") is None:
+        pytest.skip("needs g++")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(KernelOnCpu, "folder", tmp_path_factory.mktemp("kernel"), raising=False)
+        patch.setattr(e4m7, "CompiledKernel", KernelOnCpu)
+        e4m7._kernel.cache_clear()
+        yield
+    e4m7._kernel.cache_clear()
 
 
 def weights(n: int, k: int) -> torch.Tensor:
@@ -25,6 +40,7 @@ def weights(n: int, k: int) -> torch.Tensor:
     return weight.bfloat16()
 
 
+@pytest.mark.usefixtures("on_cpu")
 @pytest.mark.parametrize(
     ("n", "k", "gated"),
     [(64, 64, False), (64, 64, True), (208, 192, False), (160, 128, True), (16, 320, False)],
@@ -34,6 +50,9 @@ def test_large_weights_are_exact_and_small_ones_nearly(n: int, k: int, gated: bo
     packed = pack(weight, gated)
     assert packed is not None
     assert packed.blocks.shape == (-(-n // 64), k // 64, BLOCK_BYTES)
+    wanted = e4m7_reference.pack(weight, gated)
+    assert wanted is not None and torch.equal(packed.scales, wanted.scales)
+    assert torch.equal(packed.blocks, wanted.blocks)
     found, wide = unpack(packed), weight.float()
     largest = wide.abs().amax(1, keepdim=True)
     # The exponent of the largest is what counts, not its mantissa.
@@ -43,6 +62,7 @@ def test_large_weights_are_exact_and_small_ones_nearly(n: int, k: int, gated: bo
     assert not exact.all() and (found != wide).any()
 
 
+@pytest.mark.usefixtures("on_cpu")
 def test_rows_of_zeros_and_of_the_smallest_numbers() -> None:
     weight = torch.zeros(32, 64).bfloat16()
     weight[1, 3] = 1.0
@@ -54,6 +74,7 @@ def test_rows_of_zeros_and_of_the_smallest_numbers() -> None:
     assert found[2].abs().max() < 2.0**-120
 
 
+@pytest.mark.usefixtures("on_cpu")
 @pytest.mark.parametrize("value", [float("inf"), float("nan"), 2.0**16])
 def test_numbers_that_are_none_or_huge_are_not_packed(value: float) -> None:
     weight = weights(64, 64)
@@ -68,6 +89,7 @@ def test_what_fits() -> None:
     assert not fits(torch.empty(48, 128))
 
 
+@pytest.mark.usefixtures("on_cpu")
 @pytest.mark.parametrize("gated", [False, True])
 def test_memory_has_them_as_a_threads_registers(gated: bool) -> None:
     """PTX ISA's figure of matrix A: lane, register and half of it to row and column."""

@@ -81,6 +81,7 @@ static bool __syncthreads_or(bool mine) {
 static float as_float(unsigned bits) { float x; memcpy(&x, &bits, 4); return x; }
 static unsigned as_bits(float x) { unsigned bits; memcpy(&bits, &x, 4); return bits; }
 static float __uint_as_float(unsigned bits) { return as_float(bits); }
+static unsigned __float_as_uint(float x) { return as_bits(x); }
 static float __ldcg(const float* at) { return *at; }
 
 static unsigned __byte_perm(unsigned a, unsigned b, unsigned picks) {

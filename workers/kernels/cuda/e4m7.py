@@ -29,29 +29,23 @@ The last byte is such that all bits of 4 + i are in their places when a word tur
 
 from __future__ import annotations
 
+import ctypes
+import functools
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 
 from .hopper import BLOCK
 from .needs import COLUMNS, can_be_e4m7
+from .nvrtc import CompiledKernel, instructions
 
 BLOCK_BYTES = BLOCK * COLUMNS * 12 // 8
-_MANTISSA_BITS = 7
-_LARGEST = 15
-"""Exponent of the largest weight of a row."""
-_BIAS = 127
-_LEAST = 32
-"""Exponent of a row's largest weight: with 2^-95 all that is computed here is a normal number."""
 TOO_SMALL = 112
 """Power of two that a bfloat16 lacks whose exponent has only these four bits."""
-_MOST = 2 * _BIAS - TOO_SMALL
-"""Exponent of the largest weights whose scale is a float's: they are below 2^16."""
-_SIGN = 11
-_AT_ONCE = 1 << 24
-"""Weights, when packing: some twenty bytes of each are needed meanwhile."""
-_STEPS, _THREADS = COLUMNS // 16, 128
+_SOURCE = Path(__file__).with_name("e4m7_pack.cu")
+_THREADS = 512
+_SHARED_BYTES = 4 * BLOCK
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,81 +69,27 @@ def fits(weight: torch.Tensor) -> bool:
 
 
 def pack(weight: torch.Tensor, gated: bool = False) -> E4M7 | None:
-    """A weight that fits, on its device.  None where one is 2^16 or more, or not a number."""
+    """A weight that fits, contiguous, on its device, by e4m7_pack.cu.
+
+    None where one is 2^16 or more, or not a number.  Waits for the GPU.
+    """
     n, k = weight.shape
-    device = weight.device
-    blocks = torch.empty(
-        -(-n // BLOCK), k // COLUMNS, BLOCK_BYTES, dtype=torch.uint8, device=device
+    blocks = weight.new_empty(-(-n // BLOCK), k // COLUMNS, BLOCK_BYTES, dtype=torch.uint8)
+    scales = weight.new_empty(n, dtype=torch.float32)
+    _kernel(weight.device).launch(
+        (len(blocks), 1, 1),
+        ctypes.c_void_p(weight.data_ptr()),
+        ctypes.c_void_p(blocks.data_ptr()),
+        ctypes.c_void_p(scales.data_ptr()),
+        ctypes.c_int(n),
+        ctypes.c_int(k),
+        ctypes.c_int(gated),
     )
-    largest = _largest(weight)
-    if (largest > _MOST).any():
-        return None
-    order = _order(n, gated).to(device)
-    at_once = max(1, _AT_ONCE // (k * BLOCK)) * BLOCK
-    for begin in range(0, n, at_once):
-        rows = order[begin : begin + at_once]
-        some = _pack(weight[rows], largest[rows])
-        blocks[begin // BLOCK : begin // BLOCK + len(some)] = some
-    scales = torch.ldexp(torch.ones(n, device=device), largest.view(-1).int() - _BIAS + TOO_SMALL)
-    return E4M7(blocks, scales, n, k, gated)
+    return E4M7(blocks, scales, n, k, gated) if scales.isfinite().all() else None
 
 
-def unpack(packed: E4M7) -> torch.Tensor:
-    """float32 [n, k]."""
-    shape = (*packed.blocks.shape[:2], _STEPS * _THREADS, 2, 4)
-    low, high = packed.blocks.split((_STEPS * _THREADS * 8, _STEPS * _THREADS * 4), -1)
-    low, high = low.reshape(shape).int(), high.reshape(*shape[:3], 4).int()
-    sign = torch.stack([high >> 7, high.roll(-1, -1) >> 3 & 1], -2)
-    exponent = torch.stack([high & 7, high >> 4 & 7], -2) << 1 | low >> _MANTISSA_BITS
-    value = (low & 127) + ((exponent > 0).int() << _MANTISSA_BITS)
-    value = torch.ldexp(value.float(), exponent.clamp(min=1) - _LARGEST - _MANTISSA_BITS)
-    value = torch.where(sign > 0, -value, value)
-    rows = value.view(-1, packed.k // COLUMNS, _STEPS, 4, 8, 4, 2, 2, 2)
-    weight = rows.permute(0, 3, 7, 4, 1, 2, 6, 5, 8).reshape(-1, packed.k)[: packed.n]
-    order = _order(packed.n, packed.gated).to(weight.device)
-    return weight[torch.argsort(order)] * (packed.scales[:, None] * 2.0**-TOO_SMALL)
-
-
-def _order(n: int, gated: bool) -> torch.Tensor:
-    """Which output of the weight each of the packed ones is."""
-    order = torch.arange(n)
-    return order.view(2, n // 16, 8).transpose(0, 1).reshape(-1) if gated else order
-
-
-def _largest(weight: torch.Tensor) -> torch.Tensor:
-    """int16 [n, 1]: of each row's exponents, but not below _LEAST."""
-    parts = weight.split(max(1, _AT_ONCE // weight.shape[1]))
-    largest = [_exponents(part).amax(1, keepdim=True) for part in parts]
-    return torch.cat(largest).clamp_(min=_LEAST)
-
-
-def _exponents(weight: torch.Tensor) -> torch.Tensor:
-    """bfloat16's own, int16."""
-    return (weight.view(torch.int16) >> _MANTISSA_BITS).bitwise_and_(255)
-
-
-def _pack(weight: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
-    """Blocks of some rows, with rows of zeros up to a whole block."""
-    bits = weight.view(torch.int16)
-    exponents = _exponents(weight).sub_(largest).add_(_LARGEST)
-    # What rounds up to 128 is the smallest number with an exponent.
-    unit = _BIAS - 1 + _LARGEST + _MANTISSA_BITS - largest.int()
-    small = torch.ldexp(weight.float().abs_(), unit).round_().to(torch.int16)
-    values = torch.where(exponents > 0, exponents << _MANTISSA_BITS | bits & 127, small)
-    values |= (bits >> 4) & 1 << _SIGN
-    values = F.pad(values, (0, 0, 0, -len(values) % BLOCK))
-    registers = _as_registers(values)
-    fours = registers >> 8 & 7 | registers >> _SIGN - 7 & 1 << 7
-    low, first, second = registers & 255, fours[..., 0, :], fours[..., 1, :]
-    high = first | (second & 7) << 4 | (second >> 4 & 8).roll(1, -1)
-    parts = (part.to(torch.uint8).reshape(*registers.shape[:2], -1) for part in (low, high))
-    return torch.cat(tuple(parts), -1)
-
-
-def _as_registers(x: torch.Tensor) -> torch.Tensor:
-    """[rows, k] -> [block, block of k, step and thread, pair of registers, place in it]."""
-    rows, k = x.shape
-    parts = x.view(-1, 4, 2, 8, k // COLUMNS, _STEPS, 2, 4, 2)
-    #         block, warp, +8, row, block of k, step, +8 columns, pair of columns, column
-    order = parts.permute(0, 4, 5, 1, 3, 7, 6, 2, 8)
-    return order.reshape(rows // BLOCK, k // COLUMNS, _STEPS * _THREADS, 2, 4)
+@functools.cache
+def _kernel(device: torch.device) -> CompiledKernel:
+    """On the device, which is the current one."""
+    source = instructions() + _SOURCE.read_text()
+    return CompiledKernel(source, [], _SOURCE.stem, _THREADS, _SHARED_BYTES, (1, 1, 1))
