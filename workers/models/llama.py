@@ -186,7 +186,10 @@ class Model:
             self._head(self._norm.add(x, residual, self._output_norm))
 
     def _first_of_each_kind(self) -> list[int]:
-        """Layers that launch other kernels than those before them: dense, of experts, windowed."""
+        """Layers that launch other kernels than those before them: dense, of experts, windowed.
+
+        By the config alone, so that all ranks run the same ones, which sum together.
+        """
         config = self.config
         kinds = {
             (config.is_sparse(i), config.window(i) > 0): i
