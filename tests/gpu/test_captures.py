@@ -15,14 +15,13 @@ pytestmark = pytest.mark.gpu
 if importlib.util.find_spec("triton") is None or not torch.cuda.is_available():
     pytest.skip("needs a CUDA device and Triton", allow_module_level=True)
 
-import triton  # noqa: E402
-
 from albireo.ipc.config import EngineConfig  # noqa: E402
 from albireo.workers.engine.cuda import graphs, mixed_graphs  # noqa: E402
-from albireo.workers.kernels.cuda import e4m7_decode, e4m7_gemm, nvrtc  # noqa: E402
+from albireo.workers.kernels.cuda import e4m7_decode, e4m7_gemm  # noqa: E402
 from albireo.workers.models.config import ModelConfig  # noqa: E402
 
 from ..workers.engine_story import BIG, CONFIG, GEMMA, Results  # noqa: E402
+from .compilers import watch_compilers  # noqa: E402
 
 _BFLOAT16 = msgspec.structs.replace(BIG, dtype="bfloat16")
 _NARROW = msgspec.structs.replace(_BFLOAT16, e4m7_weights="only", kv_cache_dtype="e4m7")
@@ -62,17 +61,10 @@ def test_no_kernel_is_compiled_in_a_capture(
         captures += 1
         return real_captured(*given)
 
-    def compiled(source: str, defines: Any, anew: bool = False) -> nvrtc.Code:
-        note(str(defines))
-        return real_compiled(source, defines, anew)
-
-    real_captured, real_compiled = graphs.captured, nvrtc.compiled
+    real_captured = graphs.captured
     for module in (graphs, mixed_graphs):
         monkeypatch.setattr(module, "captured", captured)
-    monkeypatch.setattr(nvrtc, "compiled", compiled)
-    monkeypatch.setattr(
-        triton.knobs.runtime, "jit_post_compile_hook", lambda **found: note(found["repr"])
-    )
+    watch_compilers(monkeypatch, note)
     e4m7_gemm._kernel.cache_clear()
     e4m7_decode._kernel.cache_clear()
     make_engine(engine, config)

@@ -18,8 +18,6 @@ pytestmark = pytest.mark.gpu
 if importlib.util.find_spec("triton") is None or not torch.cuda.is_available():
     pytest.skip("needs a CUDA device and Triton", allow_module_level=True)
 
-import triton  # noqa: E402
-
 from albireo.bench.shapes import write_model  # noqa: E402
 from albireo.ipc.config import EngineConfig  # noqa: E402
 from albireo.ipc.plan import PlanView  # noqa: E402
@@ -29,7 +27,6 @@ from albireo.workers.engine.cuda.mixed_graphs import MixedGraphs  # noqa: E402
 from albireo.workers.engine.cuda.mixed_sizes import MixedSize  # noqa: E402
 from albireo.workers.engine.cuda.step_parts import StepParts  # noqa: E402
 from albireo.workers.kernels import create  # noqa: E402
-from albireo.workers.kernels.cuda import nvrtc  # noqa: E402
 from albireo.workers.models.config import ModelConfig  # noqa: E402
 from albireo.workers.models.load import load_model, read_config  # noqa: E402
 
@@ -54,6 +51,7 @@ from ..workers.grammar_story import (  # noqa: E402
 from ..workers.paged_run import PagedRun, dummy_logits  # noqa: E402
 from ..workers.parameter_story import PARAMETERS, ParameterStory, check_story  # noqa: E402
 from ..workers.tiny_models import TINY, expected_logits, prompts, save  # noqa: E402
+from .compilers import watch_compilers  # noqa: E402
 
 _TOLERANCE = 5e-4
 
@@ -198,12 +196,7 @@ def test_no_step_has_a_kernel_to_compile(
     )
     results = make_engine(engine, replace(CONFIG, head_dim=64))
     late: list[str] = []
-    monkeypatch.setattr(
-        triton.knobs.runtime, "jit_post_compile_hook", lambda **found: late.append(found["repr"])
-    )
-    monkeypatch.setattr(
-        nvrtc, "compiled", lambda source, defines, anew=False: late.append(str(defines))
-    )
+    watch_compilers(monkeypatch, late.append)
     random_chunks(Driver(results.step, engine))
     assert not late
 

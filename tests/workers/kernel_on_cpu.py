@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import re
+import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+
+import pytest
 
 _BEGIN = "// ---------------------------------------------------------------- instructions\n"
 _NEXT = "// ---------------------------------------------------------------- "
@@ -52,3 +58,17 @@ class KernelOnCpu:
     def launch(self, grid: tuple[int, int, int], *arguments: Any) -> None:
         failure = self._run(*map(ctypes.c_int, (*grid, self.last_first)), *arguments)
         assert failure is None, failure.decode()
+
+
+@contextmanager
+def kernels_on_cpu(module: ModuleType, folder: Path) -> Iterator[None]:
+    """Those that the module's _kernel() keeps are compiled in the folder; without g++ a test that
+    asks for it is skipped."""
+    if shutil.which("g++") is None:
+        pytest.skip("needs g++")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(KernelOnCpu, "folder", folder, raising=False)
+        patch.setattr(module, "CompiledKernel", KernelOnCpu)
+        module._kernel.cache_clear()
+        yield
+    module._kernel.cache_clear()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import shutil
 from collections.abc import Iterator
 
 import pytest
@@ -16,20 +15,14 @@ from albireo.workers.kernels.cuda.hopper import PROGRAMS, HopperTiling
 
 from . import e4m7_reference
 from .e4m7_reference import unpack
-from .kernel_on_cpu import KernelOnCpu
+from .kernel_on_cpu import kernels_on_cpu
 
 
 @pytest.fixture(scope="module")
 def on_cpu(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Packing by e4m7_pack.cu, as on a GPU."""
-    if shutil.which("g++") is None:
-        pytest.skip("needs g++")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(KernelOnCpu, "folder", tmp_path_factory.mktemp("kernel"), raising=False)
-        patch.setattr(e4m7, "CompiledKernel", KernelOnCpu)
-        e4m7._kernel.cache_clear()
+    with kernels_on_cpu(e4m7, tmp_path_factory.mktemp("kernel")):
         yield
-    e4m7._kernel.cache_clear()
 
 
 def weights(n: int, k: int) -> torch.Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,18 +14,13 @@ from albireo.workers.kernels.cuda.decode_tiling import COUNTERS, DecodeTiling
 from albireo.workers.kernels.cuda.e4m7_decode import e4m7_decode, shared_bytes
 from albireo.workers.kernels.interface import KVLayer
 
-from .kernel_on_cpu import KernelOnCpu
-
-needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+from .kernel_on_cpu import KernelOnCpu, kernels_on_cpu
 
 
 @pytest.fixture
-def on_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(KernelOnCpu, "folder", tmp_path, raising=False)
-    monkeypatch.setattr(module, "CompiledKernel", KernelOnCpu)
-    module._kernel.cache_clear()
-    yield
-    module._kernel.cache_clear()
+def on_cpu(tmp_path: Path) -> Iterator[None]:
+    with kernels_on_cpu(module, tmp_path):
+        yield
 
 
 def packed(numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -132,7 +126,6 @@ def check(
             assert ((got - wanted).norm(dim=1) / wanted.norm(dim=1)).max() < 5e-3
 
 
-@needs_compiler
 @pytest.mark.usefixtures("on_cpu")
 @pytest.mark.parametrize("warps", [1, 2, 4])
 def test_splits_and_warps_add_up(warps: int) -> None:
@@ -140,7 +133,6 @@ def test_splits_and_warps_add_up(warps: int) -> None:
         check(4, 1, 128, [1, 16, 0, 64, 150], splits, warps)
 
 
-@needs_compiler
 @pytest.mark.usefixtures("on_cpu")
 @pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(9, 3, 64), (4, 2, 256), (12, 1, 64)])
 def test_shapes_of_heads(heads: int, kv_heads: int, head_dim: int) -> None:
@@ -148,7 +140,6 @@ def test_shapes_of_heads(heads: int, kv_heads: int, head_dim: int) -> None:
     check(heads, kv_heads, head_dim, [40, 17], 2, 2)
 
 
-@needs_compiler
 @pytest.mark.usefixtures("on_cpu")
 @pytest.mark.parametrize("block_size", [16, 32])
 def test_windows(block_size: int) -> None:

@@ -91,5 +91,9 @@ def pack(weight: torch.Tensor, gated: bool = False) -> E4M7 | None:
 @functools.cache
 def _kernel(device: torch.device) -> CompiledKernel:
     """On the device, which is the current one."""
-    source = instructions() + _SOURCE.read_text()
-    return CompiledKernel(source, [], _SOURCE.stem, _THREADS, _SHARED_BYTES, (1, 1, 1))
+    defines = {"OUTPUTS": BLOCK, "COLUMNS": COLUMNS, "THREADS": _THREADS, "TOO_SMALL": TOO_SMALL}
+    return CompiledKernel(
+        instructions() + _SOURCE.read_text(),
+        [f"{name}={value}" for name, value in defines.items()],
+        _SOURCE.stem, _THREADS, _SHARED_BYTES, (1, 1, 1),
+    )  # fmt: skip

@@ -1,19 +1,19 @@
 // Packs a weight of bfloat16 into 12 bits: e4m7.py has the format.  warp.cu stands in front of this text.
 //
+// Compile-time: OUTPUTS, COLUMNS (of a block: 64 and 64), THREADS (of a program), TOO_SMALL (e4m7.TOO_SMALL).
+//
 // A program has 64 outputs.  It looks for the largest exponent of each, eight threads an output; then 128 threads have a
 // block of 64 columns, each of them what it is in wgmma's registers: two outputs, and of 16 columns two and two others.
 
 // ---------------------------------------------------------------- sizes
-constexpr int THREADS = 512;
-constexpr int OUTPUTS = 64, COLUMNS = 64;  // Of a block.
 constexpr int SHARERS = THREADS / OUTPUTS;  // Threads that look for an output's largest.
 constexpr int OWNERS = 128;                 // Threads of a block.
 constexpr int STEP = 16;                    // Columns that wgmma takes at once.
 constexpr int LOW_BYTES = OUTPUTS * COLUMNS, BLOCK_BYTES = LOW_BYTES * 3 / 2;
 
 constexpr int BIAS = 127, TOP = 15, MANTISSA_BITS = 7, SIGN = 11;
-constexpr int LEAST = 32;      // e4m7._LEAST
-constexpr int TOO_SMALL = 112;  // e4m7.TOO_SMALL
+// Exponent of an output's largest, at the least: with 2^-95 all that is computed here is a normal number.
+constexpr int LEAST = 32;
 
 // ---------------------------------------------------------------- the format
 __device__ __forceinline__ int exponent_of(u32 bits) { return bits >> MANTISSA_BITS & 255; }
@@ -64,7 +64,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         for (int other = SHARERS / 2; other > 0; other /= 2) most = fmaxf(most, __shfl_xor_sync(0xFFFFFFFF, most, other));
         if (sharer == 0) {
             largest[mine] = most;
-            const int exponent = min(static_cast<int>(most) - BIAS + TOO_SMALL, BIAS + 1);  // The last is infinity's.
+            // The last is infinity's: what would be more, of 2^16 on, no float can have.
+            const int exponent = min(static_cast<int>(most) - BIAS + TOO_SMALL, BIAS + 1);
             if (output < n) scales[place_of(output, n, gated)] = two_to(exponent);
         }
     }
